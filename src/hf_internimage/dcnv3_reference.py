@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: MIT
+"""Deformable convolution v3 (DCNv3) in plain PyTorch: the specification of the operator, on any device.
+
+How it works. The four corners around each sampling position, weighted bilinearly and by the mask, make each output
+pixel of a group a weighted sum of `4 * taps` rows of a table with one row per (pixel, group): one `embedding_bag`.
+The table is the image with a border of two zero pixels. Positions are clamped to that border, so everything outside
+the image reads zeros, whatever the offset, and no bounds are tested.
+
+On the CPU, training goes through `_Sampling`, which keeps only its inputs for the backward pass and works block by
+block, so that the memory for indices and weights does not grow with the image. Everything else (other devices,
+torch.compile, torch.export, torch.func) takes the same arithmetic in one piece with ordinary autograd.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+_BORDER = 2  # zero pixels around the image; with two, both corners of a clamped position lie in them
+_BLOCK_ROWS = 65_536  # (pixel, group) rows worked on at once on the CPU; bounds the memory for indices and weights
+_INT32_MAX = 2**31 - 1
+
+
+class DCNv3Geometry(NamedTuple):
+    """Everything about a call but its tensors; pairs are (height, width)."""
+
+    groups: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    offset_scale: float
+    remove_center: bool
+
+    @property
+    def taps(self) -> list[tuple[int, int]]:
+        """(column, row) of each tap, columns in the outer loop."""
+        height, width = self.kernel_size
+        centre = (width // 2, height // 2) if self.remove_center else None
+        return [(i, j) for i in range(width) for j in range(height) if (i, j) != centre]
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(H_out, W_out) for an input of (height, width)."""
+        sizes = zip((height, width), self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        out = [(size + 2 * pad - dilation * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, dilation in sizes]
+        return out[0], out[1]
+
+
+def dcnv3_reference(
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    groups: int,
+    kernel_size: int | Sequence[int] = 3,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    softmax: bool = False,
+) -> torch.Tensor:
+    """Sum bilinear samples of `value` at learned positions, weighted by `mask` (DCNv3).
+
+    Shapes: value (N, H, W, G*D), offset (N, Ho, Wo, G*P*2), mask (N, Ho, Wo, G*P) -> (N, Ho, Wo, G*D),
+    with P = Kh*Kw - remove_center and Ho = (H + 2*pad_h - dil_h*(Kh-1) - 1)//stride_h + 1 (int or (h, w) pair each).
+    Units: tap p of output pixel (h, w) reads the input at stride*(w, h) - pad + c + (dil*(i, j) - c + offset[p])
+    * offset_scale, with the kernel centre c = (dil*(K-1))//2, in pixels; pairs are (x, y), taps run x-outer.
+    Reads outside the image give 0, and so do NaN or infinite positions. With `softmax=True` the mask holds logits and
+    is normalised over the taps of each group.
+    Result: value.dtype, summed in float32 (float64 for float64). First-order gradients for all three tensors.
+    Raises: ValueError for shapes, dtypes, devices, layouts or arguments that disagree.
+    Source: arXiv:2211.05778 eq. 2; equal to OpenGVLab/InternImage@31c962d for square padding.
+
+    >>> value, offset, mask = torch.rand(1, 5, 7, 8), torch.zeros(1, 5, 7, 36), torch.rand(1, 5, 7, 18)
+    >>> dcnv3_reference(value, offset, mask, groups=2).shape
+    torch.Size([1, 5, 7, 8])
+    """
+    geometry = check_dcnv3(
+        value,
+        offset,
+        mask,
+        groups=groups,
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        offset_scale=offset_scale,
+        remove_center=remove_center,
+    )
+    plain = _is_plain_eager(value)
+    if plain and value.device.type == "cpu":
+        return _Sampling.apply(value, offset, mask, geometry, softmax)
+    return _sample(value, offset, mask, geometry, softmax, plain).to(value.dtype)
+
+
+def check_dcnv3(
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    groups: int,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+) -> DCNv3Geometry:
+    """The geometry of a DCNv3 call; ValueError naming what was got and what was expected if its arguments disagree."""
+    if not isinstance(groups, Integral) or isinstance(groups, bool) or groups < 1:
+        raise ValueError(f"groups is {groups!r}, expected an integer of at least 1.")
+    if not isinstance(offset_scale, Real) or not math.isfinite(offset_scale):
+        raise ValueError(f"offset_scale is {offset_scale!r}, expected a finite number.")
+    geometry = DCNv3Geometry(
+        int(groups),
+        _pair("kernel_size", kernel_size, 1),
+        _pair("stride", stride, 1),
+        _pair("padding", padding, 0),
+        _pair("dilation", dilation, 1),
+        float(offset_scale),
+        bool(remove_center),
+    )
+    for name, tensor in (("value", value), ("offset", offset), ("mask", mask)):
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor.")
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected 4 dimensions (N, height, width, features).")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{name} has layout {tensor.layout}, expected torch.strided; call to_dense() on it.")
+        if tensor.device != value.device:
+            raise ValueError(f"{name} is on {tensor.device}, value on {value.device}; expected one device.")
+    if not value.is_floating_point():
+        raise ValueError(f"value has dtype {value.dtype}, expected a floating-point dtype.")
+    wide = _compute_dtype(value.dtype)
+    for name, tensor in (("offset", offset), ("mask", mask)):
+        if tensor.dtype not in (value.dtype, wide):
+            allowed = " or ".join(str(dtype) for dtype in dict.fromkeys((value.dtype, wide)))
+            raise ValueError(f"{name} has dtype {tensor.dtype}, expected {allowed} for a value of {value.dtype}.")
+
+    batch, height, width, channels = value.shape
+    if channels % geometry.groups:
+        raise ValueError(f"value has {channels} channels, which groups={geometry.groups} does not divide.")
+    out_height, out_width = geometry.output_size(height, width)
+    if out_height < 1 or out_width < 1:
+        raise ValueError(
+            f"value of height {height} and width {width} leaves an output of {out_height}x{out_width} for "
+            f"kernel_size={geometry.kernel_size}, stride={geometry.stride}, padding={geometry.padding}, "
+            f"dilation={geometry.dilation}; expected at least 1x1."
+        )
+    features = geometry.groups * len(geometry.taps)
+    for name, tensor, per_tap in (("offset", offset, 2), ("mask", mask, 1)):
+        expected = (batch, out_height, out_width, features * per_tap)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, expected {expected} for value {tuple(value.shape)}, "
+                f"groups={geometry.groups}, kernel_size={geometry.kernel_size}, stride={geometry.stride}, "
+                f"padding={geometry.padding}, dilation={geometry.dilation}, remove_center={geometry.remove_center}."
+            )
+    return geometry
+
+
+def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    """(height, width) from an integer or such a pair."""
+    sides: Sequence[Any] = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(sides) != 2 or not all(isinstance(s, Integral) and not isinstance(s, bool) and s >= least for s in sides):
+        raise ValueError(f"{name} is {value!r}, expected an integer of at least {least} or a (height, width) pair of them.")
+    return int(sides[0]), int(sides[1])
+
+
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _is_plain_eager(tensor: torch.Tensor) -> bool:
+    """Whether ordinary eager execution is all that goes on: nothing traces, fakes or transforms this call."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def _sampling_grid(
+    geometry: DCNv3Geometry, size: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sampling positions for zero offsets, in pixels of the bordered image, as two summands.
+
+    Rows (Ho, 1, 1, 1, 2) and columns with taps (Wo, 1, P, 2); pairs are (x, y).
+    """
+    taps = torch.tensor(geometry.taps, dtype=dtype, device=device)  # (P, 2)
+    zero = torch.zeros((), dtype=dtype, device=device)
+    axes = []
+    for axis, length in ((1, size[1]), (0, size[0])):  # x, then y
+        centre = (geometry.dilation[axis] * (geometry.kernel_size[axis] - 1)) // 2
+        start = centre - geometry.padding[axis] + _BORDER
+        steps = torch.arange(length, dtype=dtype, device=device) * geometry.stride[axis] + start
+        axes.append((steps, (taps[:, 1 - axis] * geometry.dilation[axis] - centre) * geometry.offset_scale))
+    (steps_x, taps_x), (steps_y, taps_y) = axes
+    rows = torch.stack(torch.broadcast_tensors(zero, steps_y), -1).view(-1, 1, 1, 1, 2)
+    columns = torch.stack(torch.broadcast_tensors(steps_x[:, None] + taps_x, taps_y), -1).unsqueeze(1)
+    return rows, columns
+
+
+@lru_cache(maxsize=64)
+def _kept_sampling_grid(
+    geometry: DCNv3Geometry, size: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.inference_mode(False):  # else a later training step could not save them for its backward pass
+        return _sampling_grid(geometry, size, dtype, device)
+
+
+def _table(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`value` with its border of zeros, in `dtype`: (N, H, W, C) -> (N, H + 4, W + 4, C)."""
+    return F.pad(value.to(dtype), (0, 0, _BORDER, _BORDER, _BORDER, _BORDER))
+
+
+def _rows_and_weights(
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    grid: tuple[torch.Tensor, torch.Tensor],
+    geometry: DCNv3Geometry,
+    table_size: tuple[int, int],
+    softmax: bool,
+    index_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which rows of the table each output sums, and their weights; both (N*h*w*G, 4*P).
+
+    `offset` (N, h, w, G, P, 2), `mask` (N, h, w, G, P) and `grid` are in the dtype to compute in. Differentiable.
+    """
+    batch, groups = offset.shape[0], geometry.groups
+    height, width = table_size
+    position = torch.add(grid[0] + grid[1], offset, alpha=geometry.offset_scale)
+    # NaN, negative or too large becomes a position whose four corners lie in the border of zeros.
+    position = position.nan_to_num(nan=0.0)
+    x, y = position[..., 0].clamp(0, width - 2), position[..., 1].clamp(0, height - 2)
+    column, line = x.detach().to(index_dtype), y.detach().to(index_dtype)  # positions are >= 0: this rounds down
+    right, below = x - column, y - line
+
+    if softmax:
+        mask = mask.softmax(-1)
+    lower = below * mask
+    upper = mask - lower
+    lower_right, upper_right = lower * right, upper * right
+    weights = torch.cat((upper - upper_right, upper_right, lower - lower_right, lower_right), -1)
+
+    image = torch.arange(batch, dtype=index_dtype, device=offset.device).view(-1, 1, 1, 1, 1) * (height * width * groups)
+    group = torch.arange(groups, dtype=index_dtype, device=offset.device).view(-1, 1)
+    corner = torch.add(line * (width * groups) + (image + group), column, alpha=groups)
+    rows = torch.cat((corner, corner + groups, corner + width * groups, corner + (width + 1) * groups), -1)
+    return rows.flatten(0, 3), weights.flatten(0, 3)
+
+
+def _weighted_sum(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """sum_k weights[r, k] * table[rows[r, k]]; (M, D), (R, K), (R, K) -> (R, D)."""
+    if table.device.type != "mps":  # which has no embedding_bag in some supported releases
+        return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
+    result = table.new_zeros(rows.shape[0], table.shape[1])
+    for row, weight in zip(rows.unbind(1), weights.unbind(1), strict=True):
+        result = torch.addcmul(result, table.index_select(0, row), weight.unsqueeze(1))
+    return result
+
+
+def _sample(
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    geometry: DCNv3Geometry,
+    softmax: bool,
+    plain: bool,
+) -> torch.Tensor:
+    """The whole operator in one piece; the result is in the dtype computed in."""
+    dtype, taps = _compute_dtype(value.dtype), len(geometry.taps)
+    batch, height, width, _ = offset.shape
+    if taps == 0:
+        # Nothing is sampled: zeros, still connected to the inputs (whose slices here are empty).
+        return value.new_zeros((batch, height, width, value.shape[3]), dtype=dtype) + value[:0].sum() + offset.sum()
+    grid_of = _kept_sampling_grid if plain else _sampling_grid
+    grid = grid_of(geometry, (height, width), dtype, offset.device)
+    table = _table(value, dtype)
+    rows, weights = _rows_and_weights(
+        offset.to(dtype).unflatten(3, (geometry.groups, taps, 2)),
+        mask.to(dtype).unflatten(3, (geometry.groups, taps)),
+        grid,
+        geometry,
+        (table.shape[1], table.shape[2]),
+        softmax,
+        torch.int64,
+    )
+    summed = _weighted_sum(table.reshape(-1, value.shape[3] // geometry.groups), rows, weights)
+    return summed.view(batch, height, width, value.shape[3])
+
+
+class _Sampling(torch.autograd.Function):
+    """The operator on the CPU, block by block; the backward pass recomputes rows and weights from the inputs."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        value: torch.Tensor,
+        offset: torch.Tensor,
+        mask: torch.Tensor,
+        geometry: DCNv3Geometry,
+        softmax: bool,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(value, offset, mask)
+        ctx.geometry, ctx.softmax = geometry, softmax
+        result = torch.empty(*offset.shape[:3], value.shape[3], dtype=value.dtype, device=value.device)
+        if not geometry.taps:
+            return result.zero_()
+        for block in _blocks(value, offset, mask, geometry):
+            rows, weights = block.rows_and_weights(block.offset, block.mask, softmax)
+            summed = _weighted_sum(block.table, rows, weights)
+            result[block.images, block.lines] = summed.view(*block.offset.shape[:3], -1)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        value, offset, mask = ctx.saved_tensors
+        geometry = ctx.geometry
+        wants_value, wants_offset, wants_mask = ctx.needs_input_grad[:3]
+        dtype = _compute_dtype(value.dtype)
+        batch, height, width, channels = value.shape
+        grad_table = value.new_zeros(
+            (batch, height + 2 * _BORDER, width + 2 * _BORDER, channels) if wants_value else (0,), dtype=dtype
+        )
+        grad_offset, grad_mask = torch.zeros_like(offset), torch.zeros_like(mask)
+        for block in _blocks(value, offset, mask, geometry) if geometry.taps else ():
+            block_grad = grad_output[block.images, block.lines].to(dtype).reshape(-1, channels // geometry.groups)
+            leaf_offset = block.offset.detach().requires_grad_()
+            leaf_mask = block.mask.detach().requires_grad_()
+            with torch.enable_grad():
+                rows, weights = block.rows_and_weights(leaf_offset, leaf_mask, ctx.softmax)
+            if wants_offset or wants_mask:
+                grad_weights = _row_products(block_grad, block.table, rows)
+                found = torch.autograd.grad(weights, (leaf_offset, leaf_mask), grad_weights)
+                grad_offset[block.images, block.lines] = found[0].flatten(3)
+                grad_mask[block.images, block.lines] = found[1].flatten(3)
+            if wants_value:
+                part = _weighted_scatter(block_grad, rows, weights.detach(), block.table.shape[0])
+                images = grad_table[block.images]
+                images += part.view(images.shape)
+        grad_value = None
+        if wants_value:
+            inner = grad_table[:, _BORDER : height + _BORDER, _BORDER : width + _BORDER]
+            grad_value = inner.to(value.dtype).contiguous()
+        return grad_value, grad_offset if wants_offset else None, grad_mask if wants_mask else None, None, None
+
+
+class _Block(NamedTuple):
+    """Some lines of some images, with what is needed to sample them."""
+
+    images: slice
+    lines: slice
+    offset: torch.Tensor  # (n, h, w, G, P, 2)
+    mask: torch.Tensor  # (n, h, w, G, P)
+    table: torch.Tensor  # (n*(H+4)*(W+4)*G, D)
+    table_size: tuple[int, int]
+    grid: tuple[torch.Tensor, torch.Tensor]
+    geometry: DCNv3Geometry
+
+    def rows_and_weights(
+        self, offset: torch.Tensor, mask: torch.Tensor, softmax: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        index_dtype = torch.int32 if self.table.shape[0] <= _INT32_MAX else torch.int64
+        return _rows_and_weights(offset, mask, self.grid, self.geometry, self.table_size, softmax, index_dtype)
+
+
+def _blocks(
+    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: DCNv3Geometry
+) -> Iterator[_Block]:
+    """Cut a call into blocks of about `_BLOCK_ROWS` rows: several small images, or some lines of a large one."""
+    dtype, groups, taps = _compute_dtype(value.dtype), geometry.groups, len(geometry.taps)
+    batch, height, width, _ = offset.shape
+    rows, columns = _kept_sampling_grid(geometry, (height, width), dtype, value.device)
+    line_rows = width * groups
+    lines = max(1, min(height, _BLOCK_ROWS // line_rows))
+    images = max(1, _BLOCK_ROWS // (height * line_rows))
+    for first in range(0, batch, images):
+        picked = slice(first, min(first + images, batch))
+        table = _table(value[picked], dtype)
+        for top in range(0, height, lines):
+            part = slice(top, min(top + lines, height))
+            yield _Block(
+                picked,
+                part,
+                offset[picked, part].to(dtype).unflatten(3, (groups, taps, 2)),
+                mask[picked, part].to(dtype).unflatten(3, (groups, taps)),
+                table.view(-1, value.shape[3] // groups),
+                (table.shape[1], table.shape[2]),
+                (rows[part], columns),
+                geometry,
+            )
+
+
+def _row_products(left: torch.Tensor, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """<left[r], table[rows[r, k]]>; (R, D), (M, D), (R, K) -> (R, K). The gathered rows are never stored."""
+    ends = torch.arange(0, rows.numel() + 1, rows.shape[1], dtype=rows.dtype)
+    pattern = torch.sparse_csr_tensor(
+        ends, rows.flatten(), left.new_zeros(rows.numel()), (rows.shape[0], table.shape[0]), check_invariants=False
+    )
+    return torch.sparse.sampled_addmm(pattern, left, table.t(), beta=0.0).values().view(rows.shape)
+
+
+def _weighted_scatter(left: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Tensor:
+    """The transpose of `_weighted_sum`: row m is the sum of weights[r, k] * left[r] over all rows[r, k] == m.
+
+    (R, D), (R, K), (R, K) -> (count, D). Sorting by target turns it into another `embedding_bag`, in fixed order.
+    """
+    targets, order = rows.flatten().sort(stable=True)
+    starts = torch.searchsorted(targets, torch.arange(count, dtype=targets.dtype))
+    picked = order.div(rows.shape[1], rounding_mode="floor")
+    return F.embedding_bag(picked, left, starts, per_sample_weights=weights.flatten()[order], mode="sum")
