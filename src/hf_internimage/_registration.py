@@ -56,52 +56,65 @@ _ACTIONS: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.image_processing_auto": _register_image_processors,
 }
+# The first of these imports modeling_auto, and our modeling module imports the first: while one of them is half
+# executed, registering would import from a half-executed module. It happens as soon as they are done.
+_BLOCKERS = frozenset({"transformers.modeling_layers", f"{__package__}.modeling_internimage"})
 
 
-class _ActingLoader(Loader):
-    """Another loader, followed by an action on the module it has executed."""
+class _Registrar(MetaPathFinder):
+    """Finds the watched modules as the other finders would, and registers when they have been executed."""
 
-    def __init__(self, loader: Loader, action: Callable[[ModuleType], None]) -> None:
-        self.loader, self.action = loader, action
+    def __init__(self) -> None:
+        self.pending = dict(_ACTIONS)
+        self.watched = {*_ACTIONS, *_BLOCKERS}
+        self.executing: set[str] = set()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in self.watched:
+            return None
+        self.watched.remove(fullname)  # importlib asks this finder again below
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.watched.add(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ReportingLoader(spec.loader, self)
+        return spec
+
+    def register_what_is_ready(self) -> None:
+        for name in _ACTIONS:
+            # One action may import a module whose own action then runs in between, so each is looked up afresh.
+            if name in self.pending and name in sys.modules and not self.executing & {name, *_BLOCKERS}:
+                self.pending.pop(name)(sys.modules[name])
+
+
+class _ReportingLoader(Loader):
+    """Another loader, which tells the registrar when it has executed its module."""
+
+    def __init__(self, loader: Loader, registrar: _Registrar) -> None:
+        self.loader, self.registrar = loader, registrar
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self.loader  # the module is the loader's own again, for inspect and pkgutil
+        module.__loader__ = self.loader  # the module is its own loader's again, for inspect and pkgutil
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
-        self.loader.exec_module(module)
-        self.action(module)
-
-
-class _ActingFinder(MetaPathFinder):
-    """Finds the modules of `_ACTIONS` as the other finders would, once each, and adds the action."""
-
-    def __init__(self) -> None:
-        self.waiting = dict(_ACTIONS)
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        action = self.waiting.get(fullname)
-        if action is None:
-            return None
-        del self.waiting[fullname]  # importlib asks this finder again below
+        self.registrar.executing.add(module.__name__)
         try:
-            spec = importlib.util.find_spec(fullname)
+            self.loader.exec_module(module)
         finally:
-            self.waiting[fullname] = action
-        if spec is not None and spec.loader is not None:
-            spec.loader = _ActingLoader(spec.loader, action)
-        return spec
+            self.registrar.executing.remove(module.__name__)
+        self.registrar.register_what_is_ready()
 
 
 def register_with_transformers() -> None:
     """Register with every Auto module that is loaded, and with the others when they are."""
-    if any(isinstance(finder, _ActingFinder) for finder in sys.meta_path):
+    if any(isinstance(finder, _Registrar) for finder in sys.meta_path):
         return
-    sys.meta_path.insert(0, _ActingFinder())
-    for name, action in _ACTIONS.items():
-        if name in sys.modules:
-            action(sys.modules[name])
+    registrar = _Registrar()
+    sys.meta_path.insert(0, registrar)
+    registrar.register_what_is_ready()

@@ -7,7 +7,7 @@ from typing import Any
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-# Released architectures: OpenGVLab/InternImage@31c962d, classification/configs. Fields that are not named keep their default.
+# Released architectures: OpenGVLab/InternImage@31c962d, classification/configs. Other fields keep their default.
 _SIZES: dict[str, dict[str, Any]] = {
     "t": {"channels": 64, "depths": [4, 4, 18, 4], "groups": [4, 8, 16, 32], "image_size": 224},
     "s": {
@@ -226,7 +226,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             kwargs["num_labels"] = num_classes
         elif len(self.id2label) != num_classes:
             raise ValueError(
-                f"num_classes is {num_classes} but id2label has {len(self.id2label)} entries; they must agree, or leave "
+                f"num_classes is {num_classes} but id2label has {len(self.id2label)} entries: make them agree, or leave "
                 "one out."
             )
 
@@ -265,7 +265,9 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("depths", "groups"):
             values = getattr(self, name)
             if not isinstance(values, (list, tuple)) or not values or not all(_is_int(v) and v >= 1 for v in values):
-                raise ValueError(f"{name} is {values!r}, expected a list of integers of at least 1, one for each stage.")
+                raise ValueError(
+                    f"{name} is {values!r}, expected a list of integers of at least 1, one for each stage."
+                )
         if len(self.groups) != len(self.depths):
             raise ValueError(
                 f"groups is {list(self.groups)} and depths is {list(self.depths)}: expected the same length, one entry "
@@ -294,7 +296,9 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     def _check_kernels_and_heads(self) -> None:
         kernel = self.dw_kernel_size
         if kernel is not None and (not _is_int(kernel) or kernel < 1 or kernel % 2 == 0):
-            rule = "an odd integer, or None for 3 (an even kernel has no centre: it would change the feature map's size)"
+            rule = (
+                "an odd integer, or None for 3 (an even kernel has no centre: it would change the feature map's size)"
+            )
             raise ValueError(f"dw_kernel_size is {kernel!r}, expected {rule}.")
         if not _is_real(self.mlp_ratio) or int(self.channels * self.mlp_ratio) < 1:
             raise ValueError(

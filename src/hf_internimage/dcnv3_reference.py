@@ -11,10 +11,9 @@ block, so that the memory for indices and weights does not grow with the image. 
 torch.compile, torch.export, torch.func) takes the same arithmetic in one piece with ordinary autograd.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +46,9 @@ class DCNv3Geometry(NamedTuple):
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(H_out, W_out) for an input of (height, width)."""
         sizes = zip((height, width), self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        out = [(size + 2 * pad - dilation * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, dilation in sizes]
+        out = [
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, dilation in sizes
+        ]
         return out[0], out[1]
 
 
@@ -113,9 +114,9 @@ def check_dcnv3(
     remove_center: bool,
 ) -> DCNv3Geometry:
     """The geometry of a DCNv3 call; ValueError naming what was got and what was expected if its arguments disagree."""
-    if not isinstance(groups, Integral) or isinstance(groups, bool) or groups < 1:
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
         raise ValueError(f"groups is {groups!r}, expected an integer of at least 1.")
-    if not isinstance(offset_scale, Real) or not math.isfinite(offset_scale):
+    if not isinstance(offset_scale, Real) or not abs(offset_scale) < float("inf"):  # NaN compares false
         raise ValueError(f"offset_scale is {offset_scale!r}, expected a finite number.")
     geometry = DCNv3Geometry(
         int(groups),
@@ -130,7 +131,9 @@ def check_dcnv3(
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor.")
         if tensor.dim() != 4:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected 4 dimensions (N, height, width, features).")
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, expected 4 dimensions (N, height, width, features)."
+            )
         if tensor.layout != torch.strided:
             raise ValueError(f"{name} has layout {tensor.layout}, expected torch.strided; call to_dense() on it.")
         if tensor.device != value.device:
@@ -168,8 +171,10 @@ def check_dcnv3(
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """(height, width) from an integer or such a pair."""
     sides: Sequence[Any] = value if isinstance(value, (tuple, list)) else (value, value)
-    if len(sides) != 2 or not all(isinstance(s, Integral) and not isinstance(s, bool) and s >= least for s in sides):
-        raise ValueError(f"{name} is {value!r}, expected an integer of at least {least} or a (height, width) pair of them.")
+    if len(sides) != 2 or not all(isinstance(s, int) and not isinstance(s, bool) and s >= least for s in sides):
+        raise ValueError(
+            f"{name} is {value!r}, expected an integer of at least {least} or a (height, width) pair of them."
+        )
     return int(sides[0]), int(sides[1])
 
 
@@ -252,7 +257,9 @@ def _rows_and_weights(
     lower_right, upper_right = lower * right, upper * right
     weights = torch.cat((upper - upper_right, upper_right, lower - lower_right, lower_right), -1)
 
-    image = torch.arange(batch, dtype=index_dtype, device=offset.device).view(-1, 1, 1, 1, 1) * (height * width * groups)
+    image = torch.arange(batch, dtype=index_dtype, device=offset.device).view(-1, 1, 1, 1, 1) * (
+        height * width * groups
+    )
     group = torch.arange(groups, dtype=index_dtype, device=offset.device).view(-1, 1)
     corner = torch.add(line * (width * groups) + (image + group), column, alpha=groups)
     rows = torch.cat((corner, corner + groups, corner + width * groups, corner + (width + 1) * groups), -1)
@@ -303,7 +310,7 @@ class _Sampling(torch.autograd.Function):
     """The operator on the CPU, block by block; the backward pass recomputes rows and weights from the inputs."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         value: torch.Tensor,
         offset: torch.Tensor,
@@ -324,7 +331,7 @@ class _Sampling(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         value, offset, mask = ctx.saved_tensors
         geometry = ctx.geometry
         wants_value, wants_offset, wants_mask = ctx.needs_input_grad[:3]
@@ -375,9 +382,7 @@ class _Block(NamedTuple):
         return _rows_and_weights(offset, mask, self.grid, self.geometry, self.table_size, softmax, index_dtype)
 
 
-def _blocks(
-    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: DCNv3Geometry
-) -> Iterator[_Block]:
+def _blocks(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: DCNv3Geometry) -> Iterator[_Block]:
     """Cut a call into blocks of about `_BLOCK_ROWS` rows: several small images, or some lines of a large one."""
     dtype, groups, taps = _compute_dtype(value.dtype), geometry.groups, len(geometry.taps)
     batch, height, width, _ = offset.shape
