@@ -226,8 +226,8 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             kwargs["num_labels"] = num_classes
         elif len(self.id2label) != num_classes:
             raise ValueError(
-                f"num_classes is {num_classes} but id2label has {len(self.id2label)} entries: make them agree, or leave "
-                "one out."
+                f"num_classes is {num_classes} but id2label has {len(self.id2label)} entries: make them agree, or "
+                "leave one out."
             )
 
     def check_architecture(self) -> None:

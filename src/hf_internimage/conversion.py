@@ -11,6 +11,7 @@ Source: names in OpenGVLab/InternImage@31c962d, classification/models/intern_ima
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -198,7 +199,7 @@ def map_head(
     Raises:
         ValueError: for another count, a row the head does not have, more repeats, or no head.
 
-    Source: OpenGVLab/InternImage@31c962d, classification/utils.py.
+    Source: OpenGVLab/InternImage@31c962d, classification/meta_data.
     """
     rows = count_labels(shapes_of(state_dict))
     if tuple(state_dict[_HEAD_BIAS].shape if _HEAD_BIAS in state_dict else ()) != (rows,):
@@ -234,10 +235,10 @@ def cast_weights(state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype) -> 
                     "a checkpoint that is not quantised."
                 )
             source, tensor = tensor, tensor.to(dtype)
-            if not torch.isfinite(tensor).all():
+            if not _is_finite(tensor):
                 raise ValueError(
                     f"{name} has values that are too large for {dtype}; choose bfloat16 or float32."
-                    if torch.isfinite(source.double()).all()
+                    if _is_finite(source.double())
                     else f"{name} has values that are not finite; give an undamaged checkpoint."
                 )
         tensor = tensor.contiguous()
@@ -247,6 +248,10 @@ def cast_weights(state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype) -> 
         taken.add(tensor.untyped_storage().data_ptr())
         result[name] = tensor
     return result
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return not tensor.numel() or all(math.isfinite(bound) for bound in tensor.aminmax())  # NaN is both bounds
 
 
 def parse_indices(text: str) -> list[int]:

@@ -11,6 +11,7 @@ block, so that the memory for indices and weights does not grow with the image. 
 torch.compile, torch.export, torch.func) takes the same arithmetic in one piece with ordinary autograd.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from numbers import Real
@@ -407,8 +408,17 @@ def _blocks(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geome
             )
 
 
+@lru_cache(maxsize=1)
+def _hear_sparse_notice() -> None:
+    """PyTorch says once per process that CSR tensors are in beta; take that notice instead of the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1))
+
+
 def _row_products(left: torch.Tensor, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """<left[r], table[rows[r, k]]>; (R, D), (M, D), (R, K) -> (R, K). The gathered rows are never stored."""
+    _hear_sparse_notice()
     ends = torch.arange(0, rows.numel() + 1, rows.shape[1], dtype=rows.dtype)
     pattern = torch.sparse_csr_tensor(
         ends, rows.flatten(), left.new_zeros(rows.numel()), (rows.shape[0], table.shape[0]), check_invariants=False

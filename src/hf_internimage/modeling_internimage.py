@@ -109,8 +109,8 @@ class InternImageTrunk(InternImagePreTrainedModel):
             InternImageStage(config, index, rates[end - config.depths[index] : end]) for index, end in enumerate(ends)
         )
         self.post_init()
-        if config.with_cp:
-            self.gradient_checkpointing_enable()
+        if config.with_cp:  # transformers 5.23 renamed the method and warns about the old name
+            getattr(self, "activation_checkpointing_enable", self.gradient_checkpointing_enable)()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.patch_embed
@@ -211,7 +211,7 @@ class InternImageBackbone(BackboneMixin, InternImageTrunk):
         collected = self.encode(pixel_values)
         by_stage = dict(zip(self.stage_names, collected, strict=True))
         return BackboneOutput(
-            feature_maps=tuple(by_stage[stage] for stage in self.out_features),  # type: ignore[arg-type]
+            feature_maps=tuple(by_stage[stage] for stage in self.out_features),
             hidden_states=self._asked_for(collected, output_hidden_states),
         )
 
@@ -271,8 +271,8 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         third, fourth = hidden_states[-2], self.dcnv3_head_x4(hidden_states[-1])
         if third.shape[-2:] != fourth.shape[-2:]:
             raise ValueError(
-                f"The third stage has size {tuple(third.shape[-2:])}, but the CLIP projector needs even sides: give images "
-                "whose height and width are multiples of 32."
+                f"The third stage has size {tuple(third.shape[-2:])}, but the CLIP projector needs even sides: give "
+                "images whose height and width are multiples of 32."
             )
         mixed = fourth + self.dcnv3_head_x3(third)
         return self.fc_norm(self.clip_projector(mixed.flatten(-2).transpose(1, 2)))  # (N, C, H, W) -> (N, H*W, C)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""What every test runs under: no network, few threads, new memory full of NaN."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+import transformers
+
+import hf_internimage  # noqa: F401  # registers with the Auto classes
+
+transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch.manual_seed(0)
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def nan_memory():
+    """New memory holds NaN, so that an output nobody wrote cannot pass by luck."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
