@@ -7,6 +7,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Waiting OpenMP threads spin: two test processes with two threads each are many times slower than with one.
+THREADS = max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
+
 import pytest
 import torch
 import transformers
@@ -14,7 +18,7 @@ import transformers
 import hf_internimage  # noqa: F401  # registers with the Auto classes
 
 transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True)

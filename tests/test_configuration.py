@@ -8,11 +8,11 @@ from transformers import AutoConfig
 
 from hf_internimage import InternImageBackbone, InternImageConfig, InternImageForImageClassification, InternImageModel
 
-ARCHITECTURE = (
-    "core_op depths groups channels dw_kernel_size layer_scale offset_scale mlp_ratio post_norm res_post_norm "
-    "level2_post_norm level2_post_norm_block_ids center_feature_scale use_clip_projector remove_center drop_rate "
-    "drop_path_rate drop_path_type act_layer norm_layer cls_scale with_cp num_classes"
-).split()
+ARCHITECTURE = """
+    core_op depths groups channels dw_kernel_size layer_scale offset_scale mlp_ratio post_norm res_post_norm
+    level2_post_norm level2_post_norm_block_ids center_feature_scale use_clip_projector remove_center drop_rate
+    drop_path_rate drop_path_type act_layer norm_layer cls_scale with_cp num_classes
+""".split()
 PARAMETERS = {"t": 29.9, "s": 50.1, "b": 97.5, "l": 223.3, "xl": 334.8, "h": 1089.6, "g": 3076.4}  # millions
 
 

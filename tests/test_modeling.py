@@ -101,9 +101,9 @@ def sampled_positions(offset, arguments):
 
 @pytest.mark.parametrize("name", TINY)
 def test_gradient_norms_of_every_parameter_in_float32(name, monkeypatch):
-    """The gradient with respect to an offset jumps where a sample crosses a pixel line. float32 noise (some 1e-6 pixels)
-    can put a sample on the other side than the original's; such samples, at most two a model and each within 1e-5
-    pixels of the line, are moved to the side on which they lie in float64, so that everything can be compared."""
+    """The gradient with respect to an offset jumps where a sample crosses a pixel line. float32 noise (some 1e-6
+    pixels) can put a sample on the other side than the original's; such samples, at most two a model and each within
+    1e-5 pixels of the line, are moved to the side on which they lie in float64, so that everything can be compared."""
     case, expected = model_case(name)
     labels = torch.tensor(case["labels"])
     exact, moved, operator = [], [], layers.dcnv3
@@ -441,7 +441,7 @@ def test_compiles_in_one_graph(options):
 
 def test_inductor_with_a_second_size():
     """The second size makes batch, height and width dynamic, which needs care in how the convolutions are fed."""
-    model = awaken(InternImageModel(tiny_config(depths=[1, 1], groups=[1, 2]))).eval()
+    model = awaken(InternImageModel(tiny_config(depths=[1], groups=[1]))).eval()
     compiled = torch.compile(model, fullgraph=True)
     with torch.no_grad():
         for shape in ((2, 64, 96), (1, 50, 70), (3, 128, 64)):

@@ -56,9 +56,11 @@ _ACTIONS: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.image_processing_auto": _register_image_processors,
 }
-# The first of these imports modeling_auto, and our modeling module imports the first: while one of them is half
-# executed, registering would import from a half-executed module. It happens as soon as they are done.
-_BLOCKERS = frozenset({"transformers.modeling_layers", f"{__package__}.modeling_internimage"})
+# The first of these imports modeling_auto, and ours import the first: while one of them is half executed, registering
+# would import from a half-executed module. It happens as soon as they are done.
+_BLOCKERS = frozenset(
+    {"transformers.modeling_layers", f"{__package__}.layers_internimage", f"{__package__}.modeling_internimage"}
+)
 
 
 class _Registrar(MetaPathFinder):

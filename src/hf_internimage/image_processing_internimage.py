@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Image processor for InternImage on torchvision: fast, on any device."""
 
+from typing import Any
+
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.utils import requires_backends
 
 
 class InternImageImageProcessor(TorchvisionBackend):
@@ -13,6 +16,7 @@ class InternImageImageProcessor(TorchvisionBackend):
     two, grey levels in under 1 % of the values; `InternImageImageProcessorPil` is exact.
 
     Returns: `pixel_values` (N, 3, crop height, crop width), float32.
+    Raises: ImportError without torchvision.
     Source: preprocessor_config.json of OpenGVLab's repositories.
     """
 
@@ -27,6 +31,10 @@ class InternImageImageProcessor(TorchvisionBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        requires_backends(self, ["torchvision"])
+        super().__init__(**kwargs)
 
 
 __all__ = ["InternImageImageProcessor"]

@@ -2,6 +2,7 @@
 """InternImage in PyTorch: base model, image classifier and backbone."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -216,6 +217,13 @@ class InternImageBackbone(BackboneMixin, InternImageTrunk):
         )
 
 
+def _rename_official_head(_: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """Let `load_state_dict` take the official layout, too: Trainer resumes from saved files by it."""
+    pattern = re.compile(rf"^{re.escape(prefix)}model\.(?=({_HEAD_NAMES})\.)")
+    for key in [key for key in state_dict if pattern.match(key)]:
+        state_dict[pattern.sub(prefix, key)] = state_dict.pop(key)
+
+
 class InternImageForImageClassification(InternImagePreTrainedModel):
     """InternImage with the original's classification head: a wide 1x1 convolution, or the CLIP projector of H and G."""
 
@@ -242,6 +250,7 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
                 ACTIVATIONS[config.act_layer](),
             )
         self.head = nn.Linear(features, config.num_labels) if config.num_labels else nn.Identity()
+        self.register_load_state_dict_pre_hook(_rename_official_head)
         self.post_init()
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -316,7 +325,8 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         )
 
 
-# OpenGVLab's files keep the head beside the stages, under the prefix `model.`; ours is a child of the classifier.
+# OpenGVLab's files keep the head beside the stages, under the prefix `model.`; ours is a child of the classifier. Files
+# keep the official layout: `from_pretrained` and `save_pretrained` convert, by this mapping.
 register_checkpoint_conversion_mapping(
     "InternImageForImageClassification",
     [WeightRenaming(rf"^model\.({_HEAD_NAMES})\.", r"^\1\.")],

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT
+"""What importing the package does, and what may import what."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from test_loading import run_python
+
+import hf_internimage
+
+PACKAGE = Path(hf_internimage.__file__).parent
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+ISLAND = {
+    "configuration_internimage.py",
+    "dcnv3_reference.py",
+    "layers_internimage.py",
+    "modeling_internimage.py",
+}
+STDLIB = set(sys.stdlib_module_names)
+# file -> (packages it may import, modules of ours it may import); the house rules, one line a file
+ALLOWED = {
+    "__init__.py": (set(), set(FILES)),
+    "_registration.py": ({"transformers"}, set(FILES)),
+    "configuration_internimage.py": ({"transformers"}, set()),
+    "dcnv3_reference.py": ({"torch"}, set()),
+    "layers_internimage.py": (
+        {"torch", "transformers", "hf_internimage"},
+        {"configuration_internimage.py", "dcnv3_reference.py"},
+    ),
+    "modeling_internimage.py": ({"torch", "transformers"}, {"configuration_internimage.py", "layers_internimage.py"}),
+    "image_processing_internimage.py": ({"transformers"}, set()),
+    "image_processing_pil_internimage.py": ({"transformers"}, set()),
+    "checkpoints.py": (set(), set()),
+    "conversion.py": ({"torch", "huggingface_hub"}, {*ISLAND, "checkpoints.py"}),
+    "ops/__init__.py": (set(), {"ops/dcnv3.py"}),
+    "ops/dcnv3.py": ({"torch"}, {"dcnv3_reference.py"}),
+}
+
+
+def imports(file):
+    """(module, level, names) of every import in a file, wherever it stands."""
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, 0, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", node.level, [alias.name for alias in node.names]
+
+
+def test_every_file_has_a_rule():
+    assert set(ALLOWED) == set(FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_only_what_it_may(file):
+    packages, ours = ALLOWED[file]
+    for module, level, names in imports(file):
+        if level == 0:
+            assert module.partition(".")[0] in packages | STDLIB, f"{file} imports {module}"
+            continue
+        base = (PACKAGE / file).parent
+        for _ in range(level - 1):
+            base = base.parent
+        for path in [module] if module else names:
+            target = base / path.replace(".", "/")
+            found = target.with_suffix(".py") if target.with_suffix(".py").exists() else target / "__init__.py"
+            assert found.relative_to(PACKAGE).as_posix() in ours, f"{file} imports {'.' * level}{module} {names}"
+
+
+@pytest.mark.parametrize("file", sorted(ISLAND))
+def test_island_files_travel(file):
+    """transformers copies these to the Hub flat, by a line pattern; see what that pattern cannot follow."""
+    text = (PACKAGE / file).read_text()
+    for module, level, _ in imports(file):
+        assert level <= 1
+        assert level == 0 or re.fullmatch(r"\w+", module), f"{module}: only flat siblings, by name"
+        if level == 1:
+            assert f"{module}.py" in ISLAND
+    strings = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+    for string in filter(lambda value: isinstance(value, str), strings):
+        assert not re.search(r"^\s*(from|import)\s+\.", string, re.MULTILINE), "a docstring that looks like an import"
+    if file.startswith(("configuration", "modeling", "layers")):
+        assert "from __future__ import annotations" not in text
+    guarded = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Try) and any("hf_internimage" in ast.dump(part) for part in node.body)
+    ]
+    mentions = [module for module, level, _ in imports(file) if level == 0 and module.startswith("hf_internimage")]
+    assert len(mentions) == len(guarded)
+
+
+def test_source_prints_nothing_and_hides_nothing():
+    for file in FILES:
+        for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
+            assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"), file
+            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), file
+
+
+def test_import_has_no_side_effects():
+    printed = run_python(
+        """
+        import sys, warnings
+        warnings.simplefilter("error")
+        import hf_internimage
+        heavy = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", "safetensors"} & set(sys.modules)
+        print(sorted(heavy), hf_internimage.__version__)
+        """
+    )
+    assert printed == f"[] {hf_internimage.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import hf_internimage",
+        "from hf_internimage import *",
+        "from transformers import pipeline, Trainer; import hf_internimage",
+        "import transformers.modeling_layers; import hf_internimage",
+        "import hf_internimage; import transformers.modeling_layers",
+        "import hf_internimage; import transformers.models.convnext.modeling_convnext",
+        "import hf_internimage.modeling_internimage",
+        "import hf_internimage.layers_internimage",
+        "import hf_internimage.ops",
+    ],
+)
+def test_registers_whatever_was_imported_first(first):
+    printed = run_python(
+        f"""
+        {first}
+        from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
+        from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+        config = AutoConfig.for_model("internimage", depths=[1, 1], groups=[4, 8])
+        for auto in (AutoModel, AutoModelForImageClassification, AutoBackbone):
+            print(type(auto.from_config(config)).__name__)
+        print(IMAGE_PROCESSOR_MAPPING[type(config)]["pil"].__name__)
+        """
+    )
+    assert printed.split() == [
+        "InternImageModel",
+        "InternImageForImageClassification",
+        "InternImageBackbone",
+        "InternImageImageProcessorPil",
+    ]
+
+
+def test_public_names():
+    for name in hf_internimage.__all__:
+        assert getattr(hf_internimage, name) is not None
+    assert set(hf_internimage.__all__) <= set(dir(hf_internimage))
+    with pytest.raises(AttributeError, match="no attribute 'InternVL'"):
+        hf_internimage.InternVL  # noqa: B018
