@@ -251,7 +251,6 @@ def _prepare(
     with _naming(args.source):
         conversion.check_tensors(conversion.shapes_of(state_dict), _hub_shapes(model))
         weights = conversion.cast_weights(state_dict, _DTYPES[args.dtype])
-    weights = {conversion.module_name(name): tensor for name, tensor in weights.items()}
     model.load_state_dict(weights, strict=True, assign=True)
 
     processor = InternImageImageProcessorPil(

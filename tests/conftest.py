@@ -36,3 +36,14 @@ def nan_memory():
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def tiny_t(tmp_path):
+    """A folder with a good checkpoint in the original's layout, good.pth, and its configuration, config.json."""
+    from conversion_tools import original, save_config
+    from golden_data import golden_weights
+
+    torch.save({"model": original(golden_weights("tiny_t"))}, tmp_path / "good.pth")
+    save_config(tmp_path / "config.json", "tiny_t")
+    return tmp_path

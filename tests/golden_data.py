@@ -59,7 +59,8 @@ def model_case(name):
 
 
 @cache
-def _weights(name):
+def golden_weights(name):
+    """Weights of a golden model under the Hub's names; callers leave them as they are."""
     description, _ = model_case(name)
     weights = fill().fill_state_dict(description["keys"])
     assert f"{fill().crc(weights):08x}" == description["weights_crc32"]
@@ -79,7 +80,7 @@ def write_official_folder(name, folder):
     (folder / "config.json").write_text(json.dumps(description["config"]))
     preprocessor = manifest("internimage_t_1k_224")["preprocessor_config"]
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    save_file(_weights(name), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(golden_weights(name), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -87,7 +88,7 @@ def golden_model(name, dtype=torch.float32, **config):
     """The golden model in evaluation mode, with its weights renamed to ours in the open (no loading code involved)."""
     model = InternImageForImageClassification(InternImageConfig(**{**model_case(name)[0]["config"], **config}))
     ours = set(model.state_dict())
-    weights = {key if key in ours else key.removeprefix("model."): value for key, value in _weights(name).items()}
+    weights = {key if key in ours else key.removeprefix("model."): value for key, value in golden_weights(name).items()}
     model.load_state_dict({key: value.clone() for key, value in weights.items()}, strict=True)
     return model.to(dtype).eval()
 

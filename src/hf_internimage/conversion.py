@@ -25,7 +25,6 @@ Shapes = Mapping[str, Sequence[int]]
 SIZES = ("t", "s", "b", "l", "xl", "h", "g")
 _LISTED = 3  # names an error lists of each kind
 _LAYER_SCALE = re.compile(r"^(levels\.\d+\.blocks\.\d+\.)gamma([12])$")
-_HEAD = re.compile(r"^model\.(?=(?:conv_head|dcnv3_head_x3|dcnv3_head_x4|clip_projector|fc_norm|head)\.)")
 _BLOCK = re.compile(r"^model\.levels\.(\d+)\.blocks\.(\d+)\.")
 _STEM = "model.patch_embed.conv2.weight"
 _HEAD_WEIGHT, _HEAD_BIAS = "model.head.weight", "model.head.bias"
@@ -62,11 +61,6 @@ def hub_name(name: str) -> str:
     """The Hub's name of a tensor, from its name in any of the three layouts, with or without the prefix `module.`."""
     name = name.removeprefix("module.").removeprefix("model.")
     return "model." + _LAYER_SCALE.sub(r"\1layer_scale\2", name)
-
-
-def module_name(name: str) -> str:
-    """The name in `InternImageForImageClassification.state_dict()` of a tensor with the Hub's name `name`."""
-    return _HEAD.sub("", name)
 
 
 def to_hub_layout(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -306,7 +300,6 @@ __all__ = [
     "guess_size",
     "hub_name",
     "map_head",
-    "module_name",
     "parse_indices",
     "parse_labels",
     "shapes_of",
