@@ -15,7 +15,7 @@ test: $(VENV)/.dev  ## all tests
 check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files mypy
 
 benchmark: $(VENV)/.dev  ## InternImage-T beside ConvNeXt-T on this machine
 	$(BIN)/python scripts/benchmark.py
