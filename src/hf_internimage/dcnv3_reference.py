@@ -289,8 +289,9 @@ def _sample(
     dtype, taps = _compute_dtype(value.dtype), len(geometry.taps)
     batch, height, width, _ = offset.shape
     if taps == 0:
-        # Nothing is sampled: zeros, still connected to the inputs (whose slices here are empty).
-        return value.new_zeros((batch, height, width, value.shape[3]), dtype=dtype) + value[:0].sum() + offset.sum()
+        # Nothing is sampled: zeros, still connected to the inputs, of which these sums see no element.
+        zeros = value.new_zeros((batch, height, width, value.shape[3]), dtype=dtype)
+        return zeros + value[:0].sum() + offset.sum() + mask.sum()
     grid_of = _kept_sampling_grid if plain else _sampling_grid
     grid = grid_of(geometry, (height, width), dtype, offset.device)
     table = _table(value, dtype)
