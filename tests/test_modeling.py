@@ -415,6 +415,15 @@ def test_memory_format_and_batch_do_not_matter(options):
     assert model(pixel_values[:0]).logits.shape == (0, 5)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (33, 7), (225, 223)], ids=str)
+def test_images_of_any_size(size):
+    model = awaken(InternImageForImageClassification(tiny_config())).eval()
+    outputs = model(images(2, *size), output_hidden_states=True)
+    assert outputs.logits.isfinite().all()
+    sides = [tuple(-(-side // stride) for side in size) for stride in (4, 4, 8, 16, 32)]
+    assert [tuple(states.shape[2:]) for states in outputs.hidden_states] == sides
+
+
 def test_inside_a_stage_memory_stays_channels_last():
     model = InternImageModel(tiny_config()).eval()
     for states in model(images(2, 64, 96), output_hidden_states=True).hidden_states:
@@ -451,8 +460,10 @@ def test_inductor_with_a_second_size():
             )
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
-@pytest.mark.parametrize("name", ["t", "b", "h", "g", "batch_norm"])
+EXPORTS = [(name, False) for name in OPTIONS] + [(name, True) for name in ("t", "b", "h", "g")]
+
+
+@pytest.mark.parametrize(("name", "strict"), EXPORTS, ids=[f"{n}-{'strict' if s else 'nonstrict'}" for n, s in EXPORTS])
 def test_exports_with_dynamic_sizes(name, strict, tmp_path):
     options = OPTIONS[name]
     model = awaken(InternImageForImageClassification(three_stages(**options)).double()).eval()
