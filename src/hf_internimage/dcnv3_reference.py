@@ -216,12 +216,8 @@ def _sampling_grid(
     return rows, columns
 
 
-@lru_cache(maxsize=64)
-def _kept_sampling_grid(
-    geometry: DCNv3Geometry, size: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.inference_mode(False):  # else a later training step could not save them for its backward pass
-        return _sampling_grid(geometry, size, dtype, device)
+# For plain eager calls only: what a tracer or a transform makes must not outlive it.
+_kept_sampling_grid = lru_cache(maxsize=64)(_sampling_grid)
 
 
 def _table(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
