@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every test runs under: no network, few threads, new memory full of NaN."""
+"""What every test runs under: no Hub, few threads, a fixed seed."""
 
 import os
 
