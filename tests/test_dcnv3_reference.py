@@ -233,6 +233,21 @@ def test_strided_inputs():
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("order", [(0, 3, 1, 2), (0, 2, 3, 1), (3, 2, 1, 0), (1, 2, 3, 0)], ids=str)
+def test_any_order_of_strides(order):
+    """Padding and the like keep the order of a tensor's strides; the operator must not depend on it."""
+    inputs = make_inputs(LOPSIDED, depth=4)
+    permuted = [t.permute(order).contiguous().permute(torch.tensor(order).argsort().tolist()) for t in inputs]
+    assert not permuted[0].is_contiguous()
+    expected = dcnv3(*inputs, **LOPSIDED)
+    leaves = [tensor.detach().requires_grad_() for tensor in permuted]
+    geometry = reference.check_dcnv3(*leaves, **LOPSIDED)
+    for got in (dcnv3(*leaves, **LOPSIDED), reference._sample(*leaves, geometry, False, False)):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+        for gradient, tensor in zip(torch.autograd.grad(got.sum(), leaves), leaves, strict=True):
+            assert gradient.shape == tensor.shape
+
+
 def test_an_int_is_a_pair():
     inputs = make_inputs(PAD_0_2 | {"padding": 1})
     both = PAD_0_2 | {"kernel_size": (3, 3), "stride": [1, 1], "padding": (1, 1), "dilation": [1, 1]}

@@ -222,7 +222,8 @@ _kept_sampling_grid = lru_cache(maxsize=64)(_sampling_grid)
 
 def _table(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`value` with its border of zeros, in `dtype`: (N, H, W, C) -> (N, H + 4, W + 4, C)."""
-    return F.pad(value.to(dtype), (0, 0, _BORDER, _BORDER, _BORDER, _BORDER))
+    # The padding keeps an unusual order of strides, but the table's rows must lie one after the other.
+    return F.pad(value.to(dtype), (0, 0, _BORDER, _BORDER, _BORDER, _BORDER)).contiguous()
 
 
 def _rows_and_weights(
@@ -300,7 +301,7 @@ def _sample(
         softmax,
         torch.int64,
     )
-    summed = _weighted_sum(table.reshape(-1, value.shape[3] // geometry.groups), rows, weights)
+    summed = _weighted_sum(table.view(-1, value.shape[3] // geometry.groups), rows, weights)
     return summed.view(batch, height, width, value.shape[3])
 
 
