@@ -1,28 +1,18 @@
 # SPDX-License-Identifier: MIT
 """What the tests of checkpoint conversion share."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import torch
-from golden_data import model_case, model_input
+from golden_data import load_module, model_case, model_input
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForImageClassification
 
 from hf_internimage import InternImageForImageClassification
 
-
-def load_script(name):
-    path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script("convert_checkpoint")
+script = load_module(Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py")
 
 
 def original_name(name):

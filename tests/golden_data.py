@@ -17,12 +17,18 @@ TINY = ("tiny_t", "tiny_b", "tiny_l", "tiny_h", "tiny_g", "tiny_rc")
 MANIFESTS = sorted(path.name.removesuffix(".json.gz") for path in (GOLDEN / "manifests").glob("*.json.gz"))
 
 
+def load_module(path):
+    """The module of a file that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @cache
 def fill():
     """The module that makes weights and inputs from names; fails if this numpy draws other numbers."""
-    spec = importlib.util.spec_from_file_location("golden_fill", GOLDEN / "fill.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_module(GOLDEN / "fill.py")
     module.selfcheck()
     return module
 
@@ -84,12 +90,12 @@ def write_official_folder(name, folder):
     return folder
 
 
-def golden_model(name, dtype=torch.float32, **config):
+def golden_model(name, dtype=torch.float32):
     """The golden model in evaluation mode, with its weights renamed to ours in the open (no loading code involved)."""
-    model = InternImageForImageClassification(InternImageConfig(**{**model_case(name)[0]["config"], **config}))
+    model = InternImageForImageClassification(InternImageConfig(**model_case(name)[0]["config"]))
     ours = set(model.state_dict())
     weights = {key if key in ours else key.removeprefix("model."): value for key, value in golden_weights(name).items()}
-    model.load_state_dict({key: value.clone() for key, value in weights.items()}, strict=True)
+    model.load_state_dict(weights, strict=True)
     return model.to(dtype).eval()
 
 

@@ -2,16 +2,16 @@
 """scripts/demo.py: its pieces, and a short run of all of it on a part of the data."""
 
 import contextlib
-import importlib.util
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import DatasetDict
+from golden_data import load_module
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.utils import logging
@@ -21,17 +21,7 @@ from hf_internimage import InternImageForImageClassification, InternImageImagePr
 RED, WHITE = (200, 16, 46), (255, 255, 255)
 
 
-def load_demo() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "demo.py"
-    spec = importlib.util.spec_from_file_location("demo", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-demo = load_demo()
+demo = load_module(Path(__file__).parents[1] / "scripts" / "demo.py")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 # Released architectures: OpenGVLab/InternImage@31c962d, classification/configs. Other fields keep their default.
-_SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "t": {"channels": 64, "depths": [4, 4, 18, 4], "groups": [4, 8, 16, 32], "image_size": 224},
     "s": {
         "channels": 80,
@@ -197,9 +197,9 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         Source: OpenGVLab/InternImage@31c962d, classification/configs.
         """
         key = size.lower() if isinstance(size, str) else size
-        if key not in _SIZES:
-            raise ValueError(f"size is {size!r}, expected one of {', '.join(_SIZES)}.")
-        fields = {name: list(value) if isinstance(value, list) else value for name, value in _SIZES[key].items()}
+        if key not in SIZES:
+            raise ValueError(f"size is {size!r}, expected one of {', '.join(SIZES)}.")
+        fields = {name: list(value) if isinstance(value, list) else value for name, value in SIZES[key].items()}
         if "id2label" not in kwargs and "num_classes" not in kwargs:
             fields["num_labels"] = num_labels
         return cls(**{**fields, **kwargs})

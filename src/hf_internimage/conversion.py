@@ -18,11 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from .configuration_internimage import InternImageConfig
+from .configuration_internimage import SIZES, InternImageConfig
 
 Shapes = Mapping[str, Sequence[int]]
 
-SIZES = ("t", "s", "b", "l", "xl", "h", "g")
 _LISTED = 3  # names an error lists of each kind
 _LAYER_SCALE = re.compile(r"^(levels\.\d+\.blocks\.\d+\.)gamma([12])$")
 _BLOCK = re.compile(r"^model\.levels\.(\d+)\.blocks\.(\d+)\.")

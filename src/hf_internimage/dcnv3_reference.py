@@ -44,6 +44,11 @@ class DCNv3Geometry(NamedTuple):
         centre = (width // 2, height // 2) if self.remove_center else None
         return [(i, j) for i in range(width) for j in range(height) if (i, j) != centre]
 
+    @property
+    def num_taps(self) -> int:
+        """How many taps there are."""
+        return self.kernel_size[0] * self.kernel_size[1] - self.remove_center
+
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(H_out, W_out) for an input of (height, width)."""
         sizes = zip((height, width), self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
@@ -157,7 +162,7 @@ def check_dcnv3(
             f"kernel_size={geometry.kernel_size}, stride={geometry.stride}, padding={geometry.padding}, "
             f"dilation={geometry.dilation}; expected at least 1x1."
         )
-    features = geometry.groups * len(geometry.taps)
+    features = geometry.groups * geometry.num_taps
     for name, tensor, per_tap in (("offset", offset, 2), ("mask", mask, 1)):
         expected = (batch, out_height, out_width, features * per_tap)
         if tuple(tensor.shape) != expected:
@@ -283,7 +288,7 @@ def _sample(
     plain: bool,
 ) -> torch.Tensor:
     """The whole operator in one piece; the result is in the dtype computed in."""
-    dtype, taps = _compute_dtype(value.dtype), len(geometry.taps)
+    dtype, taps = _compute_dtype(value.dtype), geometry.num_taps
     batch, height, width, _ = offset.shape
     if taps == 0:
         # Nothing is sampled: zeros, still connected to the inputs, of which these sums see no element.
@@ -320,7 +325,7 @@ class _Sampling(torch.autograd.Function):
         ctx.save_for_backward(value, offset, mask)
         ctx.geometry, ctx.softmax = geometry, softmax
         result = torch.empty(*offset.shape[:3], value.shape[3], dtype=value.dtype, device=value.device)
-        if not geometry.taps:
+        if not geometry.num_taps:
             return result.zero_()
         for block in _blocks(value, offset, mask, geometry):
             rows, weights = block.rows_and_weights(block.offset, block.mask, softmax)
@@ -340,7 +345,7 @@ class _Sampling(torch.autograd.Function):
             (batch, height + 2 * _BORDER, width + 2 * _BORDER, channels) if wants_value else (0,), dtype=dtype
         )
         grad_offset, grad_mask = torch.zeros_like(offset), torch.zeros_like(mask)
-        for block in _blocks(value, offset, mask, geometry) if geometry.taps else ():
+        for block in _blocks(value, offset, mask, geometry) if geometry.num_taps else ():
             block_grad = grad_output[block.images, block.lines].to(dtype).reshape(-1, channels // geometry.groups)
             leaf_offset = block.offset.detach().requires_grad_()
             leaf_mask = block.mask.detach().requires_grad_()
@@ -383,7 +388,7 @@ class _Block(NamedTuple):
 
 def _blocks(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: DCNv3Geometry) -> Iterator[_Block]:
     """Cut a call into blocks of about `_BLOCK_ROWS` rows: several small images, or some lines of a large one."""
-    dtype, groups, taps = _compute_dtype(value.dtype), geometry.groups, len(geometry.taps)
+    dtype, groups, taps = _compute_dtype(value.dtype), geometry.groups, geometry.num_taps
     batch, height, width, _ = offset.shape
     rows, columns = _kept_sampling_grid(geometry, (height, width), dtype, value.device)
     line_rows = width * groups

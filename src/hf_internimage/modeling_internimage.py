@@ -269,9 +269,7 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
 
         Source: OpenGVLab/InternImage@31c962d, classification/models/intern_image.py.
         """
-        needed = [-2, -1] if self.config.use_clip_projector else False
-        outputs = self.model(pixel_values, output_hidden_states=needed, return_dict=True)
-        return self._pool(outputs.hidden_states or (outputs.last_hidden_state,))
+        return self._pool(self.model(pixel_values, output_hidden_states=True, return_dict=True).hidden_states)
 
     def _pool(self, hidden_states: Sequence[torch.Tensor]) -> torch.Tensor:
         """From the last stages' features, (N, C, H, W) each, to (N, F)."""
