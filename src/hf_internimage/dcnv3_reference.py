@@ -231,7 +231,17 @@ def _table(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return F.pad(value.to(dtype), (0, 0, _BORDER, _BORDER, _BORDER, _BORDER)).contiguous()
 
 
-def _rows_and_weights(
+class _Taps(NamedTuple):
+    """Where taps sample; all (N, h, w, G, P)."""
+
+    column: torch.Tensor  # of the upper left corner, in pixels of the bordered image
+    line: torch.Tensor
+    right: torch.Tensor  # how far the sample lies from that corner, 0 to 1
+    below: torch.Tensor
+    mask: torch.Tensor  # after the softmax, if one was asked for
+
+
+def _taps(
     offset: torch.Tensor,
     mask: torch.Tensor,
     grid: tuple[torch.Tensor, torch.Tensor],
@@ -239,34 +249,50 @@ def _rows_and_weights(
     table_size: tuple[int, int],
     softmax: bool,
     index_dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which rows of the table each output sums, and their weights; both (N*h*w*G, 4*P).
-
-    `offset` (N, h, w, G, P, 2), `mask` (N, h, w, G, P) and `grid` are in the dtype to compute in. Differentiable.
-    """
-    batch, groups = offset.shape[0], geometry.groups
+) -> _Taps:
+    """From `offset` (N, h, w, G, P, 2), `mask` (N, h, w, G, P) and `grid`, in the dtype to compute in."""
     height, width = table_size
     position = torch.add(grid[0] + grid[1], offset, alpha=geometry.offset_scale)
     # NaN, negative or too large becomes a position whose four corners lie in the border of zeros.
     position = position.nan_to_num(nan=0.0)
     x, y = position[..., 0].clamp(0, width - 2), position[..., 1].clamp(0, height - 2)
     column, line = x.detach().to(index_dtype), y.detach().to(index_dtype)  # positions are >= 0: this rounds down
-    right, below = x - column, y - line
+    return _Taps(column, line, x - column, y - line, mask.softmax(-1) if softmax else mask)
 
-    if softmax:
-        mask = mask.softmax(-1)
-    lower = below * mask
-    upper = mask - lower
-    lower_right, upper_right = lower * right, upper * right
+
+def _rows_and_weights(taps: _Taps, table_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which rows of the table each output sums, and their weights; both (N*h*w*G, 4*P)."""
+    lower = taps.below * taps.mask
+    upper = taps.mask - lower
+    lower_right, upper_right = lower * taps.right, upper * taps.right
     weights = torch.cat((upper - upper_right, upper_right, lower - lower_right, lower_right), -1)
 
-    image = torch.arange(batch, dtype=index_dtype, device=offset.device).view(-1, 1, 1, 1, 1) * (
-        height * width * groups
-    )
-    group = torch.arange(groups, dtype=index_dtype, device=offset.device).view(-1, 1)
-    corner = torch.add(line * (width * groups) + (image + group), column, alpha=groups)
+    height, width = table_size
+    batch, groups = taps.column.shape[0], taps.column.shape[3]
+    dtype, device = taps.column.dtype, taps.column.device
+    image = torch.arange(batch, dtype=dtype, device=device).view(-1, 1, 1, 1, 1) * (height * width * groups)
+    group = torch.arange(groups, dtype=dtype, device=device).view(-1, 1)
+    corner = torch.add(taps.line * (width * groups) + (image + group), taps.column, alpha=groups)
     rows = torch.cat((corner, corner + groups, corner + width * groups, corner + (width + 1) * groups), -1)
     return rows.flatten(0, 3), weights.flatten(0, 3)
+
+
+def _tap_gradients(
+    taps: _Taps, corners: torch.Tensor, offset_scale: float, softmax: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of offset (N, h, w, G, P, 2) and mask (N, h, w, G, P).
+
+    `corners` (N, h, w, G, 4, P) is that of each corner's weight: upper left, upper right, lower left, lower right.
+    """
+    upper_left, upper_right, lower_left, lower_right = corners.unbind(-2)
+    upper = torch.lerp(upper_left, upper_right, taps.right)
+    lower = torch.lerp(lower_left, lower_right, taps.right)
+    grad_mask = torch.lerp(upper, lower, taps.below)
+    along_x = torch.lerp(upper_right - upper_left, lower_right - lower_left, taps.below)
+    grad_offset = torch.stack((along_x, lower - upper), -1) * (taps.mask * offset_scale).unsqueeze(-1)
+    if softmax:
+        grad_mask = taps.mask * (grad_mask - (taps.mask * grad_mask).sum(-1, keepdim=True))
+    return grad_offset, grad_mask
 
 
 def _weighted_sum(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -297,21 +323,76 @@ def _sample(
     grid_of = _kept_sampling_grid if plain else _sampling_grid
     grid = grid_of(geometry, (height, width), dtype, offset.device)
     table = _table(value, dtype)
+    table_size = (table.shape[1], table.shape[2])
     rows, weights = _rows_and_weights(
-        offset.to(dtype).unflatten(3, (geometry.groups, taps, 2)),
-        mask.to(dtype).unflatten(3, (geometry.groups, taps)),
-        grid,
-        geometry,
-        (table.shape[1], table.shape[2]),
-        softmax,
-        torch.int64,
+        _taps(
+            offset.to(dtype).unflatten(3, (geometry.groups, taps, 2)),
+            mask.to(dtype).unflatten(3, (geometry.groups, taps)),
+            grid,
+            geometry,
+            table_size,
+            softmax,
+            torch.int64,
+        ),
+        table_size,
     )
     summed = _weighted_sum(table.view(-1, value.shape[3] // geometry.groups), rows, weights)
     return summed.view(batch, height, width, value.shape[3])
 
 
+def dcnv3_forward(
+    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: DCNv3Geometry, softmax: bool
+) -> torch.Tensor:
+    """The operator without autograd, for arguments that `check_dcnv3` found good; on the CPU block by block."""
+    if value.device.type != "cpu":
+        return _sample(value, offset, mask, geometry, softmax, _is_plain_eager(value)).to(value.dtype)
+    result = torch.empty(*offset.shape[:3], value.shape[3], dtype=value.dtype, device=value.device)
+    if not geometry.num_taps:
+        return result.zero_()
+    for block in _blocks(value, offset, mask, geometry):
+        rows, weights = _rows_and_weights(block.taps(softmax), block.table_size)
+        summed = _weighted_sum(block.table, rows, weights)
+        result[block.images, block.lines] = summed.view(*block.offset.shape[:3], -1)
+    return result
+
+
+def dcnv3_backward(
+    grad_output: torch.Tensor,
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    geometry: DCNv3Geometry,
+    softmax: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of value, offset and mask, contiguous; recomputes everything from the inputs."""
+    if value.device.type != "cpu":
+
+        def forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return _sample(value, offset, mask, geometry, softmax, False).to(value.dtype)
+
+        pull_back = torch.func.vjp(forward, value, offset, mask)[1]
+        grad_value, grad_offset, grad_mask = (gradient.contiguous() for gradient in pull_back(grad_output))
+        return grad_value, grad_offset, grad_mask
+    dtype = _compute_dtype(value.dtype)
+    batch, height, width, channels = value.shape
+    grad_table = value.new_zeros((batch, height + 2 * _BORDER, width + 2 * _BORDER, channels), dtype=dtype)
+    grad_offset, grad_mask = offset.new_empty(offset.shape), mask.new_empty(mask.shape)
+    for block in _blocks(value, offset, mask, geometry) if geometry.num_taps else ():
+        block_grad = grad_output[block.images, block.lines].to(dtype).reshape(-1, channels // geometry.groups)
+        taps = block.taps(softmax)
+        rows, weights = _rows_and_weights(taps, block.table_size)
+        corners = _row_products(block_grad, block.table, rows).view(*taps.mask.shape[:4], 4, -1)
+        found = _tap_gradients(taps, corners, geometry.offset_scale, softmax)
+        grad_offset[block.images, block.lines] = found[0].flatten(3).to(offset.dtype)
+        grad_mask[block.images, block.lines] = found[1].flatten(3).to(mask.dtype)
+        images = grad_table[block.images]
+        images += _weighted_scatter(block_grad, rows, weights, block.table.shape[0]).view(images.shape)
+    inner = grad_table[:, _BORDER : height + _BORDER, _BORDER : width + _BORDER]
+    return inner.to(value.dtype).contiguous(), grad_offset, grad_mask
+
+
 class _Sampling(torch.autograd.Function):
-    """The operator on the CPU, block by block; the backward pass recomputes rows and weights from the inputs."""
+    """The operator on the CPU; keeps only its inputs for the backward pass."""
 
     @staticmethod
     def forward(
@@ -324,47 +405,13 @@ class _Sampling(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(value, offset, mask)
         ctx.geometry, ctx.softmax = geometry, softmax
-        result = torch.empty(*offset.shape[:3], value.shape[3], dtype=value.dtype, device=value.device)
-        if not geometry.num_taps:
-            return result.zero_()
-        for block in _blocks(value, offset, mask, geometry):
-            rows, weights = block.rows_and_weights(block.offset, block.mask, softmax)
-            summed = _weighted_sum(block.table, rows, weights)
-            result[block.images, block.lines] = summed.view(*block.offset.shape[:3], -1)
-        return result
+        return dcnv3_forward(value, offset, mask, geometry, softmax)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         value, offset, mask = ctx.saved_tensors
-        geometry = ctx.geometry
-        wants_value, wants_offset, wants_mask = ctx.needs_input_grad[:3]
-        dtype = _compute_dtype(value.dtype)
-        batch, height, width, channels = value.shape
-        grad_table = value.new_zeros(
-            (batch, height + 2 * _BORDER, width + 2 * _BORDER, channels) if wants_value else (0,), dtype=dtype
-        )
-        grad_offset, grad_mask = torch.zeros_like(offset), torch.zeros_like(mask)
-        for block in _blocks(value, offset, mask, geometry) if geometry.num_taps else ():
-            block_grad = grad_output[block.images, block.lines].to(dtype).reshape(-1, channels // geometry.groups)
-            leaf_offset = block.offset.detach().requires_grad_()
-            leaf_mask = block.mask.detach().requires_grad_()
-            with torch.enable_grad():
-                rows, weights = block.rows_and_weights(leaf_offset, leaf_mask, ctx.softmax)
-            if wants_offset or wants_mask:
-                grad_weights = _row_products(block_grad, block.table, rows)
-                found = torch.autograd.grad(weights, (leaf_offset, leaf_mask), grad_weights)
-                grad_offset[block.images, block.lines] = found[0].flatten(3)
-                grad_mask[block.images, block.lines] = found[1].flatten(3)
-            if wants_value:
-                part = _weighted_scatter(block_grad, rows, weights.detach(), block.table.shape[0])
-                images = grad_table[block.images]
-                images += part.view(images.shape)
-        grad_value = None
-        if wants_value:
-            inner = grad_table[:, _BORDER : height + _BORDER, _BORDER : width + _BORDER]
-            grad_value = inner.to(value.dtype).contiguous()
-        return grad_value, grad_offset if wants_offset else None, grad_mask if wants_mask else None, None, None
+        return *dcnv3_backward(grad_output, value, offset, mask, ctx.geometry, ctx.softmax), None, None
 
 
 class _Block(NamedTuple):
@@ -379,11 +426,9 @@ class _Block(NamedTuple):
     grid: tuple[torch.Tensor, torch.Tensor]
     geometry: DCNv3Geometry
 
-    def rows_and_weights(
-        self, offset: torch.Tensor, mask: torch.Tensor, softmax: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def taps(self, softmax: bool) -> _Taps:
         index_dtype = torch.int32 if self.table.shape[0] <= _INT32_MAX else torch.int64
-        return _rows_and_weights(offset, mask, self.grid, self.geometry, self.table_size, softmax, index_dtype)
+        return _taps(self.offset, self.mask, self.grid, self.geometry, self.table_size, softmax, index_dtype)
 
 
 def _blocks(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: DCNv3Geometry) -> Iterator[_Block]:
@@ -421,6 +466,8 @@ def _hear_sparse_notice() -> None:
 
 def _row_products(left: torch.Tensor, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """<left[r], table[rows[r, k]]>; (R, D), (M, D), (R, K) -> (R, K). The gathered rows are never stored."""
+    if rows.shape[1] >= table.shape[0]:  # so small a table that the pattern would be full, which PyTorch refuses
+        return (left @ table.t()).gather(1, rows.long())
     _hear_sparse_notice()
     ends = torch.arange(0, rows.numel() + 1, rows.shape[1], dtype=rows.dtype)
     pattern = torch.sparse_csr_tensor(

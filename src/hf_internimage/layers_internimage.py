@@ -17,11 +17,12 @@ from .configuration_internimage import InternImageConfig
 from .dcnv3_reference import dcnv3_reference
 
 try:
-    from hf_internimage.ops import dcnv3
+    from hf_internimage.ops import dcnv3, layer
 except ModuleNotFoundError as error:
     if error.name not in ("hf_internimage", "hf_internimage.ops"):
         raise
-    dcnv3 = dcnv3_reference  # type: ignore[assignment]  # package absent (code loaded from the Hub): plain PyTorch
+    # Package absent (code loaded from the Hub): plain PyTorch.
+    dcnv3, layer = dcnv3_reference, None  # type: ignore[assignment]
 
 _LAYER_NORM_EPS = 1e-6
 # Sizes of the CLIP projector; the released H and G share them and the original cannot change them.
@@ -137,7 +138,7 @@ class InternImageDeformableConvolution(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         value = self.input_proj(hidden_states)
-        local = self.dw_conv(_channels_first(hidden_states))  # (N, H, W, C) -> (N, C, H, W) -> (N, H, W, C)
+        local = self._local(hidden_states)
         sampled = dcnv3(
             value,
             self.offset(local),
@@ -160,6 +161,13 @@ class InternImageDeformableConvolution(nn.Module):
             sampled = blend.flatten(-2)
         return self.output_proj(sampled)
 
+    def _local(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What offsets and masks are made from: (N, H, W, C) -> (N, H, W, C)."""
+        local = layer.depthwise_norm_gelu(hidden_states, self.dw_conv) if layer is not None else None
+        if local is None:
+            local = self.dw_conv(_channels_first(hidden_states))  # (N, H, W, C) -> (N, C, H, W) -> (N, H, W, C)
+        return local
+
 
 class InternImageMLP(nn.Module):
     """Two linear layers with an activation between: (N, H, W, C) -> (N, H, W, C)."""
@@ -173,7 +181,10 @@ class InternImageMLP(nn.Module):
         self.drop = nn.Dropout(config.drop_rate)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(hidden_states)))))
+        hidden = layer.linear_gelu(hidden_states, self.fc1, self.act) if layer is not None else None
+        if hidden is None:
+            hidden = self.act(self.fc1(hidden_states))
+        return self.drop(self.fc2(self.drop(hidden)))
 
 
 class InternImageLayer(GradientCheckpointingLayer):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Operators of InternImage."""
 
-from .dcnv3 import dcnv3
+from .dcnv3 import dcnv3, explain
+from .registry import BackendError
 
-__all__ = ["dcnv3"]
+__all__ = ["BackendError", "dcnv3", "explain"]

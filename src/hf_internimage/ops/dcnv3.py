@@ -1,13 +1,30 @@
 # SPDX-License-Identifier: MIT
-"""The public door to DCNv3."""
+"""DCNv3 for every device: the public function, the operator registered with PyTorch, and the choice of the backend.
 
-from collections.abc import Sequence
+Ordinary eager calls go straight to the backend, whose plan is kept from call to call: the way through PyTorch's
+dispatcher costs many times as much as the kernel of a small image. Whatever traces or watches (torch.compile,
+torch.export, fake tensors, dispatch modes, the profiler) sees the registered operator, and torch.func's transforms see
+PyTorch's own operators.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
-from ..dcnv3_reference import dcnv3_reference
+from ..dcnv3_reference import DCNv3Geometry, check_dcnv3, dcnv3_reference
+from . import eager
+from .registry import Backend, Call, Registry
 
-_BACKENDS = ("torch",)
+DCNV3 = Registry(
+    "dcnv3",
+    order=(
+        Backend("cpu", "hf_internimage.ops.backends.dcnv3_cpu", devices=("cpu",)),
+        Backend("torch", "hf_internimage.ops.backends.dcnv3_torch"),
+    ),
+)
+_MOST_PLANS = 1024
 
 
 def dcnv3(
@@ -33,26 +50,193 @@ def dcnv3(
     `offset_scale` scales grid and offsets about the kernel's centre. Positions outside the image read 0, and so do
     NaN or infinite ones. With `softmax=True` the mask holds logits, normalised inside over the taps of each group.
     Result: value.dtype, summed in float32 (float64 for float64). First-order gradients for all three tensors.
-    `backend`: None picks the best that can run the call; a name ("torch") demands that one.
-    Raises: ValueError for shapes, dtypes, devices, layouts or arguments that disagree, and for an unknown backend.
+    Autocast: `value` is cast to autocast's dtype, unless it is float64.
+    `backend`: None picks the best that can run the call; a name ("cpu", "torch") demands that one, and so does the
+    environment variable HF_INTERNIMAGE_BACKEND. `explain()` tells which can run. "torch" is made of PyTorch's own
+    operators, also when compiled or exported; otherwise those see the one operator hf_internimage::dcnv3.
+    Raises: ValueError for shapes, dtypes, devices, layouts or arguments that disagree, and for an unknown backend;
+    BackendError if the backend demanded cannot run this call.
     Source: arXiv:2211.05778 eq. 2; equal to OpenGVLab/InternImage@31c962d for square padding.
 
     >>> value, offset, mask = torch.rand(1, 5, 7, 8), torch.zeros(1, 5, 7, 36), torch.rand(1, 5, 7, 18)
     >>> dcnv3(value, offset, mask, groups=2, softmax=True).shape
     torch.Size([1, 5, 7, 8])
     """
-    if backend is not None and backend not in _BACKENDS:
-        raise ValueError(f"backend is {backend!r}, expected None or one of {', '.join(_BACKENDS)}.")
-    return dcnv3_reference(
-        value,
-        offset,
-        mask,
-        groups=groups,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        offset_scale=offset_scale,
-        remove_center=remove_center,
-        softmax=softmax,
+    arguments: dict[str, Any] = {
+        "groups": groups,
+        "kernel_size": kernel_size,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "offset_scale": offset_scale,
+        "remove_center": remove_center,
+    }
+    name = DCNV3.wanted(backend)
+    value, offset, mask = _autocast(value, offset, mask)
+    if name == "torch":
+        return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
+    if not torch.compiler.is_compiling():
+        if eager.transforms():
+            return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
+        if not eager.watched() and all(map(eager.ordinary, (value, offset, mask))):
+            return _run(value, offset, mask, arguments, softmax, name)
+    geometry = check_dcnv3(value, offset, mask, **arguments)
+    return torch.ops.hf_internimage.dcnv3(value, offset, mask, *geometry, softmax, name)
+
+
+def explain() -> str:
+    """Which backend runs each device and dtype on this machine, and why the others do not; a text for people."""
+    devices = ["cpu", *(name for name in ("cuda", "xpu", "mps") if getattr(torch, name).is_available())]
+    lines = []
+    for device in devices:
+        for dtype in ("float32", "bfloat16", "float16", "float64"):
+            reasons = DCNV3.explain(Call(device, dtype))
+            runs = next(name for name, reason in reasons.items() if reason is None)
+            lines.append(f"dcnv3 on {device}, {dtype}: {runs}")
+            lines += [f"    not {name}: {reason}" for name, reason in reasons.items() if reason]
+    return "\n".join(lines)
+
+
+def _autocast(
+    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The tensors as autocast wants them: a value of its dtype, and offsets and masks of that or of float32."""
+    device = getattr(value, "device", None)
+    if device is None or not torch.is_autocast_enabled(device.type):
+        return value, offset, mask
+    dtype = torch.get_autocast_dtype(device.type)
+    if value.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        value = value.to(dtype)
+        offset, mask = (t if t.dtype in (dtype, torch.float32) else t.float() for t in (offset, mask))
+    return value, offset, mask
+
+
+_plans: dict[tuple[Any, ...], Any] = {}  # None stands for PyTorch's own operators
+
+
+def _run(
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    arguments: dict[str, Any],
+    softmax: bool,
+    name: str | None,
+) -> torch.Tensor:
+    """An ordinary eager call."""
+    key = (
+        *(part for t in (value, offset, mask) for part in (t.shape, t.stride(), t.dtype, t.device)),
+        # 1, 1.0 and True are equal, but not equally good arguments
+        *((type(part), tuple(part) if isinstance(part, list) else part) for part in arguments.values()),
+        bool(softmax),
+        name,
     )
+    try:
+        plan = _plans[key]
+    except KeyError:
+        geometry = check_dcnv3(value, offset, mask, **arguments)
+        plan = _plan(geometry, softmax, name, value, offset, mask)
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        _plans[key] = plan
+    except TypeError:  # some argument cannot be hashed; say what is wrong with it
+        check_dcnv3(value, offset, mask, **arguments)
+        raise
+    if plan is None:
+        return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
+    if torch.is_grad_enabled() and (value.requires_grad or offset.requires_grad or mask.requires_grad):
+        return _Planned.apply(value, offset, mask, plan)
+    return plan.forward(value, offset, mask)
+
+
+def _plan(
+    geometry: DCNv3Geometry, softmax: bool, name: str | None, *tensors: torch.Tensor, registered: bool = False
+) -> Any:
+    """The chosen backend's plan for such tensors. None for "torch", unless inside the registered operator."""
+    value = tensors[0]
+    call = Call(value.device.type, str(value.dtype).removeprefix("torch."))
+    backend = DCNV3.choose(call, name)
+    if backend.name == "torch" and not registered:
+        return None
+    return backend.load().Plan(geometry, bool(softmax), *tensors)
+
+
+class _Planned(torch.autograd.Function):
+    """A plan with its backward pass; keeps only the inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, plan: Any) -> torch.Tensor:
+        ctx.save_for_backward(value, offset, mask)
+        ctx.plan = plan
+        return plan.forward(value, offset, mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return *ctx.plan.backward(grad_output, *ctx.saved_tensors), None
+
+
+_ARGUMENTS = (
+    "int groups, int[] kernel_size, int[] stride, int[] padding, int[] dilation, float offset_scale, "
+    "bool remove_center, bool softmax, str? backend=None"
+)
+_LIBRARY = torch.library.Library("hf_internimage", "FRAGMENT")
+_LIBRARY.define(f"dcnv3(Tensor value, Tensor offset, Tensor mask, {_ARGUMENTS}) -> Tensor")
+_LIBRARY.define(
+    f"dcnv3_backward(Tensor grad_output, Tensor value, Tensor offset, Tensor mask, {_ARGUMENTS}) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+
+def _checked(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, arguments: Sequence[Any]) -> DCNv3Geometry:
+    """The geometry of a call of the registered operator, whoever made it."""
+    names = ("groups", "kernel_size", "stride", "padding", "dilation", "offset_scale", "remove_center")
+    return check_dcnv3(value, offset, mask, **dict(zip(names, arguments, strict=False)))
+
+
+def _registered_forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    geometry = _checked(value, offset, mask, arguments)
+    softmax, backend = (*arguments[7:], None)[:2]
+    plan = _plan(geometry, softmax, DCNV3.wanted(backend), value, offset, mask, registered=True)
+    return plan.forward(value, offset, mask)
+
+
+def _registered_backward(
+    grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    geometry = _checked(value, offset, mask, arguments)
+    softmax, backend = (*arguments[7:], None)[:2]
+    plan = _plan(geometry, softmax, DCNV3.wanted(backend), value, offset, mask, registered=True)
+    return plan.backward(grad_output, value, offset, mask)
+
+
+def _fake_forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    _checked(value, offset, mask, arguments)
+    return value.new_empty((*offset.shape[:3], value.shape[3]))
+
+
+def _fake_backward(
+    grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return value.new_empty(value.shape), offset.new_empty(offset.shape), mask.new_empty(mask.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.arguments = inputs[3:]
+
+
+def _registered_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    gradients = torch.ops.hf_internimage.dcnv3_backward(grad_output, *ctx.saved_tensors, *ctx.arguments)
+    return *gradients, *(None for _ in ctx.arguments)
+
+
+def _register(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"hf_internimage::{name}", fake, lib=_LIBRARY)
+
+
+_register("dcnv3", _registered_forward, _fake_forward)
+_register("dcnv3_backward", _registered_backward, _fake_backward)
+torch.library.register_autograd(
+    "hf_internimage::dcnv3", _registered_gradient, setup_context=_setup_context, lib=_LIBRARY
+)

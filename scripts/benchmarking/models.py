@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: MIT
+"""The model part: InternImage beside transformers' ConvNeXt and Swin of the same size, all with random weights."""
+
+import os
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+)
+
+from hf_internimage import InternImageConfig, InternImageForImageClassification
+
+from .measuring import Settings, Step, peak_memory, rounded, start_steps, take_turns, time_ratio, times
+from .operators import runnable_backends
+
+BACKEND_VARIABLE = "HF_INTERNIMAGE_BACKEND"  # the operator reads it at each call
+PLAIN = " (torch)"  # marks InternImage with the package's PyTorch path forced
+TINY = "tiny"  # a size for trying the benchmark itself
+# Without the type of problem, the first loss would set it, and torch.compile start anew.
+COMMON: dict[str, Any] = {"num_labels": 1000, "problem_type": "single_label_classification"}
+
+CONVNEXT: dict[str, dict[str, Any]] = {
+    "t": {"depths": [3, 3, 9, 3], "hidden_sizes": [96, 192, 384, 768]},
+    "s": {"depths": [3, 3, 27, 3], "hidden_sizes": [96, 192, 384, 768]},
+    "b": {"depths": [3, 3, 27, 3], "hidden_sizes": [128, 256, 512, 1024]},
+    TINY: {"num_stages": 2, "depths": [1, 1], "hidden_sizes": [8, 16]},
+}
+SWIN: dict[str, dict[str, Any]] = {
+    "t": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
+    "s": {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24]},
+    "b": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]},
+    TINY: {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "image_size": 32},
+}
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """One batch through a model: in inference, or forward with loss and backward."""
+
+    size: str
+    name: str
+    batch: int
+    height: int
+    width: int
+    training: bool
+
+
+def model_cases(size: str) -> list[ModelCase]:
+    """What is measured of each model."""
+    if size == TINY:
+        return [
+            ModelCase(size, "32, batch 1", 1, 32, 32, False),
+            ModelCase(size, "32, batch 2, training step", 2, 32, 32, True),
+        ]
+    return [
+        ModelCase(size, "224, batch 1", 1, 224, 224, False),
+        ModelCase(size, "224, batch 8", 8, 224, 224, False),
+        ModelCase(size, "800x1280, batch 1", 1, 800, 1280, False),
+        ModelCase(size, "224, batch 8, training step", 8, 224, 224, True),
+    ]
+
+
+def internimage_config(size: str) -> InternImageConfig:
+    """The released architecture, without stochastic depth."""
+    if size == TINY:
+        return InternImageConfig.from_size("t", channels=16, depths=[1, 1], groups=[1, 2], image_size=32, **COMMON)
+    return InternImageConfig.from_size(size, **COMMON)
+
+
+def internimage(size: str) -> nn.Module:
+    """InternImage with offsets of about a pixel, as a trained model has; fresh ones would all be zero."""
+    model = InternImageForImageClassification(internimage_config(size))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".offset.weight" in name or ".mask.weight" in name:
+                parameter.normal_(0, 1 / parameter.shape[1] ** 0.5)
+    return model
+
+
+def convnext(size: str) -> nn.Module:
+    """ConvNeXt as published, without stochastic depth."""
+    config = {**COMMON, **CONVNEXT[size]}
+    return ConvNextForImageClassification(ConvNextConfig(**config))
+
+
+def swin(size: str) -> nn.Module:
+    """Swin with windows of 7 as published, without stochastic depth, as the other two."""
+    config = {**COMMON, "drop_path_rate": 0.0, **SWIN[size]}
+    return SwinForImageClassification(SwinConfig(**config))
+
+
+FAMILIES: dict[str, Callable[[str], nn.Module]] = {"internimage": internimage, "convnext": convnext, "swin": swin}
+REFERENCES = ("convnext", "swin")
+
+
+def model_names(size: str, settings: Settings) -> list[str]:
+    """The competitors. InternImage runs a second time on plain PyTorch where the package has a faster backend."""
+    names = [f"internimage_{size}"]
+    if runnable_backends(settings) != ["torch"]:
+        names.append(f"internimage_{size}{PLAIN}")
+    return names + [f"{family}_{size}" for family in REFERENCES]
+
+
+def make_model_step(case: ModelCase, name: str, settings: Settings) -> Step:
+    """One pass of a random batch through the model `name`; a training step leaves no gradients behind."""
+    torch.manual_seed(0)
+    device, dtype = settings.device, settings.torch_dtype
+    model = FAMILIES[name.split("_")[0]](case.size).to(device=device, dtype=dtype).train(case.training)
+    pixel_values = torch.randn(case.batch, 3, case.height, case.width, device=device, dtype=dtype)
+    labels = torch.zeros(case.batch, dtype=torch.long, device=device)
+    backend = "torch" if name.endswith(PLAIN) else None
+
+    def logits(pixel_values: torch.Tensor) -> torch.Tensor:
+        return model(pixel_values).logits
+
+    def loss(pixel_values: torch.Tensor) -> torch.Tensor:
+        return model(pixel_values, labels=labels).loss
+
+    function = loss if case.training else logits
+    if settings.mode == "compile":
+        function = _compiled_by_itself(function)
+
+    def infer() -> None:
+        with torch.inference_mode(), _operator_backend(backend):
+            function(pixel_values)
+
+    def train() -> None:
+        with _operator_backend(backend):
+            function(pixel_values).backward()
+        model.zero_grad(set_to_none=True)
+
+    return train if case.training else infer
+
+
+def _compiled_by_itself(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`function` compiled under a code object of its own.
+
+    torch.compile keeps its results by code object, and could serve one model with the graph of another that differs
+    only in the operator's backend. In one graph, so that no inner code object is shared either.
+    """
+    assert isinstance(function, types.FunctionType)
+    own = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
+    )
+    return torch.compile(own, dynamic=False, fullgraph=True)
+
+
+@contextmanager
+def _operator_backend(backend: str | None) -> Iterator[None]:
+    """Have the operator use this backend, or its own choice if None, whatever the environment says."""
+    before = os.environ.pop(BACKEND_VARIABLE, None)
+    if backend is not None:
+        os.environ[BACKEND_VARIABLE] = backend
+    try:
+        yield
+    finally:
+        os.environ.pop(BACKEND_VARIABLE, None)
+        if before is not None:
+            os.environ[BACKEND_VARIABLE] = before
+
+
+def _excused(name: str) -> tuple[type[Exception], ...]:
+    """The other models may be unable to run a case; InternImage may not."""
+    return () if name.startswith("internimage") else (RuntimeError, ValueError)
+
+
+def measure_models(cases: list[ModelCase], settings: Settings) -> Iterator[dict[str, Any]]:
+    """For each case and model: time, images per second, peak memory beyond the model, time in units of the others'."""
+    for case in cases:
+        torch.compiler.reset()
+        makers = {name: partial(make_model_step, case, name, settings) for name in model_names(case.size, settings)}
+        steps, left_out = start_steps(makers, _excused)
+        runs = take_turns(steps, settings)
+        references = {f: f"{f}_{case.size}" for f in REFERENCES if f"{f}_{case.size}" in steps}
+        rows = {}
+        for name in steps:
+            timing = times(runs, name)
+            rows[name] = {
+                **timing,
+                "images_per_second": rounded(case.batch / timing["milliseconds"] * 1e3),
+                **{f"time_to_{family}": time_ratio(runs, name, label) for family, label in references.items()},
+            }
+        steps.clear()  # room for the measurements of memory
+        for name, row in rows.items():
+            peak = peak_memory(make_model_step, case, name, settings)
+            row["peak_memory_mib"] = None if peak is None else rounded(peak / 2**20)
+        yield {
+            **asdict(case),
+            "threads": settings.threads,
+            "mode": settings.mode,
+            "runs": len(runs),
+            "models": rows,
+            "left_out": left_out,
+        }

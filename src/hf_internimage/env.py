@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: MIT
+"""What runs on this machine: `python -m hf_internimage.env` prints versions and backends, also for bug reports."""
+
+import platform
+import sys
+
+import torch
+import transformers
+
+from . import __version__
+from .ops import explain, native
+from .ops.registry import BACKEND_VARIABLE, environment
+
+
+def describe() -> str:
+    """The text that the command prints."""
+    lines = [
+        f"hf_internimage {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        f"{BACKEND_VARIABLE}: {environment() or 'not set'}",
+        f"compiled CPU library: {native.why_not() or native.describe()}",
+        explain(),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(describe() + "\n")

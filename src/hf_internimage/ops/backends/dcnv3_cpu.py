@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""DCNv3 in the compiled CPU library: forward and backward, softmax included."""
+
+import ctypes
+
+import torch
+
+from ...dcnv3_reference import DCNv3Geometry
+from .. import native
+from ..registry import BackendError, Call
+
+_INT = ctypes.c_int64
+_LONGEST_SIDE = 2**30  # pixel positions are 32-bit integers
+_GEOMETRY = "batch height width out_height out_width groups channels"
+_PAIRS = "kernel stride padding dilation"
+
+
+class _Call(ctypes.Structure):
+    """`hfi_dcnv3` of api.h."""
+
+    _fields_ = [
+        *((name, _INT) for name in _GEOMETRY.split()),
+        *((f"{name}_{axis}", _INT) for name in _PAIRS.split() for axis in "hw"),
+        ("remove_center", _INT),
+        ("softmax", _INT),
+        ("offset_scale", ctypes.c_double),
+        *((name, native.TensorLayout) for name in ("value", "offset", "mask", "output")),
+    ]
+
+
+def why_not(call: Call) -> str | None:
+    """None if this backend can run `call`, else the reason."""
+    names = [str(dtype).removeprefix("torch.") for dtype in native.DTYPES]
+    if call.dtype not in names:
+        return f"computes {', '.join(names)}, not {call.dtype}"
+    return native.why_not()
+
+
+class Plan:
+    """A call prepared for tensors of certain shapes, strides and dtypes; several threads may use it at once."""
+
+    def __init__(
+        self, geometry: DCNv3Geometry, softmax: bool, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
+    ) -> None:
+        batch, height, width, channels = value.shape
+        if max(height, width) >= _LONGEST_SIDE:
+            raise BackendError(f"dcnv3: backend 'cpu' takes sides below {_LONGEST_SIDE}, got {height}x{width}.")
+        _, out_height, out_width, _ = offset.shape
+        self._output_shape = (batch, out_height, out_width, channels)
+        self._dense = all(map(_is_dense, (value, offset, mask)))
+        output = value.new_empty(self._output_shape)
+        self._call = _Call(
+            batch,
+            height,
+            width,
+            out_height,
+            out_width,
+            geometry.groups,
+            channels // geometry.groups,
+            *geometry.kernel_size,
+            *geometry.stride,
+            *geometry.padding,
+            *geometry.dilation,
+            geometry.remove_center,
+            softmax,
+            geometry.offset_scale,
+            *(native.TensorLayout.of(_made_dense(tensor)) for tensor in (value, offset, mask, output)),
+        )
+
+    def forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(N, Ho, Wo, G*D) in value's dtype."""
+        output = value.new_empty(self._output_shape)
+        if not self._dense:
+            value, offset, mask = map(_made_dense, (value, offset, mask))
+        native.call(
+            "hfi_dcnv3_forward",
+            ctypes.byref(self._call),
+            value.data_ptr(),
+            offset.data_ptr(),
+            mask.data_ptr(),
+            output.data_ptr(),
+        )
+        return output
+
+    def backward(
+        self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The gradients of value, offset and mask, contiguous, in their shapes and dtypes."""
+        gradients = tuple(torch.empty(t.shape, dtype=t.dtype) for t in (value, offset, mask))
+        grad_output = grad_output.contiguous()
+        if not self._dense:
+            value, offset, mask = map(_made_dense, (value, offset, mask))
+        native.call(
+            "hfi_dcnv3_backward",
+            ctypes.byref(self._call),
+            grad_output.data_ptr(),
+            value.data_ptr(),
+            offset.data_ptr(),
+            mask.data_ptr(),
+            *(gradient.data_ptr() for gradient in gradients),
+        )
+        return gradients  # type: ignore[return-value]
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the features of a pixel lie side by side."""
+    return tensor.stride(3) == 1 or tensor.shape[3] <= 1
+
+
+def _made_dense(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if _is_dense(tensor) else tensor.contiguous()

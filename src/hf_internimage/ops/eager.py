@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: MIT
+"""Whether a call is ordinary eager execution, so that going straight to a kernel changes nothing but the time."""
+
+import torch
+
+_ORDINARY = (torch.Tensor, torch.nn.Parameter)
+
+
+def transforms() -> bool:
+    """Whether torch.func or torch.jit.trace is at work on this call."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.jit.is_tracing()
+
+
+def watched() -> bool:
+    """Whether a dispatch mode (fake tensors, selective checkpointing, ...) wants to see PyTorch's operators."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def ordinary(tensor: torch.Tensor) -> bool:
+    """Whether this is a plain tensor with strides, not one of another class or layout."""
+    return type(tensor) in _ORDINARY and tensor.layout is torch.strided

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: MIT
+"""What surrounds DCNv3 in an InternImage layer, in one pass each on the CPU: same numbers, fewer trips to memory.
+
+Only ordinary eager calls come here, when `fuses` says so; torch.compile does such things by itself.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from . import eager, native
+from .registry import environment
+
+_INT = ctypes.c_int64
+_PARTS = 32  # sums over pixels are made in so many parts, whatever the number of threads
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_FORWARDS = (nn.Linear.forward, nn.Conv2d.forward, nn.LayerNorm.forward, nn.GELU.forward)
+
+
+def fuses(states: torch.Tensor, *modules: nn.Module) -> bool:
+    """Whether a function of this file may stand for calls of `modules` on `states`: whether nobody would notice.
+
+    Nothing may trace or watch the call, modules must be PyTorch's own with neither hooks nor wrappers, and parameters
+    ordinary ones of the dtype of `states`.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and states.device.type == "cpu"
+        and states.dtype in _DTYPES
+        and eager.ordinary(states)
+        and not (eager.transforms() or eager.watched())
+        and not torch.is_autocast_enabled("cpu")
+        and environment() in (None, "cpu")
+        and native.why_not() is None
+        and not nn.modules.module._has_any_global_hook()
+        and all(_is_bare(module, states.dtype) for module in modules)
+    )
+
+
+def _is_bare(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether calling `module` does what its class says, and nothing else."""
+    return (
+        type(module).forward in _FORWARDS
+        and "forward" not in module.__dict__
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        and all(
+            parameter is None or (parameter.dtype == dtype and eager.ordinary(parameter))
+            for parameter in module._parameters.values()
+        )
+    )
+
+
+def _tracked(*tensors: torch.Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def linear_gelu(states: torch.Tensor, linear: nn.Module, act: nn.Module) -> torch.Tensor | None:
+    """GELU(linear(states)), (..., in_features) -> (..., out_features); None if it cannot stand for the modules."""
+    if not (
+        fuses(states, linear, act)
+        and isinstance(linear, nn.Linear)
+        and isinstance(act, nn.GELU)
+        and act.approximate == "none"
+    ):
+        return None
+    product = nn.functional.linear(states, linear.weight)
+    if _tracked(product, linear.bias):
+        return _BiasGelu.apply(product, linear.bias)
+    return _gelu(product, linear.bias, product)
+
+
+def _pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _gelu(states: torch.Tensor, bias: torch.Tensor | None, output: torch.Tensor) -> torch.Tensor:
+    """`output` = GELU(states + bias); both without gaps, and possibly the same."""
+    features = states.shape[-1]
+    native.call(
+        "hfi_gelu",
+        native.DTYPES[states.dtype],
+        states.numel() // max(features, 1),
+        features,
+        states.data_ptr(),
+        _pointer(bias),
+        output.data_ptr(),
+    )
+    return output
+
+
+class _BiasGelu(torch.autograd.Function):
+    """GELU(states + bias)."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        states = states.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        ctx.save_for_backward(states, bias)
+        return _gelu(states, bias, torch.empty_like(states))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        states, bias = ctx.saved_tensors
+        features = states.shape[-1]
+        rows = states.numel() // max(features, 1)
+        grad_output = grad_output.contiguous()
+        grad_states = torch.empty_like(states)
+        sums = torch.empty(_PARTS, features)
+        native.call(
+            "hfi_gelu_backward",
+            native.DTYPES[states.dtype],
+            rows,
+            features,
+            grad_output.data_ptr(),
+            states.data_ptr(),
+            _pointer(bias),
+            grad_states.data_ptr(),
+            sums.data_ptr(),
+            _PARTS,
+        )
+        return grad_states, None if bias is None else sums.sum(0).to(bias.dtype)
+
+
+def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Tensor | None:
+    """GELU(norm(conv(states))), (N, H, W, C) -> (N, H, W, C), for `block` = (depth-wise conv, (permutation, norm), act).
+
+    None if it cannot stand for the modules.
+    """
+    conv, inner, act = block
+    norm = inner[-1] if isinstance(inner, nn.Sequential) else inner
+    if not (
+        isinstance(conv, nn.Conv2d)
+        and isinstance(norm, nn.LayerNorm)
+        and isinstance(act, nn.GELU)
+        and fuses(states, conv, norm, act)
+        and conv.bias is not None
+        and norm.weight is not None
+        and norm.bias is not None
+        and act.approximate == "none"
+        and conv.padding_mode == "zeros"
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == conv.in_channels == conv.out_channels == states.shape[-1]
+        and conv.padding == (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
+        and conv.kernel_size[0] == conv.kernel_size[1]
+        and conv.kernel_size[0] % 2 == 1
+    ):
+        return None
+    tensors = (states, conv.weight, conv.bias, norm.weight, norm.bias)
+    if _tracked(*tensors):
+        return _DepthwiseNormGelu.apply(*tensors, norm.eps)
+    return _depthwise_forward(*_made_dense(*tensors), norm.eps)
+
+
+class _Depthwise(ctypes.Structure):
+    """`hfi_depthwise` of api.h."""
+
+    _fields_ = [
+        *((name, _INT) for name in ("dtype", "batch", "height", "width", "channels", "kernel")),
+        *((name, _INT) for name in ("stride_n", "stride_h", "stride_w")),
+        ("epsilon", ctypes.c_double),
+    ]
+
+    @classmethod
+    def of(cls, states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> "_Depthwise":
+        return cls(native.DTYPES[states.dtype], *states.shape, weight.shape[-1], *states.stride()[:3], epsilon)
+
+
+def _made_dense(states: torch.Tensor, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Channels side by side, parameters without gaps."""
+    return states if states.stride(3) == 1 else states.contiguous(), *(p.contiguous() for p in parameters)
+
+
+def _depthwise_forward(states: torch.Tensor, *rest: Any) -> torch.Tensor:
+    *parameters, epsilon = rest
+    output = states.new_empty(states.shape)
+    native.call(
+        "hfi_depthwise_norm_gelu",
+        ctypes.byref(_Depthwise.of(states, parameters[0], epsilon)),
+        states.data_ptr(),
+        *(parameter.data_ptr() for parameter in parameters),
+        output.data_ptr(),
+    )
+    return output
+
+
+class _DepthwiseNormGelu(torch.autograd.Function):
+    """Keeps only its inputs; the backward pass computes the convolution once more."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
+        *given, ctx.epsilon = inputs
+        tensors = _made_dense(*given)
+        ctx.save_for_backward(*tensors)
+        return _depthwise_forward(*tensors, ctx.epsilon)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, *parameters = ctx.saved_tensors
+        weight = parameters[0]
+        channels, taps = weight.shape[0], weight.shape[-1] ** 2
+        grad_output = grad_output.contiguous()
+        grad_states = states.new_empty(states.shape)
+        slope = torch.empty(states.shape)
+        sums = torch.empty(_PARTS, taps + 3, native.library().hfi_row(channels))
+        native.call(
+            "hfi_depthwise_norm_gelu_backward",
+            ctypes.byref(_Depthwise.of(states, weight, ctx.epsilon)),
+            grad_output.data_ptr(),
+            states.data_ptr(),
+            *(parameter.data_ptr() for parameter in parameters),
+            grad_states.data_ptr(),
+            slope.data_ptr(),
+            sums.data_ptr(),
+            _PARTS,
+        )
+        rows = sums.sum(0)[:, :channels].to(weight.dtype)
+        grad_weight = rows[:taps].t().contiguous().view(weight.shape)
+        return grad_states, grad_weight, *rows[taps:].unbind(0), None
