@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What every test runs under: no Hub, few threads, a fixed seed."""
 
+import functools
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +17,8 @@ import torch
 import transformers
 
 import hf_internimage  # noqa: F401  # registers with the Auto classes
+from hf_internimage import ops
+from hf_internimage.ops import native
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(THREADS)
@@ -25,6 +28,22 @@ torch.set_num_threads(THREADS)
 def _fresh():
     torch.manual_seed(0)
     torch.compiler.reset()
+
+
+@pytest.fixture(params=["cpu", "torch"])
+def dcnv3(request):
+    """The operator, on each backend in turn."""
+    if request.param == "cpu" and native.why_not():
+        pytest.skip(f"the cpu backend {native.why_not()}")
+    return functools.partial(ops.dcnv3, backend=request.param)
+
+
+@pytest.fixture
+def threads():
+    """Sets PyTorch's number of threads for the length of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

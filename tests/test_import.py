@@ -35,8 +35,16 @@ ALLOWED = {
     "image_processing_pil_internimage.py": ({"transformers"}, set()),
     "checkpoints.py": (set(), set()),
     "conversion.py": ({"torch", "huggingface_hub"}, {*ISLAND, "checkpoints.py"}),
-    "ops/__init__.py": (set(), {"ops/dcnv3.py"}),
-    "ops/dcnv3.py": ({"torch"}, {"dcnv3_reference.py"}),
+    "env.py": ({"torch", "transformers"}, {"__init__.py", "ops/__init__.py", "ops/native.py", "ops/registry.py"}),
+    "ops/__init__.py": (set(), {"ops/dcnv3.py", "ops/registry.py"}),
+    "ops/dcnv3.py": ({"torch"}, {"dcnv3_reference.py", "ops/eager.py", "ops/registry.py"}),
+    "ops/registry.py": (set(), set()),
+    "ops/eager.py": ({"torch"}, set()),
+    "ops/native.py": ({"torch"}, set()),
+    "ops/layer.py": ({"torch"}, {"ops/eager.py", "ops/native.py", "ops/registry.py"}),
+    "ops/backends/__init__.py": (set(), set()),
+    "ops/backends/dcnv3_cpu.py": ({"torch"}, {"dcnv3_reference.py", "ops/native.py", "ops/registry.py"}),
+    "ops/backends/dcnv3_torch.py": ({"torch"}, {"dcnv3_reference.py", "ops/registry.py"}),
 }
 
 
@@ -60,13 +68,11 @@ def test_imports_only_what_it_may(file):
         if level == 0:
             assert module.partition(".")[0] in packages | STDLIB, f"{file} imports {module}"
             continue
-        base = (PACKAGE / file).parent
-        for _ in range(level - 1):
-            base = base.parent
-        for path in [module] if module else names:
-            target = base / path.replace(".", "/")
-            found = target.with_suffix(".py") if target.with_suffix(".py").exists() else target / "__init__.py"
-            assert found.relative_to(PACKAGE).as_posix() in ours, f"{file} imports {'.' * level}{module} {names}"
+        base = (PACKAGE / file).parents[level - 1] / module.replace(".", "/")
+        for name in names:  # a module of that package, or something in it
+            paths = (base / f"{name}.py", base.with_suffix(".py"), base / "__init__.py")
+            found = next(path for path in paths if path.exists()).relative_to(PACKAGE).as_posix()
+            assert found in ours, f"{file} imports {'.' * level}{module} {names}"
 
 
 @pytest.mark.parametrize("file", sorted(ISLAND))

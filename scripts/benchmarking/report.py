@@ -158,6 +158,8 @@ def _draw_bars(axis: Any, rows: list[Row], bars: Callable[[Row], dict[str, float
         axis.bar_label(drawn, fmt="%.2f", fontsize="x-small")
     several = len(_series(rows)) > 1
     labels = [f"{row['name']}, {_series_label(row)}" if several else row["name"] for row in rows]
-    axis.set_xticks(range(len(rows)), [label.replace(", ", "\n") for label in labels], fontsize="small")
+    axis.set_xticks(
+        range(len(rows)), [label.replace(", ", "\n").replace(" and ", "\nand ") for label in labels], fontsize="small"
+    )
     axis.axhline(1, color="black", linewidth=0.8)
     axis.legend(fontsize="small")

@@ -181,10 +181,10 @@ class InternImageMLP(nn.Module):
         self.drop = nn.Dropout(config.drop_rate)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden = layer.linear_gelu(hidden_states, self.fc1, self.act) if layer is not None else None
-        if hidden is None:
-            hidden = self.act(self.fc1(hidden_states))
-        return self.drop(self.fc2(self.drop(hidden)))
+        fused = layer.mlp(hidden_states, self.fc1, self.act, self.fc2, self.drop) if layer is not None else None
+        if fused is not None:
+            return fused
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(hidden_states)))))
 
 
 class InternImageLayer(GradientCheckpointingLayer):

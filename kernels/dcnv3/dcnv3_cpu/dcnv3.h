@@ -97,27 +97,37 @@ HFI_ONCE void positions(const hfi_dcnv3& c, const T* offset, int64_t h, int64_t 
     }
 }
 
-// The weights of `groups` times `taps` taps: the mask, or its softmax over the taps of each group.
-template <class T, class A, int L>
-HFI_ONCE void weights(const T* mask, int64_t groups, int64_t taps, bool softmax, A* weight) {
-    int64_t count = groups * taps, k = 0;
-    for (; k + L <= count; k += L) store<L>(weight + k, load<L>(mask + k));
-    if (k < count) store<L>(weight + k, load_some<L>(mask + k, count - k));
-    if (!softmax) return;
+// In place, over the taps of each group; TAPS is their number if that is a usual one, else 0.
+template <class A, int L, int TAPS>
+HFI_INLINE void softmax(A* weight, int64_t groups, int64_t any_taps) {
+    const int64_t taps = TAPS ? TAPS : any_taps, count = groups * taps;
     for (int64_t g = 0; g < groups; ++g) {
         A* m = weight + g * taps;
         A top = m[0];
         for (int64_t p = 1; p < taps; ++p) top = m[p] > top ? m[p] : top;
         for (int64_t p = 0; p < taps; ++p) m[p] -= top;
     }
-    for (k = 0; k < count; k += L) store<L>(weight + k, exp<L>(load<L>(weight + k)));
+    for (int64_t k = 0; k < count; k += L) store<L>(weight + k, exp<L>(load<L>(weight + k)));
     for (int64_t g = 0; g < groups; ++g) {
         A* m = weight + g * taps;
         A total = 0;
         for (int64_t p = 0; p < taps; ++p) total += m[p];
-        A inverse = 1 / total;
+        const A inverse = 1 / total;
         for (int64_t p = 0; p < taps; ++p) m[p] *= inverse;
     }
+}
+
+// The weights of `groups` times `taps` taps: the mask, or its softmax.
+template <class T, class A, int L>
+HFI_ONCE void weights(const T* mask, int64_t groups, int64_t taps, bool normalise, A* weight) {
+    int64_t count = groups * taps, k = 0;
+    for (; k + L <= count; k += L) store<L>(weight + k, load<L>(mask + k));
+    if (k < count) store<L>(weight + k, load_some<L>(mask + k, count - k));
+    if (!normalise) return;
+    if (taps == 9)
+        softmax<A, L, 9>(weight, groups, taps);
+    else
+        softmax<A, L, 0>(weight, groups, taps);
 }
 
 // The four corners of one tap: upper left, upper right, lower left, lower right.
@@ -168,16 +178,22 @@ template <class T, class A, int L, int NV>
 HFI_INLINE void sample(
     const hfi_dcnv3& c, const T* image, const Scratch<A>& s, int64_t tap, int64_t taps, int64_t first, T* out) {
     typedef vec_t<A, L> V;
-    V sum[NV] = {};
+    // Sums of their own for the corners: additions to a single one would wait for each other.
+    constexpr int CHAINS = NV > 2 ? 2 : 4;
+    V sum[CHAINS][NV] = {};
     for (int64_t k = tap; k < tap + taps; ++k) {
         Corners<T, A> at = corners<T, A>(c, image, (const T*)s.zeros, s.cell + 2 * k, s.fraction + 2 * k);
         A weight = s.weight[k];
         for (int i = 0; i < 4; ++i) {
             A part = at.part[i] * weight;
-            for (int v = 0; v < NV; ++v) sum[v] += load<L>(at.from[i] + first + v * L) * part;
+            for (int v = 0; v < NV; ++v) sum[i % CHAINS][v] += load<L>(at.from[i] + first + v * L) * part;
         }
     }
-    for (int v = 0; v < NV; ++v) store<L>(out + first + v * L, sum[v]);
+    for (int v = 0; v < NV; ++v) {
+        V total = sum[0][v] + sum[1][v];
+        if (CHAINS == 4) total += sum[CHAINS - 2][v] + sum[CHAINS - 1][v];
+        store<L>(out + first + v * L, total);
+    }
 }
 
 // Output pixels [first, last) of all images, counted through.

@@ -16,8 +16,9 @@ from .registry import environment
 
 _INT = ctypes.c_int64
 _PARTS = 32  # sums over pixels are made in so many parts, whatever the number of threads
+_BLOCK_BYTES = 2**22  # of hidden features worked on at once
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_FORWARDS = (nn.Linear.forward, nn.Conv2d.forward, nn.LayerNorm.forward, nn.GELU.forward)
+_FORWARDS = (nn.Linear.forward, nn.Conv2d.forward, nn.LayerNorm.forward, nn.GELU.forward, nn.Dropout.forward)
 
 
 def fuses(states: torch.Tensor, *modules: nn.Module) -> bool:
@@ -58,19 +59,36 @@ def _tracked(*tensors: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def linear_gelu(states: torch.Tensor, linear: nn.Module, act: nn.Module) -> torch.Tensor | None:
-    """GELU(linear(states)), (..., in_features) -> (..., out_features); None if it cannot stand for the modules."""
+def mlp(
+    states: torch.Tensor, first: nn.Module, act: nn.Module, second: nn.Module, drop: nn.Module
+) -> torch.Tensor | None:
+    """second(GELU(first(states))), (..., C) -> (..., C); None if it cannot stand for the modules.
+
+    Without gradients, rows are worked on in blocks whose hidden features stay in the processor's cache.
+    """
     if not (
-        fuses(states, linear, act)
-        and isinstance(linear, nn.Linear)
+        isinstance(first, nn.Linear)
+        and isinstance(second, nn.Linear)
         and isinstance(act, nn.GELU)
+        and isinstance(drop, nn.Dropout)
+        and fuses(states, first, act, second, drop)
+        and first.bias is not None
+        and second.bias is not None
         and act.approximate == "none"
+        and not (drop.training and drop.p)
     ):
         return None
-    product = nn.functional.linear(states, linear.weight)
-    if _tracked(product, linear.bias):
-        return _BiasGelu.apply(product, linear.bias)
-    return _gelu(product, linear.bias, product)
+    if _tracked(states, first.weight, first.bias, second.weight, second.bias):
+        return second(_BiasGelu.apply(nn.functional.linear(states, first.weight), first.bias))
+    rows = states.reshape(-1, states.shape[-1])
+    output = states.new_empty((*states.shape[:-1], second.out_features))
+    block = max(1, min(rows.shape[0], _BLOCK_BYTES // (first.out_features * states.element_size())))
+    hidden = states.new_empty((block, first.out_features))
+    for part, result in zip(rows.split(block), output.view(-1, second.out_features).split(block), strict=True):
+        some = hidden[: part.shape[0]]
+        torch.mm(part, first.weight.t(), out=some)
+        torch.addmm(second.bias, _gelu(some, first.bias, some), second.weight.t(), out=result)
+    return output
 
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
