@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Waiting OpenMP threads spin: two test processes with two threads each are many times slower than with one.
 THREADS = max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+THREADS = min(THREADS, int(os.environ.get("OMP_NUM_THREADS") or THREADS))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 
 import pytest
@@ -44,6 +45,20 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def instruction_set(request):
+    """Each instruction set of the library that this processor has."""
+    if native.why_not():
+        pytest.skip(f"the cpu backend {native.why_not()}")
+    library = native.library()
+    before = library.hfi_instruction_set()
+    if library.hfi_use_instruction_set(request.param.encode()):
+        pytest.skip(f"this build or processor has no {request.param}")
+    assert library.hfi_instruction_set() == request.param.encode()
+    yield request.param
+    assert library.hfi_use_instruction_set(before) == 0
 
 
 @pytest.fixture

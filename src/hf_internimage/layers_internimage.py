@@ -34,12 +34,16 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"GELU": nn.GELU, "SiLU": nn.SiLU, "Re
 class InternImageToChannelsLast(nn.Module):
     """(N, C, H, W) -> (N, H, W, C), a view."""
 
+    is_permutation = True
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states.permute(0, 2, 3, 1)
 
 
 class InternImageToChannelsFirst(nn.Module):
     """(N, H, W, C) -> (N, C, H, W), a view."""
+
+    is_permutation = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return _channels_first(hidden_states)
@@ -55,6 +59,15 @@ def _channels_first(hidden_states: torch.Tensor) -> torch.Tensor:
 def layer_norm(channels: int) -> nn.Sequential:
     """A LayerNorm over the last axis, under the checkpoints' name `0`."""
     return nn.Sequential(nn.LayerNorm(channels, eps=_LAYER_NORM_EPS))
+
+
+def _norm(hidden_states: torch.Tensor, norm: nn.Sequential, act: nn.Module | None = None) -> torch.Tensor:
+    """act(norm(hidden_states)), with the norm over the last axis."""
+    fused = layer.norm(hidden_states, norm, act=act) if layer is not None else None
+    if fused is not None:
+        return fused
+    hidden_states = norm(hidden_states)
+    return hidden_states if act is None else act(hidden_states)
 
 
 def _convolution_norm(channels: int, norm_layer: str, channels_last: bool) -> nn.Sequential:
@@ -105,7 +118,9 @@ class InternImageStem(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         hidden_states = self.conv1(pixel_values.contiguous(memory_format=torch.channels_last))
-        hidden_states = self.conv2(self.act(self.norm1(hidden_states)))
+        fused = layer.norm(hidden_states.permute(0, 2, 3, 1), self.norm1, act=self.act) if layer is not None else None
+        normed = self.act(self.norm1(hidden_states)) if fused is None else _channels_first(fused)
+        hidden_states = self.conv2(normed)
         return _channels_first(self.norm2(hidden_states))  # (N, H, W, C) -> (N, C, H, W)
 
 
@@ -204,25 +219,36 @@ class InternImageLayer(GradientCheckpointingLayer):
         else:
             self.register_parameter("layer_scale1", None)
             self.register_parameter("layer_scale2", None)
+        self.res_post_norm1: nn.Sequential | None = None
+        self.res_post_norm2: nn.Sequential | None = None
         if config.res_post_norm:
             self.res_post_norm1, self.res_post_norm2 = layer_norm(channels), layer_norm(channels)
         # As in the original: no effect beside post_norm or a layer scale.
         self.uses_res_post_norm = config.res_post_norm and not config.post_norm and config.layer_scale is None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.post_norm:
-            hidden_states = self._add(hidden_states, self.norm1(self.dcn(hidden_states)), self.layer_scale1)
-            return self._add(hidden_states, self.norm2(self.mlp(hidden_states)), self.layer_scale2)
-        branch = self.dcn(self.norm1(hidden_states))
-        if self.uses_res_post_norm:
-            branch = self.res_post_norm1(branch)
-        hidden_states = self._add(hidden_states, branch, self.layer_scale1)
-        branch = self.mlp(self.norm2(hidden_states))
-        if self.uses_res_post_norm:
-            branch = self.res_post_norm2(branch)
-        return self._add(hidden_states, branch, self.layer_scale2)
+        for branch, norm, after, scale in (
+            (self.dcn, self.norm1, self.res_post_norm1, self.layer_scale1),
+            (self.mlp, self.norm2, self.res_post_norm2, self.layer_scale2),
+        ):
+            if self.post_norm:
+                hidden_states = self._add(hidden_states, branch(hidden_states), norm, scale)
+            else:
+                branched = branch(_norm(hidden_states, norm))
+                hidden_states = self._add(hidden_states, branched, after if self.uses_res_post_norm else None, scale)
+        return hidden_states
 
-    def _add(self, residual: torch.Tensor, branch: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    def _add(
+        self, residual: torch.Tensor, branch: torch.Tensor, norm: nn.Sequential | None, scale: torch.Tensor | None
+    ) -> torch.Tensor:
+        """residual + scale * norm(branch), where norm and scale may be absent, and stochastic depth."""
+        if norm is not None:
+            dropping = self.training and getattr(self.drop_path, "rate", 0.0) > 0
+            if layer is not None and not dropping:
+                fused = layer.norm(branch, norm, scale=scale, residual=residual)
+                if fused is not None:
+                    return fused
+            branch = norm(branch)
         branch = self.drop_path(branch)
         return residual + branch if scale is None else torch.addcmul(residual, branch, scale)
 

@@ -117,6 +117,13 @@ static Work gelu_backward_work(Gelu& job, int64_t) {
     });
 }
 
+static Work norm_forward_work(Norm& job, int64_t threads) {
+    return with_float_dtype(job.dtype, [&](auto type) {
+        return Work{job.rows, grain(job.rows, job.channels * 4, 65536, threads), 3 * padded(job.channels) * 4,
+                    norm_forward<decltype(type)>};
+    });
+}
+
 static Work blocks_work(
     DepthwiseNormGelu& job, int64_t threads, void (*run)(const void* job, Units& units, char* memory)) {
     ConvScratch s;
@@ -144,7 +151,11 @@ static Work depthwise_transposed_work(DepthwiseNormGelu& job, int64_t threads) {
 }
 
 extern const Kernels kernels = {
-    HFI_NAME(HFI_ISA),       padded,         gelu_forward_work, gelu_backward_work, depthwise_forward_work,
-    depthwise_backward_work, depthwise_transposed_work, dcnv3_forward,      dcnv3_backward};
+    HFI_NAME(HFI_ISA),      padded,
+    gelu_forward_work,      gelu_backward_work,
+    norm_forward_work,      depthwise_forward_work,
+    depthwise_backward_work, depthwise_transposed_work,
+    dcnv3_forward,          dcnv3_backward,
+};
 
 }  // namespace HFI_ISA

@@ -44,6 +44,15 @@ struct Gelu {
     int64_t parts;
 };
 
+// residual + scale * LayerNorm(input), or GELU(LayerNorm(input)) if `activate`; rows without gaps. scale and residual
+// may be null, output may be input or residual.
+struct Norm {
+    int64_t dtype, rows, channels, activate;
+    double epsilon;
+    const void *input, *gamma, *beta, *scale, *residual;
+    void* output;
+};
+
 // GELU(LayerNorm(depth-wise convolution)) with a square kernel of odd side, stride 1 and "same" padding.
 // input (batch, height, width, channels) with the strides given, output without gaps; see layer.h for the backward pass.
 struct DepthwiseNormGelu : hfi_depthwise {
@@ -58,6 +67,7 @@ struct Kernels {
     int64_t (*row)(int64_t channels);
     Work (*gelu_forward)(Gelu& job, int64_t threads);
     Work (*gelu_backward)(Gelu& job, int64_t threads);
+    Work (*norm_forward)(Norm& job, int64_t threads);
     Work (*depthwise_norm_gelu_forward)(DepthwiseNormGelu& job, int64_t threads);
     Work (*depthwise_norm_gelu_backward)(DepthwiseNormGelu& job, int64_t threads);
     Work (*depthwise_transposed)(DepthwiseNormGelu& job, int64_t threads);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What surrounds DCNv3 in InternImage's layer, in one pass each: GELU with a bias, and the depth-wise convolution with
-// its LayerNorm and GELU. Storage types float, bf16 and fp16; everything is computed in float.
+// What surrounds DCNv3 in InternImage's layer, in one pass each: GELU with a bias, LayerNorm with what follows it, and
+// the depth-wise convolution with its LayerNorm and GELU. Storage types float, bf16 and fp16; everything is computed in float.
 #pragma once
 
 #include "kernels.h"
@@ -179,6 +179,41 @@ HFI_ONCE void moments(const float* x, int64_t channels, float epsilon, float& me
     float variance = sum<float, LANES>(squares);
     for (; c < channels; ++c) variance += (x[c] - mean) * (x[c] - mean);
     scale = 1.0f / __builtin_sqrtf(variance / channels + epsilon);
+}
+
+template <class T>
+static void norm_forward(const void* pointer, Units& units, char* memory) {
+    typedef vec_t<float, LANES> V;
+    const Norm& job = *(const Norm*)pointer;
+    const int64_t channels = job.channels, padding = padded(channels);
+    float *gamma = (float*)memory, *beta = gamma + padding, *x = beta + padding;
+    widen((const T*)job.gamma, channels, gamma);
+    widen((const T*)job.beta, channels, beta);
+    if (job.scale)
+        for (int64_t c = 0; c < channels; ++c) {
+            const float scale = get((const T*)job.scale + c);
+            gamma[c] *= scale;
+            beta[c] *= scale;
+        }
+    int64_t first, last;
+    while (units.next(first, last))
+        for (int64_t row = first; row < last; ++row) {
+            const T* residual = job.residual ? (const T*)job.residual + row * channels : nullptr;
+            T* out = (T*)job.output + row * channels;
+            float mean, scale;
+            widen((const T*)job.input + row * channels, channels, x);
+            moments(x, channels, job.epsilon, mean, scale);
+            for (int64_t c = 0; c < channels; c += LANES) {
+                const bool whole = c + LANES <= channels;
+                V y = (load<LANES>(x + c) - mean) * scale * load<LANES>(gamma + c) + load<LANES>(beta + c);
+                if (job.activate) y = gelu<LANES>(y);
+                if (residual) y += whole ? load<LANES>(residual + c) : load_some<LANES>(residual + c, channels - c);
+                if (whole)
+                    store<LANES>(out + c, y);
+                else
+                    store_some<LANES>(out + c, y, channels - c);
+            }
+        }
 }
 
 template <class T>

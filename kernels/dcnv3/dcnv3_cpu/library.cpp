@@ -112,6 +112,13 @@ HFI_EXPORT int hfi_gelu_backward(
     return run(chosen->gelu_backward(job, threads), &job, threads);
 }
 
+HFI_EXPORT int hfi_norm(
+    int64_t dtype, int64_t rows, int64_t channels, int64_t activate, double epsilon, const void* input,
+    const void* gamma, const void* beta, const void* scale, const void* residual, void* output, int64_t threads) {
+    Norm job = {dtype, rows, channels, activate, epsilon, input, gamma, beta, scale, residual, output};
+    return run(chosen->norm_forward(job, threads), &job, threads);
+}
+
 HFI_EXPORT int hfi_depthwise_norm_gelu(
     const hfi_depthwise* shape, const void* input, const void* weight, const void* bias, const void* gamma,
     const void* beta, void* output, int64_t threads) {

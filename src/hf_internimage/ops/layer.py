@@ -18,7 +18,14 @@ _INT = ctypes.c_int64
 _PARTS = 32  # sums over pixels are made in so many parts, whatever the number of threads
 _BLOCK_BYTES = 2**22  # of hidden features worked on at once
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_FORWARDS = (nn.Linear.forward, nn.Conv2d.forward, nn.LayerNorm.forward, nn.GELU.forward, nn.Dropout.forward)
+_FORWARDS = (
+    nn.Linear.forward,
+    nn.Conv2d.forward,
+    nn.LayerNorm.forward,
+    nn.GELU.forward,
+    nn.Dropout.forward,
+    nn.Sequential.forward,
+)
 
 
 def fuses(states: torch.Tensor, *modules: nn.Module) -> bool:
@@ -44,7 +51,7 @@ def fuses(states: torch.Tensor, *modules: nn.Module) -> bool:
 def _is_bare(module: nn.Module, dtype: torch.dtype) -> bool:
     """Whether calling `module` does what its class says, and nothing else."""
     return (
-        type(module).forward in _FORWARDS
+        (type(module).forward in _FORWARDS or getattr(module, "is_permutation", False))
         and "forward" not in module.__dict__
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
@@ -57,6 +64,54 @@ def _is_bare(module: nn.Module, dtype: torch.dtype) -> bool:
 
 def _tracked(*tensors: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def norm(
+    states: torch.Tensor,
+    norms: nn.Sequential,
+    *,
+    act: nn.Module | None = None,
+    scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """act(LayerNorm(states)), or residual + scale * LayerNorm(states); (..., C) -> (..., C).
+
+    `norms` holds the LayerNorm, beside modules that permute or nothing. None if this cannot stand for the modules, or
+    if gradients are wanted.
+    """
+    layer_norm = next((module for module in norms if isinstance(module, nn.LayerNorm)), None)
+    if (
+        layer_norm is None
+        or layer_norm.weight is None
+        or layer_norm.bias is None
+        or layer_norm.normalized_shape != states.shape[-1:]
+        or not (act is None or (isinstance(act, nn.GELU) and act.approximate == "none"))
+        or not fuses(states, norms, *norms, *([] if act is None else [act]))
+        or not all(other is None or _is_like(other, states) for other in (scale, residual))
+        or _tracked(states, layer_norm.weight, layer_norm.bias, scale, residual)
+    ):
+        return None
+    states, residual = (None if t is None else t.contiguous() for t in (states, residual))
+    output = torch.empty_like(states)
+    native.call(
+        "hfi_norm",
+        native.DTYPES[states.dtype],
+        states.numel() // max(states.shape[-1], 1),
+        states.shape[-1],
+        act is not None,
+        layer_norm.eps,
+        states.data_ptr(),
+        layer_norm.weight.data_ptr(),
+        layer_norm.bias.data_ptr(),
+        _pointer(scale),
+        _pointer(residual),
+        output.data_ptr(),
+    )
+    return output
+
+
+def _is_like(tensor: torch.Tensor, states: torch.Tensor) -> bool:
+    return eager.ordinary(tensor) and tensor.dtype == states.dtype and tensor.device == states.device
 
 
 def mlp(
@@ -145,17 +200,19 @@ class _BiasGelu(torch.autograd.Function):
 
 
 def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Tensor | None:
-    """GELU(norm(conv(states))), (N, H, W, C) -> (N, H, W, C), for `block` = (depth-wise conv, (permutation, norm), act).
+    """GELU(LayerNorm(conv(states))), (N, H, W, C) -> (N, H, W, C).
 
-    None if it cannot stand for the modules.
+    `block` holds the depth-wise convolution, a permutation with the LayerNorm, and the GELU. None if this cannot stand
+    for the modules.
     """
-    conv, inner, act = block
-    norm = inner[-1] if isinstance(inner, nn.Sequential) else inner
+    conv, norms, act = block
+    norm = norms[-1] if isinstance(norms, nn.Sequential) else None
     if not (
         isinstance(conv, nn.Conv2d)
+        and isinstance(norms, nn.Sequential)
         and isinstance(norm, nn.LayerNorm)
         and isinstance(act, nn.GELU)
-        and fuses(states, conv, norm, act)
+        and fuses(states, block, conv, norms, *norms, act)
         and conv.bias is not None
         and norm.weight is not None
         and norm.bias is not None
