@@ -61,15 +61,6 @@ def layer_norm(channels: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(channels, eps=_LAYER_NORM_EPS))
 
 
-def _norm(hidden_states: torch.Tensor, norm: nn.Sequential, act: nn.Module | None = None) -> torch.Tensor:
-    """act(norm(hidden_states)), with the norm over the last axis."""
-    fused = layer.norm(hidden_states, norm, act=act) if layer is not None else None
-    if fused is not None:
-        return fused
-    hidden_states = norm(hidden_states)
-    return hidden_states if act is None else act(hidden_states)
-
-
 def _convolution_norm(channels: int, norm_layer: str, channels_last: bool) -> nn.Sequential:
     """The norm after a convolution: (N, C, H, W) in, (N, H, W, C) out if `channels_last`; named as in checkpoints."""
     if norm_layer == "BN":
@@ -118,7 +109,7 @@ class InternImageStem(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         hidden_states = self.conv1(pixel_values.contiguous(memory_format=torch.channels_last))
-        fused = layer.norm(hidden_states.permute(0, 2, 3, 1), self.norm1, act=self.act) if layer is not None else None
+        fused = layer.norm_act(hidden_states.permute(0, 2, 3, 1), self.norm1, self.act) if layer is not None else None
         normed = self.act(self.norm1(hidden_states)) if fused is None else _channels_first(fused)
         hidden_states = self.conv2(normed)
         return _channels_first(self.norm2(hidden_states))  # (N, H, W, C) -> (N, C, H, W)
@@ -234,7 +225,7 @@ class InternImageLayer(GradientCheckpointingLayer):
             if self.post_norm:
                 hidden_states = self._add(hidden_states, branch(hidden_states), norm, scale)
             else:
-                branched = branch(_norm(hidden_states, norm))
+                branched = branch(norm(hidden_states))
                 hidden_states = self._add(hidden_states, branched, after if self.uses_res_post_norm else None, scale)
         return hidden_states
 
@@ -245,7 +236,7 @@ class InternImageLayer(GradientCheckpointingLayer):
         if norm is not None:
             dropping = self.training and getattr(self.drop_path, "rate", 0.0) > 0
             if layer is not None and not dropping:
-                fused = layer.norm(branch, norm, scale=scale, residual=residual)
+                fused = layer.norm_add(branch, norm, scale, residual)
                 if fused is not None:
                     return fused
             branch = norm(branch)

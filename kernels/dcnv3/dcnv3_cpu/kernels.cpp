@@ -107,13 +107,13 @@ static int64_t grain(int64_t units, int64_t bytes, int64_t size, int64_t threads
 
 static Work gelu_forward_work(Gelu& job, int64_t threads) {
     return with_float_dtype(job.dtype, [&](auto type) {
-        return Work{job.rows, grain(job.rows, job.features * 4, 65536, threads), 0, gelu_forward<decltype(type)>};
+        return Work{job.count, grain(job.count, 4, 65536, threads), 0, gelu_forward<decltype(type)>};
     });
 }
 
-static Work gelu_backward_work(Gelu& job, int64_t) {
+static Work gelu_backward_work(Gelu& job, int64_t threads) {
     return with_float_dtype(job.dtype, [&](auto type) {
-        return Work{job.parts, 1, 0, gelu_backward<decltype(type)>};
+        return Work{job.count, grain(job.count, 4, 65536, threads), 0, gelu_backward<decltype(type)>};
     });
 }
 

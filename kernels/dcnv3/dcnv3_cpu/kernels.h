@@ -34,14 +34,11 @@ struct DCNv3Backward {
     int64_t bands;
 };
 
-// GELU(input + bias) of `rows` times `features` numbers without gaps; bias may be null, output may be input.
-// Backward: output is the gradient of the input, sums (parts, features) those of the bias, to be added up.
+// GELU of `count` numbers without gaps, and the gradient of the input; output may be input.
 struct Gelu {
-    int64_t dtype, rows, features;
-    const void *input, *bias, *grad_output;
+    int64_t dtype, count;
+    const void *input, *grad_output;
     void* output;
-    float* sums;
-    int64_t parts;
 };
 
 // residual + scale * LayerNorm(input), or GELU(LayerNorm(input)) if `activate`; rows without gaps. scale and residual

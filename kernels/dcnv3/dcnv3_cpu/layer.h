@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What surrounds DCNv3 in InternImage's layer, in one pass each: GELU with a bias, LayerNorm with what follows it, and
+// What surrounds DCNv3 in InternImage's layer, in one pass each: GELU, LayerNorm with what follows it, and
 // the depth-wise convolution with its LayerNorm and GELU. Storage types float, bf16 and fp16; everything is computed in float.
 #pragma once
 
@@ -24,52 +24,25 @@ HFI_ONCE void widen(const T* from, int64_t count, float* to) {
 template <class T>
 static void gelu_forward(const void* pointer, Units& units, char*) {
     const Gelu& job = *(const Gelu*)pointer;
-    const int64_t features = job.features;
-    int64_t first, last;
-    while (units.next(first, last))
-        for (int64_t row = first; row < last; ++row) {
-            const T* in = (const T*)job.input + row * features;
-            const T* bias = (const T*)job.bias;
-            T* out = (T*)job.output + row * features;
-            int64_t i = 0;
-            if (bias)
-                for (; i + LANES <= features; i += LANES)
-                    store<LANES>(out + i, gelu<LANES>(load<LANES>(in + i) + load<LANES>(bias + i)));
-            else
-                for (; i + LANES <= features; i += LANES) store<LANES>(out + i, gelu<LANES>(load<LANES>(in + i)));
-            for (; i < features; ++i) store<1>(out + i, gelu<1>(load<1>(in + i) + (bias ? get(bias + i) : 0.0f)));
-        }
+    const T* in = (const T*)job.input;
+    T* out = (T*)job.output;
+    int64_t i, last;
+    while (units.next(i, last)) {
+        for (; i + LANES <= last; i += LANES) store<LANES>(out + i, gelu<LANES>(load<LANES>(in + i)));
+        for (; i < last; ++i) store<1>(out + i, gelu<1>(load<1>(in + i)));
+    }
 }
 
-// Rows are cut into job.parts parts, each with sums of its own, so that the sums do not depend on the threads.
 template <class T>
 static void gelu_backward(const void* pointer, Units& units, char*) {
     const Gelu& job = *(const Gelu*)pointer;
-    const int64_t features = job.features;
-    const T* bias = (const T*)job.bias;
-    int64_t part, last;
-    while (units.next(part, last)) {
-        float* sums = job.sums + part * features;
-        memset(sums, 0, features * sizeof(float));
-        for (int64_t row = part * job.rows / job.parts; row < (part + 1) * job.rows / job.parts; ++row) {
-            const T* in = (const T*)job.input + row * features;
-            const T* grad = (const T*)job.grad_output + row * features;
-            T* out = (T*)job.output + row * features;
-            int64_t i = 0;
-            for (; i + LANES <= features; i += LANES) {
-                vec_t<float, LANES> x = load<LANES>(in + i);
-                if (bias) x += load<LANES>(bias + i);
-                vec_t<float, LANES> g = load<LANES>(grad + i) * gelu_slope<LANES>(x);
-                store<LANES>(out + i, g);
-                store<LANES>(sums + i, load<LANES>(sums + i) + g);
-            }
-            for (; i < features; ++i) {
-                vec_t<float, 1> x = load<1>(in + i) + (bias ? get(bias + i) : 0.0f);
-                vec_t<float, 1> g = load<1>(grad + i) * gelu_slope<1>(x);
-                store<1>(out + i, g);
-                sums[i] += g[0];
-            }
-        }
+    const T *in = (const T*)job.input, *grad = (const T*)job.grad_output;
+    T* out = (T*)job.output;
+    int64_t i, last;
+    while (units.next(i, last)) {
+        for (; i + LANES <= last; i += LANES)
+            store<LANES>(out + i, load<LANES>(grad + i) * gelu_slope<LANES>(load<LANES>(in + i)));
+        for (; i < last; ++i) store<1>(out + i, load<1>(grad + i) * gelu_slope<1>(load<1>(in + i)));
     }
 }
 

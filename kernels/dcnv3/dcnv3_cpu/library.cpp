@@ -99,16 +99,14 @@ HFI_EXPORT int hfi_dcnv3_backward(
     return run(work, &job, threads);
 }
 
-HFI_EXPORT int hfi_gelu(
-    int64_t dtype, int64_t rows, int64_t features, const void* input, const void* bias, void* output, int64_t threads) {
-    Gelu job = {dtype, rows, features, input, bias, nullptr, output, nullptr, 0};
+HFI_EXPORT int hfi_gelu(int64_t dtype, int64_t count, const void* input, void* output, int64_t threads) {
+    Gelu job = {dtype, count, input, nullptr, output};
     return run(chosen->gelu_forward(job, threads), &job, threads);
 }
 
 HFI_EXPORT int hfi_gelu_backward(
-    int64_t dtype, int64_t rows, int64_t features, const void* grad_output, const void* input, const void* bias,
-    void* grad_input, float* sums, int64_t parts, int64_t threads) {
-    Gelu job = {dtype, rows, features, input, bias, grad_output, grad_input, sums, parts};
+    int64_t dtype, int64_t count, const void* grad_output, const void* input, void* grad_input, int64_t threads) {
+    Gelu job = {dtype, count, input, grad_output, grad_input};
     return run(chosen->gelu_backward(job, threads), &job, threads);
 }
 

@@ -5,6 +5,7 @@ Only ordinary eager calls come here, when `fuses` says so; torch.compile does su
 """
 
 import ctypes
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -48,50 +49,73 @@ def fuses(states: torch.Tensor, *modules: nn.Module) -> bool:
     )
 
 
+@lru_cache
+def _is_known(kind: type[Any]) -> bool:
+    """Whether modules of this class compute what this file expects: PyTorch's own, and permutations."""
+    return kind.forward in _FORWARDS or getattr(kind, "is_permutation", False)
+
+
 def _is_bare(module: nn.Module, dtype: torch.dtype) -> bool:
     """Whether calling `module` does what its class says, and nothing else."""
-    return (
-        (type(module).forward in _FORWARDS or getattr(module, "is_permutation", False))
-        and "forward" not in module.__dict__
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not (module._backward_hooks or module._backward_pre_hooks)
-        and all(
-            parameter is None or (parameter.dtype == dtype and eager.ordinary(parameter))
-            for parameter in module._parameters.values()
-        )
-    )
+    own = module.__dict__
+    if (
+        not _is_known(type(module))
+        or "forward" in own
+        or own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+    ):
+        return False
+    for parameter in own["_parameters"].values():
+        if parameter is not None and not (parameter.dtype == dtype and eager.ordinary(parameter)):
+            return False
+    return True
 
 
 def _tracked(*tensors: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def norm(
+def norm_act(states: torch.Tensor, norms: nn.Sequential, act: nn.Module) -> torch.Tensor | None:
+    """GELU(LayerNorm(states)), (..., C) -> (..., C); `norms` holds the LayerNorm, perhaps beside permutations.
+
+    None if this cannot stand for the modules, or if gradients are wanted.
+    """
+    if not (isinstance(act, nn.GELU) and act.approximate == "none"):
+        return None
+    return _norm(states, norms, act, None, None)
+
+
+def norm_add(
+    states: torch.Tensor, norms: nn.Sequential, scale: torch.Tensor | None, residual: torch.Tensor
+) -> torch.Tensor | None:
+    """residual + scale * LayerNorm(states), (..., C) -> (..., C); `norms` holds the LayerNorm.
+
+    None if this cannot stand for the modules, or if gradients are wanted.
+    """
+    return _norm(states, norms, None, scale, residual)
+
+
+def _norm(
     states: torch.Tensor,
     norms: nn.Sequential,
-    *,
-    act: nn.Module | None = None,
-    scale: torch.Tensor | None = None,
-    residual: torch.Tensor | None = None,
+    act: nn.Module | None,
+    scale: torch.Tensor | None,
+    residual: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """act(LayerNorm(states)), or residual + scale * LayerNorm(states); (..., C) -> (..., C).
-
-    `norms` holds the LayerNorm, beside modules that permute or nothing. None if this cannot stand for the modules, or
-    if gradients are wanted.
-    """
     layer_norm = next((module for module in norms if isinstance(module, nn.LayerNorm)), None)
     if (
         layer_norm is None
         or layer_norm.weight is None
         or layer_norm.bias is None
         or layer_norm.normalized_shape != states.shape[-1:]
-        or not (act is None or (isinstance(act, nn.GELU) and act.approximate == "none"))
         or not fuses(states, norms, *norms, *([] if act is None else [act]))
         or not all(other is None or _is_like(other, states) for other in (scale, residual))
         or _tracked(states, layer_norm.weight, layer_norm.bias, scale, residual)
     ):
         return None
-    states, residual = (None if t is None else t.contiguous() for t in (states, residual))
+    states, residual = states.contiguous(), None if residual is None else residual.contiguous()
     output = torch.empty_like(states)
     native.call(
         "hfi_norm",
@@ -103,8 +127,8 @@ def norm(
         states.data_ptr(),
         layer_norm.weight.data_ptr(),
         layer_norm.bias.data_ptr(),
-        _pointer(scale),
-        _pointer(residual),
+        None if scale is None else scale.data_ptr(),
+        None if residual is None else residual.data_ptr(),
         output.data_ptr(),
     )
     return output
@@ -134,69 +158,48 @@ def mlp(
     ):
         return None
     if _tracked(states, first.weight, first.bias, second.weight, second.bias):
-        return second(_BiasGelu.apply(nn.functional.linear(states, first.weight), first.bias))
-    rows = states.reshape(-1, states.shape[-1])
+        return second(_Gelu.apply(first(states)))
+    block = max(1, _BLOCK_BYTES // (first.out_features * states.element_size()))
+    if states.numel() <= block * first.in_features:
+        hidden = nn.functional.linear(states, first.weight, first.bias)
+        return nn.functional.linear(_gelu(hidden, hidden), second.weight, second.bias)
+    rows = states.reshape(-1, first.in_features)
     output = states.new_empty((*states.shape[:-1], second.out_features))
-    block = max(1, min(rows.shape[0], _BLOCK_BYTES // (first.out_features * states.element_size())))
     hidden = states.new_empty((block, first.out_features))
     for part, result in zip(rows.split(block), output.view(-1, second.out_features).split(block), strict=True):
         some = hidden[: part.shape[0]]
-        torch.mm(part, first.weight.t(), out=some)
-        torch.addmm(second.bias, _gelu(some, first.bias, some), second.weight.t(), out=result)
+        torch.addmm(first.bias, part, first.weight.t(), out=some)
+        torch.addmm(second.bias, _gelu(some, some), second.weight.t(), out=result)
     return output
 
 
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _gelu(states: torch.Tensor, bias: torch.Tensor | None, output: torch.Tensor) -> torch.Tensor:
-    """`output` = GELU(states + bias); both without gaps, and possibly the same."""
-    features = states.shape[-1]
-    native.call(
-        "hfi_gelu",
-        native.DTYPES[states.dtype],
-        states.numel() // max(features, 1),
-        features,
-        states.data_ptr(),
-        _pointer(bias),
-        output.data_ptr(),
-    )
+def _gelu(states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """`output` = GELU(states); both without gaps, and possibly the same."""
+    native.call("hfi_gelu", native.DTYPES[states.dtype], states.numel(), states.data_ptr(), output.data_ptr())
     return output
 
 
-class _BiasGelu(torch.autograd.Function):
-    """GELU(states + bias)."""
-
+class _Gelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def forward(ctx: Any, states: torch.Tensor) -> torch.Tensor:
         states = states.contiguous()
-        bias = None if bias is None else bias.contiguous()
-        ctx.save_for_backward(states, bias)
-        return _gelu(states, bias, torch.empty_like(states))
+        ctx.save_for_backward(states)
+        return _gelu(states, torch.empty_like(states))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        states, bias = ctx.saved_tensors
-        features = states.shape[-1]
-        rows = states.numel() // max(features, 1)
-        grad_output = grad_output.contiguous()
-        grad_states = torch.empty_like(states)
-        sums = torch.empty(_PARTS, features)
+    def backward(ctx: Any, grad_output: torch.Tensor) -> torch.Tensor:
+        (states,) = ctx.saved_tensors
+        grad_output, grad_states = grad_output.contiguous(), torch.empty_like(states)
         native.call(
             "hfi_gelu_backward",
             native.DTYPES[states.dtype],
-            rows,
-            features,
+            states.numel(),
             grad_output.data_ptr(),
             states.data_ptr(),
-            _pointer(bias),
             grad_states.data_ptr(),
-            sums.data_ptr(),
-            _PARTS,
         )
-        return grad_states, None if bias is None else sums.sum(0).to(bias.dtype)
+        return grad_states
 
 
 def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Tensor | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-INTERFACE = 2  # of api.h; a library with another number is refused
+INTERFACE = 3  # of api.h; a library with another number is refused
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 PATH = Path(__file__).with_name(f"_dcnv3_cpu{SUFFIX}")
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -54,8 +54,8 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     library.hfi_dcnv3_forward.argtypes = [pointer] * 5 + [integer]
     library.hfi_dcnv3_backward.argtypes = [pointer] * 8 + [integer]
-    library.hfi_gelu.argtypes = [integer] * 3 + [pointer] * 3 + [integer]
-    library.hfi_gelu_backward.argtypes = [integer] * 3 + [pointer] * 5 + [integer] * 2
+    library.hfi_gelu.argtypes = [integer] * 2 + [pointer] * 2 + [integer]
+    library.hfi_gelu_backward.argtypes = [integer] * 2 + [pointer] * 3 + [integer]
     library.hfi_norm.argtypes = [integer] * 4 + [ctypes.c_double] + [pointer] * 6 + [integer]
     library.hfi_depthwise_norm_gelu.argtypes = [pointer] * 7 + [integer]
     library.hfi_depthwise_norm_gelu_backward.argtypes = [pointer] * 10 + [integer] * 2
