@@ -34,7 +34,7 @@ struct DCNv3Backward {
     int64_t bands;
 };
 
-// GELU of `count` numbers without gaps, and the gradient of the input; output may be input.
+// GELU of `count` numbers without gaps, and the gradient of the input; output may be input or grad_output.
 struct Gelu {
     int64_t dtype, count;
     const void *input, *grad_output;

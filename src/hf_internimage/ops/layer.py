@@ -5,7 +5,6 @@ Only ordinary eager calls come here, when `fuses` says so; torch.compile does su
 """
 
 import ctypes
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -49,10 +48,14 @@ def fuses(states: torch.Tensor, *modules: nn.Module) -> bool:
     )
 
 
-@lru_cache
-def _is_known(kind: type[Any]) -> bool:
+_known: dict[type[nn.Module], bool] = {}
+
+
+def _is_known(kind: type[nn.Module]) -> bool:
     """Whether modules of this class compute what this file expects: PyTorch's own, and permutations."""
-    return kind.forward in _FORWARDS or getattr(kind, "is_permutation", False)
+    if kind not in _known:
+        _known[kind] = kind.forward in _FORWARDS or getattr(kind, "is_permutation", False)
+    return _known[kind]
 
 
 def _is_bare(module: nn.Module, dtype: torch.dtype) -> bool:
@@ -158,7 +161,7 @@ def mlp(
     ):
         return None
     if _tracked(states, first.weight, first.bias, second.weight, second.bias):
-        return second(_Gelu.apply(first(states)))
+        return _GeluLinear.apply(first(states), second.weight, second.bias)
     block = max(1, _BLOCK_BYTES // (first.out_features * states.element_size()))
     if states.numel() <= block * first.in_features:
         hidden = nn.functional.linear(states, first.weight, first.bias)
@@ -179,27 +182,36 @@ def _gelu(states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     return output
 
 
-class _Gelu(torch.autograd.Function):
+class _GeluLinear(torch.autograd.Function):
+    """A linear layer of GELU(states); keeps only its inputs, and computes the GELU once more in the backward pass."""
+
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         states = states.contiguous()
-        ctx.save_for_backward(states)
-        return _gelu(states, torch.empty_like(states))
+        ctx.save_for_backward(states, weight)
+        return nn.functional.linear(_gelu(states, torch.empty_like(states)), weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> torch.Tensor:
-        (states,) = ctx.saved_tensors
-        grad_output, grad_states = grad_output.contiguous(), torch.empty_like(states)
-        native.call(
-            "hfi_gelu_backward",
-            native.DTYPES[states.dtype],
-            states.numel(),
-            grad_output.data_ptr(),
-            states.data_ptr(),
-            grad_states.data_ptr(),
-        )
-        return grad_states
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, weight = ctx.saved_tensors
+        rows = grad_output.reshape(-1, grad_output.shape[-1])
+        grad_states = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = rows.t() @ _gelu(states, torch.empty_like(states)).view(-1, states.shape[-1])
+        if ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0)
+        if ctx.needs_input_grad[0]:
+            grad_states = (rows @ weight).view(states.shape)
+            native.call(
+                "hfi_gelu_backward",
+                native.DTYPES[states.dtype],
+                states.numel(),
+                grad_states.data_ptr(),
+                states.data_ptr(),
+                grad_states.data_ptr(),
+            )
+        return grad_states, grad_weight, grad_bias
 
 
 def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Tensor | None:
