@@ -297,6 +297,17 @@ def test_gradients_of_another_dtype_are_cast(dcnv3):
     assert_same_bits(found, results(dcnv3, inputs, grad_output, **LOPSIDED))
 
 
+@every_dtype
+def test_backward_pass_inside_autocast(dcnv3, dtype):
+    for arguments, size in ((PLAIN, (7, 6)), (PLAIN | {"kernel_size": 5, "padding": 2}, (1, 2))):
+        inputs = [tensor.requires_grad_() for tensor in make_inputs(arguments, 1, size, 3, dtype)]
+        output = dcnv3(*inputs, **arguments)
+        grad_output = torch.randn(output.shape).to(dtype)
+        expected = torch.autograd.grad(output, inputs, grad_output, retain_graph=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert_same_bits(torch.autograd.grad(output, inputs, grad_output), expected)
+
+
 @pytest.mark.parametrize("context", ["dtype", "device"])
 def test_defaults_of_factories_do_not_matter(dcnv3, context):
     """torch.set_default_dtype and torch.device speak to those who ask for new tensors, not to the operator."""

@@ -261,7 +261,12 @@ def test_gelu_over_the_whole_range(dtype):
     )
     ends = torch.tensor([0.0, -0.0, -20, -1e30, math.inf, -math.inf, math.nan])
     numbers = torch.cat([numbers, ends]).to(dtype).requires_grad_()
-    output = layer._Gelu.apply(numbers)
+    one = mlp(1, dtype)  # with linear layers that change nothing
+    one["first"], one["second"] = (nn.Linear(1, 1, dtype=dtype) for _ in range(2))
+    for linear in (one["first"], one["second"]):
+        nn.init.ones_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    output = fused_mlp(numbers.view(-1, 1), one).view(-1)
     (slope,) = torch.autograd.grad(output.sum(), numbers)
     x = numbers.detach().double()
     below, density = torch.special.erfc(-x / math.sqrt(2)) / 2, torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
@@ -277,18 +282,21 @@ def test_gelu_over_the_whole_range(dtype):
 @trained_kind
 @every_dtype
 def test_the_number_of_threads_changes_no_bit(kind, dtype, threads):
-    module, states = KINDS[kind][0](20, dtype=dtype), random_states(3, 11, 13, 20, dtype=dtype)
+    make, fused, _ = KINDS[kind]
+    module, states = make(20, dtype=dtype), random_states(3, 11, 13, 20, dtype=dtype)
     grad_output = torch.randn(states.shape).to(dtype)
+    if kind == "mlp":  # whose products are PyTorch's; there is one number in each sum here
+        module = mlp(1, dtype)
+        module["first"], module["second"] = (nn.Linear(1, 1, dtype=dtype) for _ in range(2))
+        module["second"].requires_grad_(False)
+        module["first"].requires_grad_(False)
+        states, grad_output = states.view(-1, 1), grad_output.view(-1, 1)
 
     def run():
         leaf = states.detach().requires_grad_()
-        if kind == "mlp":  # without PyTorch's own products, which are not what is tested here
-            inputs = [leaf]
-            output = layer._Gelu.apply(leaf)
-        else:
-            inputs = [leaf, *module.parameters()]
-            output = fused_dw_conv(leaf, module)
-        return output, *torch.autograd.grad(output, inputs, grad_output)
+        output = fused(leaf, module)
+        wanted = [leaf, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
+        return output, *torch.autograd.grad(output, wanted, grad_output)
 
     threads(1)
     expected = run()
@@ -390,6 +398,24 @@ def test_saved_tensors_may_come_back_in_other_memory(kind):
             found = results(fused, module, states, grad_output)
         for name, want in expected.items():
             torch.testing.assert_close(found[name], want, rtol=0, atol=1e-6)
+
+
+@trained_kind
+@every_dtype
+def test_backward_pass_inside_autocast(kind, dtype):
+    """Autocast of the backward pass alone changes dtypes of PyTorch's products; they must not reach the library."""
+    make, fused, _ = KINDS[kind]
+    module, states = make(dtype=dtype), random_states(2, 5, 6, 16, dtype=dtype)
+    grad_output = torch.randn(states.shape).to(dtype)
+    expected = results(fused, module, states, grad_output)
+    leaf = states.detach().requires_grad_()
+    output = fused(leaf, module)
+    for other in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=other):
+            found = torch.autograd.grad(output, [leaf, *module.parameters()], grad_output, retain_graph=True)
+        for got, want in zip(found, [expected[name] for name in list(expected)[1:]], strict=True):
+            assert got.dtype == dtype
+            torch.testing.assert_close(got, want, rtol=0.05, atol=0.05 * want.abs().max().item())
 
 
 # Who would notice

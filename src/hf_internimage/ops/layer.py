@@ -5,6 +5,7 @@ Only ordinary eager calls come here, when `fuses` says so; torch.compile does su
 """
 
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -162,18 +163,20 @@ def mlp(
         return None
     if _tracked(states, first.weight, first.bias, second.weight, second.bias):
         return _GeluLinear.apply(first(states), second.weight, second.bias)
-    block = max(1, _BLOCK_BYTES // (first.out_features * states.element_size()))
-    if states.numel() <= block * first.in_features:
+    if states.numel() // first.in_features * first.out_features * states.element_size() <= _BLOCK_BYTES:
         hidden = nn.functional.linear(states, first.weight, first.bias)
         return nn.functional.linear(_gelu(hidden, hidden), second.weight, second.bias)
-    rows = states.reshape(-1, first.in_features)
     output = states.new_empty((*states.shape[:-1], second.out_features))
-    hidden = states.new_empty((block, first.out_features))
-    for part, result in zip(rows.split(block), output.view(-1, second.out_features).split(block), strict=True):
-        some = hidden[: part.shape[0]]
-        torch.addmm(first.bias, part, first.weight.t(), out=some)
-        torch.addmm(second.bias, _gelu(some, some), second.weight.t(), out=result)
+    for part, result in _blocks(first.out_features, states.contiguous(), output):
+        hidden = nn.functional.linear(part, first.weight, first.bias)
+        torch.addmm(second.bias, _gelu(hidden, hidden), second.weight.t(), out=result)
     return output
+
+
+def _blocks(hidden_features: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Some rows of each tensor at a time, few enough for the cache to hold their hidden features."""
+    rows = max(1, _BLOCK_BYTES // (hidden_features * tensors[0].element_size()))
+    return zip(*(tensor.view(-1, tensor.shape[-1]).split(rows) for tensor in tensors), strict=True)
 
 
 def _gelu(states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -183,35 +186,40 @@ def _gelu(states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
 
 
 class _GeluLinear(torch.autograd.Function):
-    """A linear layer of GELU(states); keeps only its inputs, and computes the GELU once more in the backward pass."""
+    """A linear layer of GELU(states); keeps only its inputs, and computes the GELU once more in the backward pass.
+
+    Works on blocks of rows, as `mlp` does.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         states = states.contiguous()
         ctx.save_for_backward(states, weight)
-        return nn.functional.linear(_gelu(states, torch.empty_like(states)), weight, bias)
+        output = states.new_empty((*states.shape[:-1], weight.shape[0]))
+        for before, result in _blocks(states.shape[-1], states, output):
+            torch.addmm(bias, _gelu(before, torch.empty_like(before)), weight.t(), out=result)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight = ctx.saved_tensors
-        rows = grad_output.reshape(-1, grad_output.shape[-1])
-        grad_states = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[1]:
-            grad_weight = rows.t() @ _gelu(states, torch.empty_like(states)).view(-1, states.shape[-1])
-        if ctx.needs_input_grad[2]:
-            grad_bias = rows.sum(0)
-        if ctx.needs_input_grad[0]:
-            grad_states = (rows @ weight).view(states.shape)
+        grad_output = grad_output.contiguous()
+        grad_bias = grad_output.view(-1, grad_output.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+        grad_weight = torch.zeros(weight.shape)  # float32 for half types, too, as within a block
+        grad_states = torch.empty_like(states)
+        for before, gradient, result in _blocks(states.shape[-1], states, grad_output, grad_states):
+            grad_weight += gradient.t() @ _gelu(before, result)
+            torch.mm(gradient, weight, out=result)
             native.call(
                 "hfi_gelu_backward",
                 native.DTYPES[states.dtype],
-                states.numel(),
-                grad_states.data_ptr(),
-                states.data_ptr(),
-                grad_states.data_ptr(),
+                result.numel(),
+                result.data_ptr(),
+                before.data_ptr(),
+                result.data_ptr(),
             )
-        return grad_states, grad_weight, grad_bias
+        return grad_states, grad_weight.to(weight.dtype), grad_bias
 
 
 def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Tensor | None:
