@@ -19,7 +19,7 @@ check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff format --check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files mypy
 
-benchmark: $(VENV)/.dev  ## InternImage-T beside ConvNeXt-T on this machine
+benchmark: $(VENV)/.dev  ## operator and InternImage-T beside ConvNeXt-T and Swin-T on this machine
 	$(BIN)/python scripts/benchmark.py
 
 wheel: $(RELEASE)/.tools  ## dist/: the sdist, and a wheel for this kind of Linux, both ready for PyPI
