@@ -243,14 +243,20 @@ def test_mlp_is_as_near_to_float64_as_its_modules(dtype):
 
 
 def test_mlp_in_blocks(monkeypatch):
-    """However many rows are worked on at once."""
+    """However many rows are worked on at once, with gradients or without."""
     parts, states = mlp(), random_states(3, 5, 7, 16)
-    with torch.no_grad():
-        expected = plain_mlp(states, parts)
-        for size in (1, 256, 1000, 4096, 2**22):
-            monkeypatch.setattr(layer, "_BLOCK_BYTES", size)
-            torch.testing.assert_close(fused_mlp(states, parts), expected, rtol=0, atol=1e-6)
+    grad_output = torch.randn(states.shape)
+    expected = results(plain_mlp, parts, states, grad_output)
+    for size in (1, 256, 1000, 4096, 2**22):
+        monkeypatch.setattr(layer, "_BLOCK_BYTES", size)
+        found = results(fused_mlp, parts, states, grad_output)
+        for name, want in expected.items():
+            torch.testing.assert_close(found[name], want, rtol=0, atol=2e-6 * max(1, want.abs().max().item()))
+        with torch.no_grad():
+            torch.testing.assert_close(fused_mlp(states, parts), expected["output"], rtol=0, atol=2e-6)
             assert fused_mlp(states[:0], parts).shape == (0, 5, 7, 16)
+        for name, nothing in results(fused_mlp, parts, states[:0], grad_output[:0]).items():
+            assert not nothing.any(), name
 
 
 @every_dtype

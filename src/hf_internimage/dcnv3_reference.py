@@ -153,8 +153,8 @@ def check_dcnv3(
             raise ValueError(f"{name} has dtype {tensor.dtype}, expected {allowed} for a value of {value.dtype}.")
 
     batch, height, width, channels = value.shape
-    if channels % geometry.groups:
-        raise ValueError(f"value has {channels} channels, which groups={geometry.groups} does not divide.")
+    if channels < 1 or channels % geometry.groups:
+        raise ValueError(f"value has {channels} channels, expected a positive multiple of groups={geometry.groups}.")
     out_height, out_width = geometry.output_size(height, width)
     if out_height < 1 or out_width < 1:
         raise ValueError(
@@ -411,7 +411,8 @@ class _Sampling(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         value, offset, mask = ctx.saved_tensors
-        return *dcnv3_backward(grad_output, value, offset, mask, ctx.geometry, ctx.softmax), None, None
+        with torch.autocast(value.device.type, enabled=False):
+            return *dcnv3_backward(grad_output, value, offset, mask, ctx.geometry, ctx.softmax), None, None
 
 
 class _Block(NamedTuple):

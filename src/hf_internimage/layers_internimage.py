@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"GELU": nn.GELU, "SiLU": nn.SiLU, "Re
 class InternImageToChannelsLast(nn.Module):
     """(N, C, H, W) -> (N, H, W, C), a view."""
 
-    is_permutation = True
+    keeps_numbers = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states.permute(0, 2, 3, 1)
@@ -43,7 +43,7 @@ class InternImageToChannelsLast(nn.Module):
 class InternImageToChannelsFirst(nn.Module):
     """(N, H, W, C) -> (N, C, H, W), a view."""
 
-    is_permutation = True
+    keeps_numbers = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return _channels_first(hidden_states)
@@ -80,6 +80,8 @@ class InternImageProjection(nn.Linear):
 
 class InternImageDropPath(nn.Module):
     """Stochastic depth: in training, drops the residual branch of a whole sample with probability `rate`."""
+
+    keeps_numbers = True  # in inference
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -234,9 +236,8 @@ class InternImageLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """residual + scale * norm(branch), where norm and scale may be absent, and stochastic depth."""
         if norm is not None:
-            dropping = self.training and getattr(self.drop_path, "rate", 0.0) > 0
-            if layer is not None and not dropping:
-                fused = layer.norm_add(branch, norm, scale, residual)
+            if layer is not None and not (self.training and getattr(self.drop_path, "rate", 0.0) > 0):
+                fused = layer.norm_add(branch, norm, scale, residual, self.drop_path)
                 if fused is not None:
                     return fused
             branch = norm(branch)

@@ -29,10 +29,10 @@ struct Scratch {
     A* product;     // (taps, 4, lanes)
     A* dot;         // (taps, 4)
     A* slope;       // (taps): gradient of the weight
-    A* sum;         // (lines, width, channels): gradient of the value
+    A* sum;         // (lines, width, groups, channels): gradient of the value
 };
 
-// Points `s` into `memory`; returns the bytes needed, also without any memory.
+// Points `s` into `memory`; returns the bytes needed, also without any memory. `lines` is -1 in the forward pass.
 template <class A>
 static int64_t lay_out(const hfi_dcnv3& c, int64_t groups, int64_t lines, char* memory, Scratch<A>& s) {
     int64_t taps = count_taps(c), used = 0;
@@ -46,12 +46,12 @@ static int64_t lay_out(const hfi_dcnv3& c, int64_t groups, int64_t lines, char* 
     s.cell = (int32_t*)take(groups * taps * 2, sizeof(int32_t));
     s.weight = (A*)take(groups * taps, sizeof(A));
     s.zeros = (A*)take(c.channels, sizeof(A));
-    if (lines) {
+    if (lines >= 0) {
         s.gradient = (A*)take(c.channels, sizeof(A));
         s.product = (A*)take((taps * 4 + 16) * 16, sizeof(A));
         s.dot = (A*)take(taps * 4 + 16, sizeof(A));
         s.slope = (A*)take(taps, sizeof(A));
-        s.sum = (A*)take(lines * c.width * c.channels, sizeof(A));
+        s.sum = (A*)take(lines * c.width * groups * c.channels, sizeof(A));
     }
     return used;
 }
@@ -152,7 +152,7 @@ HFI_INLINE Corners<T, A> corners(
     out.part[1] = right - out.part[3];
     out.part[0] = (1 - below) - out.part[1];
     int64_t sh = c.value.stride_h, sw = c.value.stride_w, at = y * sh + x * sw;
-    if ((uint64_t)x < (uint64_t)(c.width - 1) && (uint64_t)y < (uint64_t)(c.height - 1)) {
+    if (x >= 0 && x + 1 < c.width && y >= 0 && y + 1 < c.height) {
         out.from[0] = image + at;
         out.from[1] = image + (at + sw);
         out.from[2] = image + (at + sh);
@@ -239,14 +239,18 @@ static void forward_pixels(const DCNv3Forward& job, int64_t first, int64_t last,
 // Lines of the highest band of a backward call.
 static int64_t band_lines(const DCNv3Backward& job) { return (job.call->height + job.bands - 1) / job.bands; }
 
-// The gradients of the offsets and masks of one pixel and group, from <gradient, corner> in s.dot.
+static int64_t group_blocks(const DCNv3Backward& job) { return (job.call->groups + job.block - 1) / job.block; }
+
+// The gradients of the offsets and masks of one pixel and group, from <gradient, corner> in s.dot. `tap` is the group's
+// first in s, `first` in the results.
 template <class T, class A>
-HFI_ONCE void tap_gradients(const hfi_dcnv3& c, const Scratch<A>& s, const DCNv3Backward& p, int64_t first) {
+HFI_ONCE void tap_gradients(
+    const hfi_dcnv3& c, const Scratch<A>& s, int64_t tap, const DCNv3Backward& p, int64_t first) {
     const bool narrow_offset = c.offset.dtype == c.value.dtype, narrow_mask = c.mask.dtype == c.value.dtype;
     const int64_t taps = count_taps(c);
     A scale = (A)c.offset_scale, mean = 0;
     for (int64_t k = 0; k < taps; ++k) {
-        A right = s.fraction[2 * k], below = s.fraction[2 * k + 1], weight = s.weight[k];
+        const A right = s.fraction[2 * (tap + k)], below = s.fraction[2 * (tap + k) + 1], weight = s.weight[tap + k];
         const A* d = s.dot + 4 * k;
         A upper = d[1] - d[0], lower = d[3] - d[2], left = d[2] - d[0], next = d[3] - d[1];
         A x = (upper + below * (lower - upper)) * weight * scale, y = (left + right * (next - left)) * weight * scale;
@@ -264,7 +268,7 @@ HFI_ONCE void tap_gradients(const hfi_dcnv3& c, const Scratch<A>& s, const DCNv3
         }
     }
     for (int64_t k = 0; k < taps; ++k) {
-        A m = c.softmax ? s.weight[k] * (s.slope[k] - mean) : s.slope[k];
+        const A m = c.softmax ? s.weight[tap + k] * (s.slope[k] - mean) : s.slope[k];
         if (narrow_mask)
             put((T*)p.grad_mask + first + k, m);
         else
@@ -272,92 +276,100 @@ HFI_ONCE void tap_gradients(const hfi_dcnv3& c, const Scratch<A>& s, const DCNv3
     }
 }
 
-// One image, group and band of lines: all that flows into those lines of grad_value, and the offsets and masks of an
-// equal share of output lines. No two units write to the same place, and every sum has an order of its own.
+// One image, block of groups and band of lines: all that flows into those lines of grad_value, and the offsets and masks
+// of an equal share of output lines. No two units write to the same place, and every sum has an order of its own.
 template <class T, class A, int L, int NV>
 static void backward_unit(const DCNv3Backward& p, int64_t unit, Scratch<A>& s) {
     typedef vec_t<A, L> V;
     const hfi_dcnv3& c = *p.call;
-    const int64_t taps = count_taps(c), bands = p.bands, channels = c.channels;
-    const int64_t band = unit % bands, g = unit / bands % c.groups, n = unit / bands / c.groups;
+    const int64_t taps = count_taps(c), bands = p.bands, channels = c.channels, blocks = group_blocks(p);
+    const int64_t band = unit % bands, n = unit / bands / blocks, first_group = unit / bands % blocks * p.block;
+    const int64_t groups = c.groups - first_group < p.block ? c.groups - first_group : p.block;
+    const int64_t count = groups * taps, features = groups * channels, feature = first_group * channels;
     const int64_t top = band * c.height / bands, end = (band + 1) * c.height / bands;
     const int64_t own_top = band * c.out_height / bands, own_end = (band + 1) * c.out_height / bands;
-    const int64_t whole = NV ? NV * L : channels / L * L, feature = g * channels;
+    const int64_t whole = NV ? NV * L : channels / L * L;
     const bool narrow_offset = c.offset.dtype == c.value.dtype, narrow_mask = c.mask.dtype == c.value.dtype;
-    const T* image = (const T*)p.value + n * c.value.stride_n + feature;
-    memset(s.sum, 0, (end - top) * c.width * channels * sizeof(A));
+    memset(s.sum, 0, (end - top) * c.width * features * sizeof(A));
     for (int64_t h = 0; h < c.out_height; ++h)
         for (int64_t w = 0; w < c.out_width; ++w) {
             const bool own = h >= own_top && h < own_end;
-            int64_t at = n * c.offset.stride_n + h * c.offset.stride_h + w * c.offset.stride_w + 2 * g * taps;
+            int64_t at = n * c.offset.stride_n + h * c.offset.stride_h + w * c.offset.stride_w + 2 * first_group * taps;
             if (narrow_offset)
-                positions<T, A, VECTOR / sizeof(A)>(c, (const T*)p.offset + at, h, w, taps, s);
+                positions<T, A, VECTOR / sizeof(A)>(c, (const T*)p.offset + at, h, w, count, s);
             else
-                positions<A, A, VECTOR / sizeof(A)>(c, (const A*)p.offset + at, h, w, taps, s);
+                positions<A, A, VECTOR / sizeof(A)>(c, (const A*)p.offset + at, h, w, count, s);
             if (!own) {
                 bool touches = false;
-                for (int64_t k = 0; k < taps; ++k) {
+                for (int64_t k = 0; k < count; ++k) {
                     int64_t y = (int64_t)s.cell[2 * k + 1] - BORDER;
                     touches |= y + 1 >= top && y < end;
                 }
                 if (!touches) continue;
             }
-            at = n * c.mask.stride_n + h * c.mask.stride_h + w * c.mask.stride_w + g * taps;
+            at = n * c.mask.stride_n + h * c.mask.stride_h + w * c.mask.stride_w + first_group * taps;
             if (narrow_mask)
-                weights<T, A, VECTOR / sizeof(A)>((const T*)p.mask + at, 1, taps, c.softmax, s.weight);
+                weights<T, A, VECTOR / sizeof(A)>((const T*)p.mask + at, groups, taps, c.softmax, s.weight);
             else
-                weights<A, A, VECTOR / sizeof(A)>((const A*)p.mask + at, 1, taps, c.softmax, s.weight);
+                weights<A, A, VECTOR / sizeof(A)>((const A*)p.mask + at, groups, taps, c.softmax, s.weight);
             const T* from =
                 (const T*)p.output + n * c.output.stride_n + h * c.output.stride_h + w * c.output.stride_w + feature;
-            V fixed[NV ? NV : 1];
-            if (NV)
-                for (int v = 0; v < NV; ++v) fixed[v] = load<L>(from + v * L);
-            else {
-                for (int64_t d = 0; d < whole; d += L) store<L>(s.gradient + d, load<L>(from + d));
-                for (int64_t d = whole; d < channels; ++d) s.gradient[d] = get(from + d);
-            }
-            for (int64_t k = 0; k < taps; ++k) {
-                Corners<T, A> corner = corners<T, A>(c, image, (const T*)s.zeros, s.cell + 2 * k, s.fraction + 2 * k);
-                A weight = s.weight[k];
-                for (int i = 0; i < 4; ++i) {
-                    V product{};
-                    if (NV)
-                        for (int v = 0; v < NV; ++v) product += load<L>(corner.from[i] + v * L) * fixed[v];
-                    else {
-                        for (int64_t d = 0; d < whole; d += L)
-                            product += load<L>(corner.from[i] + d) * load<L>(s.gradient + d);
-                        for (int64_t d = whole; d < channels; ++d)
-                            product[0] += get(corner.from[i] + d) * s.gradient[d];
-                    }
-                    store<L>(s.product + (4 * k + i) * L, product);
-                    int64_t y = corner.y + i / 2;
-                    if (!corner.inside[i] || y < top || y >= end) continue;
-                    A* to = s.sum + ((y - top) * c.width + corner.x + i % 2) * channels;
-                    A part = corner.part[i] * weight;
-                    if (NV)
-                        for (int v = 0; v < NV; ++v) store<L>(to + v * L, load<L>(to + v * L) + fixed[v] * part);
-                    else {
-                        for (int64_t d = 0; d < whole; d += L)
-                            store<L>(to + d, load<L>(to + d) + load<L>(s.gradient + d) * part);
-                        for (int64_t d = whole; d < channels; ++d) to[d] += s.gradient[d] * part;
+            const T* image = (const T*)p.value + n * c.value.stride_n + feature;
+            A* sum = s.sum;
+            for (int64_t g = 0; g < groups; ++g, from += channels, image += channels, sum += channels) {
+                V fixed[NV ? NV : 1];
+                if (NV)
+                    for (int v = 0; v < NV; ++v) fixed[v] = load<L>(from + v * L);
+                else {
+                    for (int64_t d = 0; d < whole; d += L) store<L>(s.gradient + d, load<L>(from + d));
+                    for (int64_t d = whole; d < channels; ++d) s.gradient[d] = get(from + d);
+                }
+                for (int64_t k = 0; k < taps; ++k) {
+                    const int64_t tap = g * taps + k;
+                    const Corners<T, A> corner =
+                        corners<T, A>(c, image, (const T*)s.zeros, s.cell + 2 * tap, s.fraction + 2 * tap);
+                    const A weight = s.weight[tap];
+                    for (int i = 0; i < 4; ++i) {
+                        V product{};
+                        if (NV)
+                            for (int v = 0; v < NV; ++v) product += load<L>(corner.from[i] + v * L) * fixed[v];
+                        else {
+                            for (int64_t d = 0; d < whole; d += L)
+                                product += load<L>(corner.from[i] + d) * load<L>(s.gradient + d);
+                            for (int64_t d = whole; d < channels; ++d)
+                                product[0] += get(corner.from[i] + d) * s.gradient[d];
+                        }
+                        store<L>(s.product + (4 * k + i) * L, product);
+                        const int64_t y = corner.y + i / 2;
+                        if (!corner.inside[i] || y < top || y >= end) continue;
+                        A* to = sum + ((y - top) * c.width + corner.x + i % 2) * features;
+                        const A part = corner.part[i] * weight;
+                        if (NV)
+                            for (int v = 0; v < NV; ++v) store<L>(to + v * L, load<L>(to + v * L) + fixed[v] * part);
+                        else {
+                            for (int64_t d = 0; d < whole; d += L)
+                                store<L>(to + d, load<L>(to + d) + load<L>(s.gradient + d) * part);
+                            for (int64_t d = whole; d < channels; ++d) to[d] += s.gradient[d] * part;
+                        }
                     }
                 }
+                if (!own) continue;
+                for (int64_t k = 0; k < 4 * taps; k += L) {
+                    V rows[L];
+                    for (int i = 0; i < L; ++i) rows[i] = k + i < 4 * taps ? load<L>(s.product + (k + i) * L) : V{};
+                    store<L>(s.dot + k, sums<A, L>(rows));
+                }
+                const int64_t pixel = ((n * c.out_height + h) * c.out_width + w) * c.groups + first_group + g;
+                tap_gradients<T, A>(c, s, g * taps, p, pixel * taps);
             }
-            if (!own) continue;
-            for (int64_t k = 0; k < 4 * taps; k += L) {
-                V rows[L];
-                for (int i = 0; i < L; ++i) rows[i] = k + i < 4 * taps ? load<L>(s.product + (k + i) * L) : V{};
-                store<L>(s.dot + k, sums<A, L>(rows));
-            }
-            int64_t pixel = ((n * c.out_height + h) * c.out_width + w) * c.groups + g;
-            tap_gradients<T, A>(c, s, p, pixel * taps);
         }
     for (int64_t y = top; y < end; ++y)
         for (int64_t x = 0; x < c.width; ++x) {
-            const A* sum = s.sum + ((y - top) * c.width + x) * channels;
+            const A* sum = s.sum + ((y - top) * c.width + x) * features;
             T* to = (T*)p.grad_value + ((n * c.height + y) * c.width + x) * c.groups * channels + feature;
-            for (int64_t d = 0; d < whole; d += L) store<L>(to + d, load<L>(sum + d));
-            for (int64_t d = whole; d < channels; ++d) put(to + d, sum[d]);
+            int64_t d = 0;
+            for (; d + L <= features; d += L) store<L>(to + d, load<L>(sum + d));
+            for (; d < features; ++d) put(to + d, sum[d]);
         }
 }
 

@@ -11,6 +11,8 @@
 
 namespace HFI_ISA {
 
+static const int64_t CACHE = 1 << 20;  // bytes; a usual second level
+
 // Calls run(L, NV) with the most lanes that the channels fill. NV is the number of such vectors if that is a usual one
 // and WHOLE says that code for each is worth its place, else 0.
 template <int L, bool WHOLE, class Run>
@@ -34,7 +36,7 @@ static void forward(const void* pointer, Units& units, char* memory) {
     typedef typename compute<T>::type A;
     const DCNv3Forward& job = *(const DCNv3Forward*)pointer;
     Scratch<A> s;
-    lay_out<A>(*job.call, job.call->groups, 0, memory, s);
+    lay_out<A>(*job.call, job.call->groups, -1, memory, s);
     fill<A>(*job.call, job.call->groups, s);
     with_lanes<VECTOR / sizeof(A), sizeof(T) != 8>(job.call->channels, [&](auto lanes, auto vectors) {
         int64_t first, last;
@@ -47,8 +49,8 @@ static void backward(const void* pointer, Units& units, char* memory) {
     typedef typename compute<T>::type A;
     const DCNv3Backward& job = *(const DCNv3Backward*)pointer;
     Scratch<A> s;
-    lay_out<A>(*job.call, 1, band_lines(job), memory, s);
-    fill<A>(*job.call, 1, s);
+    lay_out<A>(*job.call, job.block, band_lines(job), memory, s);
+    fill<A>(*job.call, job.block, s);
     with_lanes<VECTOR / sizeof(A), sizeof(T) == 4>(job.call->channels, [&](auto lanes, auto vectors) {
         int64_t first, last;
         while (units.next(first, last)) backward_unit<T, A, lanes.value, vectors.value>(job, first, s);
@@ -74,22 +76,29 @@ static Work dcnv3_forward(DCNv3Forward& job, int64_t threads) {
     int64_t pixels = c.batch * c.out_height * c.out_width, grain = pixels / (threads * 4);
     return with_dtype(c.value.dtype, [&](auto type) {
         Scratch<typename compute<decltype(type)>::type> s;
-        return Work{pixels, grain < 1 ? 1 : grain > 64 ? 64 : grain, lay_out(c, c.groups, 0, nullptr, s),
+        return Work{pixels, grain < 1 ? 1 : grain > 64 ? 64 : grain, lay_out(c, c.groups, -1, nullptr, s),
                     forward<decltype(type)>};
     });
 }
 
 static Work dcnv3_backward(DCNv3Backward& job, int64_t threads) {
     const hfi_dcnv3& c = *job.call;
-    int64_t parts = c.batch * c.groups;
+    // As many groups at once as a cache holds sums for, if that leaves two units for each thread.
+    const int64_t bytes = c.height * c.width * c.channels * 4;
+    job.block = CACHE / (bytes + 1);
+    if (job.block > c.batch * c.groups / (2 * threads)) job.block = c.batch * c.groups / (2 * threads);
+    if (job.block > c.groups) job.block = c.groups;
+    if (job.block < 1) job.block = 1;
+    const int64_t parts = c.batch * group_blocks(job);
     job.bands = 1;
     if (parts && parts < threads) {
         job.bands = (threads + parts - 1) / parts;
         if (job.bands > c.height) job.bands = c.height;
+        if (job.bands < 1) job.bands = 1;
     }
     return with_dtype(c.value.dtype, [&](auto type) {
         Scratch<typename compute<decltype(type)>::type> s;
-        return Work{parts * job.bands, 1, lay_out(c, 1, band_lines(job), nullptr, s), backward<decltype(type)>};
+        return Work{parts * job.bands, 1, lay_out(c, job.block, band_lines(job), nullptr, s), backward<decltype(type)>};
     });
 }
 

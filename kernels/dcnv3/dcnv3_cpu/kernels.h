@@ -31,7 +31,7 @@ struct DCNv3Backward {
     const hfi_dcnv3* call;
     const void *output, *value, *offset, *mask;
     void *grad_value, *grad_offset, *grad_mask;
-    int64_t bands;
+    int64_t block, bands;  // groups and bands of lines that make a unit of work
 };
 
 // GELU of `count` numbers without gaps, and the gradient of the input; output may be input or grad_output.

@@ -245,6 +245,7 @@ static void depthwise_norm_gelu_backward(const void* pointer, Units& units, char
                 convolve<T>(job, s);
                 for (int64_t b = 0; b < count; ++b) {
                     float *x = s.sum + b * row, *d = s.slope + b * row, mean, scale;
+                    memset(x + channels, 0, (row - channels) * sizeof(float));  // no NaN may come from there
                     const int64_t at = (line * job.width + w + b) * channels;
                     const T* grad = (const T*)job.grad_output + at;
                     moments(x, channels, job.epsilon, mean, scale);

@@ -94,7 +94,7 @@ HFI_EXPORT int hfi_dcnv3_forward(
 HFI_EXPORT int hfi_dcnv3_backward(
     const hfi_dcnv3* call, const void* grad_output, const void* value, const void* offset, const void* mask,
     void* grad_value, void* grad_offset, void* grad_mask, int64_t threads) {
-    DCNv3Backward job = {call, grad_output, value, offset, mask, grad_value, grad_offset, grad_mask, 1};
+    DCNv3Backward job = {call, grad_output, value, offset, mask, grad_value, grad_offset, grad_mask, 1, 1};
     Work work = chosen->dcnv3_backward(job, threads);
     return run(work, &job, threads);
 }

@@ -101,13 +101,17 @@ def _autocast(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The tensors as autocast wants them: a value of its dtype, and offsets and masks of that or of float32."""
-    device = getattr(value, "device", None)
-    if device is None or not torch.is_autocast_enabled(device.type):
+    if not all(isinstance(tensor, torch.Tensor) for tensor in (value, offset, mask)):
+        return value, offset, mask  # to be refused
+    device = value.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return value, offset, mask
-    dtype = torch.get_autocast_dtype(device.type)
+    dtype = torch.get_autocast_dtype(device)
     if value.dtype in (torch.float32, torch.float16, torch.bfloat16):
         value = value.to(dtype)
-        offset, mask = (t if t.dtype in (dtype, torch.float32) else t.float() for t in (offset, mask))
+        offset, mask = (
+            t.float() if t.dtype in (torch.float16, torch.bfloat16) and t.dtype != dtype else t for t in (offset, mask)
+        )
     return value, offset, mask
 
 
@@ -204,6 +208,7 @@ def _registered_backward(
     grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     geometry = _checked(value, offset, mask, arguments)
+    _check_gradient(grad_output, value, offset)
     softmax, backend = (*arguments[7:], None)[:2]
     plan = _plan(geometry, softmax, DCNV3.wanted(backend), value, offset, mask, registered=True)
     return plan.backward(grad_output, value, offset, mask)
@@ -217,7 +222,22 @@ def _fake_forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor,
 def _fake_backward(
     grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    _checked(value, offset, mask, arguments)
+    _check_gradient(grad_output, value, offset)
     return value.new_empty(value.shape), offset.new_empty(offset.shape), mask.new_empty(mask.shape)
+
+
+def _check_gradient(grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor) -> None:
+    expected = (*offset.shape[:3], value.shape[3])
+    if grad_output.shape != expected or grad_output.dtype != value.dtype or grad_output.device != value.device:
+        raise ValueError(
+            f"grad_output has shape {tuple(grad_output.shape)}, {grad_output.dtype} and is on {grad_output.device}; "
+            f"expected {tuple(expected)}, {value.dtype} on {value.device}."
+        )
+
+
+def _no_second_order(ctx: Any, *_: torch.Tensor) -> None:
+    raise NotImplementedError("dcnv3 has no second-order gradients.")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -240,3 +260,4 @@ _register("dcnv3_backward", _registered_backward, _fake_backward)
 torch.library.register_autograd(
     "hf_internimage::dcnv3", _registered_gradient, setup_context=_setup_context, lib=_LIBRARY
 )
+torch.library.register_autograd("hf_internimage::dcnv3_backward", _no_second_order, lib=_LIBRARY)

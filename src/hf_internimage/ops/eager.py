@@ -2,13 +2,18 @@
 """Whether a call is ordinary eager execution, so that going straight to a kernel changes nothing but the time."""
 
 import torch
+from torch.autograd import forward_ad
 
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 
 
 def transforms() -> bool:
-    """Whether torch.func or torch.jit.trace is at work on this call."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.jit.is_tracing()
+    """Whether torch.func, forward-mode differentiation or torch.jit.trace is at work on this call."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.jit.is_tracing()
+        or forward_ad._current_level >= 0
+    )
 
 
 def watched() -> bool:
@@ -17,5 +22,5 @@ def watched() -> bool:
 
 
 def ordinary(tensor: torch.Tensor) -> bool:
-    """Whether this is a plain tensor with strides, not one of another class or layout."""
-    return type(tensor) in _ORDINARY and tensor.layout is torch.strided
+    """Whether this is a plain tensor with strides, not one of another class or layout, or a negated view."""
+    return type(tensor) in _ORDINARY and tensor.layout is torch.strided and not tensor.is_neg()

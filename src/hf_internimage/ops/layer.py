@@ -19,21 +19,17 @@ _INT = ctypes.c_int64
 _PARTS = 32  # sums over pixels are made in so many parts, whatever the number of threads
 _BLOCK_BYTES = 2**22  # of hidden features worked on at once
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_FORWARDS = (
-    nn.Linear.forward,
-    nn.Conv2d.forward,
-    nn.LayerNorm.forward,
-    nn.GELU.forward,
-    nn.Dropout.forward,
-    nn.Sequential.forward,
-)
+# What these classes compute, unless somebody replaces it.
+_ORIGINALS: dict[type[nn.Module], Any] = {
+    kind: kind.forward for kind in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.Identity, nn.Sequential)
+}
 
 
 def fuses(states: torch.Tensor, *modules: nn.Module) -> bool:
     """Whether a function of this file may stand for calls of `modules` on `states`: whether nobody would notice.
 
-    Nothing may trace or watch the call, modules must be PyTorch's own with neither hooks nor wrappers, and parameters
-    ordinary ones of the dtype of `states`.
+    Nothing may trace or watch the call; modules must be PyTorch's own, or marked `keeps_numbers` (they only permute, or
+    do nothing now), with neither hooks nor wrappers; parameters ordinary ones of the dtype of `states`.
     """
     return (
         not torch.compiler.is_compiling()
@@ -49,21 +45,11 @@ def fuses(states: torch.Tensor, *modules: nn.Module) -> bool:
     )
 
 
-_known: dict[type[nn.Module], bool] = {}
-
-
-def _is_known(kind: type[nn.Module]) -> bool:
-    """Whether modules of this class compute what this file expects: PyTorch's own, and permutations."""
-    if kind not in _known:
-        _known[kind] = kind.forward in _FORWARDS or getattr(kind, "is_permutation", False)
-    return _known[kind]
-
-
 def _is_bare(module: nn.Module, dtype: torch.dtype) -> bool:
     """Whether calling `module` does what its class says, and nothing else."""
-    own = module.__dict__
+    own, kind = module.__dict__, type(module)
     if (
-        not _is_known(type(module))
+        not ("keeps_numbers" in kind.__dict__ or kind.forward is _ORIGINALS.get(kind))
         or "forward" in own
         or own["_forward_hooks"]
         or own["_forward_pre_hooks"]
@@ -72,7 +58,7 @@ def _is_bare(module: nn.Module, dtype: torch.dtype) -> bool:
     ):
         return False
     for parameter in own["_parameters"].values():
-        if parameter is not None and not (parameter.dtype == dtype and eager.ordinary(parameter)):
+        if parameter is not None and not (parameter.dtype == dtype and parameter.is_cpu and eager.ordinary(parameter)):
             return False
     return True
 
@@ -92,45 +78,53 @@ def norm_act(states: torch.Tensor, norms: nn.Sequential, act: nn.Module) -> torc
 
 
 def norm_add(
-    states: torch.Tensor, norms: nn.Sequential, scale: torch.Tensor | None, residual: torch.Tensor
+    states: torch.Tensor,
+    norms: nn.Sequential,
+    scale: torch.Tensor | None,
+    residual: torch.Tensor,
+    drop: nn.Module | None = None,
 ) -> torch.Tensor | None:
     """residual + scale * LayerNorm(states), (..., C) -> (..., C); `norms` holds the LayerNorm.
 
-    None if this cannot stand for the modules, or if gradients are wanted.
+    `drop` is the stochastic depth between, which the caller knows to do nothing now. None if this cannot stand for the
+    modules, or if gradients are wanted.
     """
-    return _norm(states, norms, None, scale, residual)
+    return _norm(states, norms, drop, scale, residual)
 
 
 def _norm(
     states: torch.Tensor,
     norms: nn.Sequential,
-    act: nn.Module | None,
+    after: nn.Module | None,
     scale: torch.Tensor | None,
     residual: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    layer_norm = next((module for module in norms if isinstance(module, nn.LayerNorm)), None)
+    found = [module for module in norms if "keeps_numbers" not in type(module).__dict__]
+    layer_norm = found[0] if len(found) == 1 else None
     if (
-        layer_norm is None
+        not isinstance(layer_norm, nn.LayerNorm)
         or layer_norm.weight is None
         or layer_norm.bias is None
         or layer_norm.normalized_shape != states.shape[-1:]
-        or not fuses(states, norms, *norms, *([] if act is None else [act]))
-        or not all(other is None or _is_like(other, states) for other in (scale, residual))
+        or not fuses(states, norms, *norms, *([] if after is None else [after]))
+        or not (scale is None or _is_like(scale, states, states.shape[-1:]))
+        or not (residual is None or _is_like(residual, states, states.shape))
         or _tracked(states, layer_norm.weight, layer_norm.bias, scale, residual)
     ):
         return None
-    states, residual = states.contiguous(), None if residual is None else residual.contiguous()
-    output = torch.empty_like(states)
+    gamma, beta = layer_norm.weight.contiguous(), layer_norm.bias.contiguous()
+    states, output = states.contiguous(), states.new_empty(states.shape)
+    scale, residual = (None if tensor is None else tensor.contiguous() for tensor in (scale, residual))
     native.call(
         "hfi_norm",
         native.DTYPES[states.dtype],
         states.numel() // max(states.shape[-1], 1),
         states.shape[-1],
-        act is not None,
+        isinstance(after, nn.GELU),
         layer_norm.eps,
         states.data_ptr(),
-        layer_norm.weight.data_ptr(),
-        layer_norm.bias.data_ptr(),
+        gamma.data_ptr(),
+        beta.data_ptr(),
         None if scale is None else scale.data_ptr(),
         None if residual is None else residual.data_ptr(),
         output.data_ptr(),
@@ -138,8 +132,14 @@ def _norm(
     return output
 
 
-def _is_like(tensor: torch.Tensor, states: torch.Tensor) -> bool:
-    return eager.ordinary(tensor) and tensor.dtype == states.dtype and tensor.device == states.device
+def _is_like(tensor: torch.Tensor, states: torch.Tensor, shape: torch.Size) -> bool:
+    """Whether `tensor` has this shape, and the dtype and device of `states`."""
+    return (
+        eager.ordinary(tensor)
+        and tensor.dtype == states.dtype
+        and tensor.device == states.device
+        and tensor.shape == shape
+    )
 
 
 def mlp(
@@ -204,21 +204,24 @@ class _GeluLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight = ctx.saved_tensors
-        grad_output = grad_output.contiguous()
-        grad_bias = grad_output.view(-1, grad_output.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
-        grad_weight = torch.zeros(weight.shape)  # float32 for half types, too, as within a block
-        grad_states = torch.empty_like(states)
-        for before, gradient, result in _blocks(states.shape[-1], states, grad_output, grad_states):
-            grad_weight += gradient.t() @ _gelu(before, result)
-            torch.mm(gradient, weight, out=result)
-            native.call(
-                "hfi_gelu_backward",
-                native.DTYPES[states.dtype],
-                result.numel(),
-                result.data_ptr(),
-                before.data_ptr(),
-                result.data_ptr(),
-            )
+        states, grad_output = states.contiguous(), grad_output.resolve_neg().contiguous()
+        with torch.autocast("cpu", enabled=False):
+            grad_bias = grad_output.view(-1, grad_output.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+            grad_weight = weight.new_zeros(
+                weight.shape, dtype=torch.float32
+            )  # float32 for half types, too, as within a block
+            grad_states = torch.empty_like(states)
+            for before, gradient, result in _blocks(states.shape[-1], states, grad_output, grad_states):
+                grad_weight += gradient.t() @ _gelu(before, result)
+                torch.mm(gradient, weight, out=result)
+                native.call(
+                    "hfi_gelu_backward",
+                    native.DTYPES[states.dtype],
+                    result.numel(),
+                    result.data_ptr(),
+                    before.data_ptr(),
+                    result.data_ptr(),
+                )
         return grad_states, grad_weight.to(weight.dtype), grad_bias
 
 
@@ -228,8 +231,10 @@ def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Ten
     `block` holds the depth-wise convolution, a permutation with the LayerNorm, and the GELU. None if this cannot stand
     for the modules.
     """
+    if len(block) != 3:
+        return None
     conv, norms, act = block
-    norm = norms[-1] if isinstance(norms, nn.Sequential) else None
+    norm = norms[-1] if isinstance(norms, nn.Sequential) and len(norms) == 2 else None
     if not (
         isinstance(conv, nn.Conv2d)
         and isinstance(norms, nn.Sequential)
@@ -237,8 +242,10 @@ def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Ten
         and isinstance(act, nn.GELU)
         and fuses(states, block, conv, norms, *norms, act)
         and conv.bias is not None
+        and "keeps_numbers" in type(norms[0]).__dict__
         and norm.weight is not None
         and norm.bias is not None
+        and norm.normalized_shape == states.shape[-1:]
         and act.approximate == "none"
         and conv.padding_mode == "zeros"
         and conv.stride == conv.dilation == (1, 1)
@@ -299,13 +306,13 @@ class _DepthwiseNormGelu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        states, *parameters = ctx.saved_tensors
+        states, *parameters = _made_dense(*ctx.saved_tensors)  # hooks may have moved them
         weight = parameters[0]
         channels, taps = weight.shape[0], weight.shape[-1] ** 2
-        grad_output = grad_output.contiguous()
+        grad_output = grad_output.resolve_neg().contiguous()
         grad_states = states.new_empty(states.shape)
-        slope = torch.empty(states.shape)
-        sums = torch.empty(_PARTS, taps + 3, native.library().hfi_row(channels))
+        slope = torch.empty(states.shape, dtype=torch.float32, device="cpu")
+        sums = torch.empty((_PARTS, taps + 3, native.library().hfi_row(channels)), dtype=torch.float32, device="cpu")
         native.call(
             "hfi_depthwise_norm_gelu_backward",
             ctypes.byref(_Depthwise.of(states, weight, ctx.epsilon)),

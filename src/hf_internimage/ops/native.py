@@ -36,9 +36,9 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         )
     try:
         library = ctypes.CDLL(str(PATH))
-    except OSError as error:
+        library.hfi_interface.restype = ctypes.c_int64
+    except (OSError, AttributeError) as error:
         return None, f"cannot load its library: {error}"
-    library.hfi_interface.restype = ctypes.c_int64
     if (found := library.hfi_interface()) != INTERFACE:
         return None, (
             f"has a library of another version (interface {found}, expected {INTERFACE}): install again, or in a "

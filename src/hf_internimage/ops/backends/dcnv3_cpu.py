@@ -48,6 +48,8 @@ class Plan:
         _, out_height, out_width, _ = offset.shape
         self._output_shape = (batch, out_height, out_width, channels)
         self._dense = all(map(_is_dense, (value, offset, mask)))
+        self._strides = [tensor.stride() for tensor in (value, offset, mask)]
+        self._geometry, self._softmax = geometry, softmax
         output = value.new_empty(self._output_shape)
         self._call = _Call(
             batch,
@@ -86,8 +88,10 @@ class Plan:
         self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The gradients of value, offset and mask, contiguous, in their shapes and dtypes."""
-        gradients = tuple(torch.empty(t.shape, dtype=t.dtype) for t in (value, offset, mask))
-        grad_output = grad_output.contiguous()
+        if [tensor.stride() for tensor in (value, offset, mask)] != self._strides:  # saved-tensor hooks moved them
+            return Plan(self._geometry, self._softmax, value, offset, mask).backward(grad_output, value, offset, mask)
+        gradients = tuple(t.new_empty(t.shape) for t in (value, offset, mask))
+        grad_output = grad_output.resolve_neg().contiguous()
         if not self._dense:
             value, offset, mask = map(_made_dense, (value, offset, mask))
         native.call(
