@@ -75,11 +75,10 @@ def dcnv3(
     value, offset, mask = _autocast(value, offset, mask)
     if name == "torch":
         return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
-    if not torch.compiler.is_compiling():
-        if eager.transforms():
-            return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
-        if not eager.watched() and all(map(eager.ordinary, (value, offset, mask))):
-            return _run(value, offset, mask, arguments, softmax, name)
+    if eager.transforms():
+        return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
+    if not torch.compiler.is_compiling() and not eager.watched() and all(map(eager.ordinary, (value, offset, mask))):
+        return _run(value, offset, mask, arguments, softmax, name)
     geometry = check_dcnv3(value, offset, mask, **arguments)
     return torch.ops.hf_internimage.dcnv3(value, offset, mask, *geometry, softmax, name)
 
@@ -130,7 +129,7 @@ def _run(
     key = (
         *(part for t in (value, offset, mask) for part in (t.shape, t.stride(), t.dtype, t.device)),
         # 1, 1.0 and True are equal, but not equally good arguments
-        *((type(part), tuple(part) if isinstance(part, list) else part) for part in arguments.values()),
+        *((type(part), repr(part) if isinstance(part, (tuple, list)) else part) for part in arguments.values()),
         bool(softmax),
         name,
     )

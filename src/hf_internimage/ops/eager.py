@@ -10,9 +10,9 @@ _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 def transforms() -> bool:
     """Whether torch.func, forward-mode differentiation or torch.jit.trace is at work on this call."""
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None
+        torch._C._are_functorch_transforms_active()
         or torch.jit.is_tracing()
-        or forward_ad._current_level >= 0
+        or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0)
     )
 
 
