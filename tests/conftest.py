@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What every test runs under: no Hub, few threads, a fixed seed."""
 
+import contextlib
 import functools
 import os
 
@@ -12,6 +13,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 THREADS = max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 THREADS = min(THREADS, int(os.environ.get("OMP_NUM_THREADS") or THREADS))
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
+
+with contextlib.suppress(ImportError):
+    # torch.compile's C++ builder imports setuptools, which insists on coming before anything imports distutils.
+    import setuptools  # noqa: F401
 
 import pytest
 import torch
