@@ -130,6 +130,26 @@ HFI_ONCE void weights(const T* mask, int64_t groups, int64_t taps, bool normalis
         softmax<A, L, 0>(weight, groups, taps);
 }
 
+// Positions and weights of `groups` groups of a pixel, from element `at` of tensors of either dtype: T or A.
+template <class T, class A>
+HFI_INLINE void read_offsets(
+    const hfi_dcnv3& c, const void* offset, int64_t at, int64_t h, int64_t w, int64_t groups, Scratch<A>& s) {
+    const int64_t count = groups * count_taps(c);
+    if (c.offset.dtype == c.value.dtype)
+        positions<T, A, VECTOR / sizeof(A)>(c, (const T*)offset + at, h, w, count, s);
+    else
+        positions<A, A, VECTOR / sizeof(A)>(c, (const A*)offset + at, h, w, count, s);
+}
+
+template <class T, class A>
+HFI_INLINE void read_mask(const hfi_dcnv3& c, const void* mask, int64_t at, int64_t groups, Scratch<A>& s) {
+    const int64_t taps = count_taps(c);
+    if (c.mask.dtype == c.value.dtype)
+        weights<T, A, VECTOR / sizeof(A)>((const T*)mask + at, groups, taps, c.softmax, s.weight);
+    else
+        weights<A, A, VECTOR / sizeof(A)>((const A*)mask + at, groups, taps, c.softmax, s.weight);
+}
+
 // The four corners of one tap: upper left, upper right, lower left, lower right.
 template <class T, class A>
 struct Corners {
@@ -200,20 +220,13 @@ HFI_INLINE void sample(
 template <class T, class A, int L, int NV>
 static void forward_pixels(const DCNv3Forward& job, int64_t first, int64_t last, Scratch<A>& s) {
     const hfi_dcnv3& c = *job.call;
-    int64_t taps = count_taps(c), count = c.groups * taps, per_image = c.out_height * c.out_width;
-    bool narrow_offset = c.offset.dtype == c.value.dtype, narrow_mask = c.mask.dtype == c.value.dtype;
+    int64_t taps = count_taps(c), per_image = c.out_height * c.out_width;
     int64_t n = first / per_image, h = first % per_image / c.out_width, w = first % c.out_width;
     for (int64_t pixel = first; pixel < last; ++pixel) {
         int64_t at_offset = n * c.offset.stride_n + h * c.offset.stride_h + w * c.offset.stride_w;
         int64_t at_mask = n * c.mask.stride_n + h * c.mask.stride_h + w * c.mask.stride_w;
-        if (narrow_offset)
-            positions<T, A, VECTOR / sizeof(A)>(c, (const T*)job.offset + at_offset, h, w, count, s);
-        else
-            positions<A, A, VECTOR / sizeof(A)>(c, (const A*)job.offset + at_offset, h, w, count, s);
-        if (narrow_mask)
-            weights<T, A, VECTOR / sizeof(A)>((const T*)job.mask + at_mask, c.groups, taps, c.softmax, s.weight);
-        else
-            weights<A, A, VECTOR / sizeof(A)>((const A*)job.mask + at_mask, c.groups, taps, c.softmax, s.weight);
+        read_offsets<T, A>(c, job.offset, at_offset, h, w, c.groups, s);
+        read_mask<T, A>(c, job.mask, at_mask, c.groups, s);
         const T* image = (const T*)job.value + n * c.value.stride_n;
         T* to = (T*)job.output + n * c.output.stride_n + h * c.output.stride_h + w * c.output.stride_w;
         for (int64_t g = 0; g < c.groups; ++g, image += c.channels, to += c.channels) {
@@ -276,8 +289,8 @@ HFI_ONCE void tap_gradients(
     }
 }
 
-// One image, block of groups and band of lines: all that flows into those lines of grad_value, and the offsets and masks
-// of an equal share of output lines. No two units write to the same place, and every sum has an order of its own.
+// One image, block of groups and band of lines: all that flows into those lines of grad_value, and the offsets and
+// masks of an equal share of output lines. No two units write to the same place, and every sum has an order of its own.
 template <class T, class A, int L, int NV>
 static void backward_unit(const DCNv3Backward& p, int64_t unit, Scratch<A>& s) {
     typedef vec_t<A, L> V;
@@ -289,16 +302,12 @@ static void backward_unit(const DCNv3Backward& p, int64_t unit, Scratch<A>& s) {
     const int64_t top = band * c.height / bands, end = (band + 1) * c.height / bands;
     const int64_t own_top = band * c.out_height / bands, own_end = (band + 1) * c.out_height / bands;
     const int64_t whole = NV ? NV * L : channels / L * L;
-    const bool narrow_offset = c.offset.dtype == c.value.dtype, narrow_mask = c.mask.dtype == c.value.dtype;
     memset(s.sum, 0, (end - top) * c.width * features * sizeof(A));
     for (int64_t h = 0; h < c.out_height; ++h)
         for (int64_t w = 0; w < c.out_width; ++w) {
             const bool own = h >= own_top && h < own_end;
             int64_t at = n * c.offset.stride_n + h * c.offset.stride_h + w * c.offset.stride_w + 2 * first_group * taps;
-            if (narrow_offset)
-                positions<T, A, VECTOR / sizeof(A)>(c, (const T*)p.offset + at, h, w, count, s);
-            else
-                positions<A, A, VECTOR / sizeof(A)>(c, (const A*)p.offset + at, h, w, count, s);
+            read_offsets<T, A>(c, p.offset, at, h, w, groups, s);
             if (!own) {
                 bool touches = false;
                 for (int64_t k = 0; k < count; ++k) {
@@ -308,10 +317,7 @@ static void backward_unit(const DCNv3Backward& p, int64_t unit, Scratch<A>& s) {
                 if (!touches) continue;
             }
             at = n * c.mask.stride_n + h * c.mask.stride_h + w * c.mask.stride_w + first_group * taps;
-            if (narrow_mask)
-                weights<T, A, VECTOR / sizeof(A)>((const T*)p.mask + at, groups, taps, c.softmax, s.weight);
-            else
-                weights<A, A, VECTOR / sizeof(A)>((const A*)p.mask + at, groups, taps, c.softmax, s.weight);
+            read_mask<T, A>(c, p.mask, at, groups, s);
             const T* from =
                 (const T*)p.output + n * c.output.stride_n + h * c.output.stride_h + w * c.output.stride_w + feature;
             const T* image = (const T*)p.value + n * c.value.stride_n + feature;

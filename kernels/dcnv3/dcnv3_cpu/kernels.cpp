@@ -110,7 +110,8 @@ static auto with_float_dtype(int64_t dtype, F f) {
 
 // Pieces of about `size` bytes, but enough of them for all threads.
 static int64_t grain(int64_t units, int64_t bytes, int64_t size, int64_t threads) {
-    int64_t by_size = size / (bytes + 1), by_threads = units / (threads * 4), least = by_size < by_threads ? by_size : by_threads;
+    int64_t by_size = size / (bytes + 1), by_threads = units / (threads * 4);
+    int64_t least = by_size < by_threads ? by_size : by_threads;
     return least < 1 ? 1 : least;
 }
 

@@ -207,9 +207,8 @@ class _GeluLinear(torch.autograd.Function):
         states, grad_output = states.contiguous(), grad_output.resolve_neg().contiguous()
         with torch.autocast("cpu", enabled=False):
             grad_bias = grad_output.view(-1, grad_output.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
-            grad_weight = weight.new_zeros(
-                weight.shape, dtype=torch.float32
-            )  # float32 for half types, too, as within a block
+            # float32 for half types, too, as within a block
+            grad_weight = weight.new_zeros(weight.shape, dtype=torch.float32)
             grad_states = torch.empty_like(states)
             for before, gradient, result in _blocks(states.shape[-1], states, grad_output, grad_states):
                 grad_weight += gradient.t() @ _gelu(before, result)
