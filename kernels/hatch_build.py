@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Puts the CPU library into wheels, and beside the sources of an editable install.
+"""Puts the CPU library and the CUDA sources into wheels, and the library beside the sources of an editable install.
 
 Without a compiler the install still succeeds: the wheel is then a pure one, and the operator runs in PyTorch.
 HF_INTERNIMAGE_BUILD_CPU=0 leaves the library out, =1 makes its absence an error, for releases.
@@ -18,6 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
 
 SWITCH = "HF_INTERNIMAGE_BUILD_CPU"
+CUDA_SOURCES = ("nvrtc.cu", "dcnv3.cuh", "types.cuh")  # what NVRTC compiles on the user's machine
 
 
 def load_build() -> ModuleType:
@@ -47,6 +48,10 @@ class CPULibraryHook(BuildHookInterface):
         editable = version == "editable"
         if editable:
             dcnv3.OUTPUT.unlink(missing_ok=True)  # rather none than one of other sources
+        else:
+            folder = Path(__file__).parent / "dcnv3" / "dcnv3_cuda"
+            for name in CUDA_SOURCES:
+                build_data["force_include"][str(folder / name)] = f"hf_internimage/ops/dcnv3_cuda/{name}"
         if switch == "0":
             return
         self.folder = tempfile.TemporaryDirectory(prefix="hf_internimage_")

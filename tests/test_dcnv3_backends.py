@@ -422,7 +422,9 @@ def test_who_goes_straight_to_the_plan_and_who_through_the_operator(plans):
         watched = dcnv3(*inputs, **LOPSIDED)
     assert torch.equal(watched, expected)
     assert seen.names == ["hf_internimage.dcnv3.default"]
-    assert len(plans) == 1
+    assert len(plans) == 2, "the operator keeps its plans, too"
+    assert torch.equal(torch.ops.hf_internimage.dcnv3(*direct(inputs, LOPSIDED)), expected)
+    assert len(plans) == 2
     meta = dcnv3(*(tensor.to("meta") for tensor in inputs), **LOPSIDED)
     assert meta.is_meta
     assert meta.shape == expected.shape

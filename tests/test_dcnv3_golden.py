@@ -3,6 +3,7 @@
 
 import functools
 
+import gpu_backends
 import pytest
 import torch
 from golden_data import operator_arguments, operator_cases
@@ -53,7 +54,14 @@ def test_there_are_39_cases():
     assert len(CASES) == 39
 
 
-@pytest.mark.parametrize("operator", PATHS)
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_gpu_backends_run_here(backend):
+    """Says in every report whether the GPU's backends were among the paths below."""
+    gpu_backends.need(backend)
+    assert backend in gpu_backends.NAMES
+
+
+@pytest.mark.parametrize("operator", [*PATHS, *gpu_backends.PATHS])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, "atol_grid64"), (torch.float32, "atol_float32_run")], ids=str
 )
@@ -88,7 +96,7 @@ def away_from_pixel_lines(offset, arguments):
     return ((position - position.round()).abs() > 1e-4).all(-1, keepdim=True).expand_as(position).flatten(3)
 
 
-@pytest.mark.parametrize("operator", PATHS[:3])
+@pytest.mark.parametrize("operator", [*PATHS[:3], *gpu_backends.PATHS])
 @pytest.mark.parametrize("wide", [False, True], ids=["same_dtype", "float32_offsets"])
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.usefixtures("nan_memory")

@@ -35,15 +35,31 @@ ALLOWED = {
     "image_processing_pil_internimage.py": ({"transformers"}, set()),
     "checkpoints.py": (set(), set()),
     "conversion.py": ({"torch", "huggingface_hub"}, {*ISLAND, "checkpoints.py"}),
-    "env.py": ({"torch", "transformers"}, {"__init__.py", "ops/__init__.py", "ops/native.py", "ops/registry.py"}),
+    "env.py": (
+        {"torch", "transformers"},
+        {"__init__.py", "ops/__init__.py", "ops/native.py", "ops/nvrtc.py", "ops/registry.py"},
+    ),
     "ops/__init__.py": (set(), {"ops/dcnv3.py", "ops/registry.py"}),
     "ops/dcnv3.py": ({"torch"}, {"dcnv3_reference.py", "ops/eager.py", "ops/registry.py"}),
     "ops/registry.py": (set(), set()),
     "ops/eager.py": ({"torch"}, set()),
     "ops/native.py": ({"torch"}, set()),
+    "ops/nvrtc.py": ({"torch", "huggingface_hub"}, set()),
+    "ops/cuda_driver.py": ({"torch"}, set()),
+    "ops/fixed_point.py": ({"torch"}, set()),
     "ops/layer.py": ({"torch"}, {"ops/eager.py", "ops/native.py", "ops/registry.py"}),
     "ops/backends/__init__.py": (set(), set()),
     "ops/backends/dcnv3_cpu.py": ({"torch"}, {"dcnv3_reference.py", "ops/native.py", "ops/registry.py"}),
+    "ops/backends/dcnv3_cuda.py": (
+        {"torch"},
+        {"dcnv3_reference.py", "ops/cuda_driver.py", "ops/fixed_point.py", "ops/nvrtc.py", "ops/registry.py"},
+    ),
+    "ops/backends/dcnv3_hub.py": ({"torch"}, {"dcnv3_reference.py", "ops/registry.py"}),
+    "ops/backends/dcnv3_triton.py": (
+        {"torch"},
+        {"dcnv3_reference.py", "ops/backends/dcnv3_triton_kernels.py", "ops/fixed_point.py", "ops/registry.py"},
+    ),
+    "ops/backends/dcnv3_triton_kernels.py": ({"triton"}, set()),
     "ops/backends/dcnv3_torch.py": ({"torch"}, {"dcnv3_reference.py", "ops/registry.py"}),
 }
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Which backend runs a call, why the others do not, and how that is told."""
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -167,7 +168,8 @@ def test_argument_and_environment_demand_a_backend_of_dcnv3(ran, monkeypatch):
         assert ran == [expected], (variable, argument)
         ran.clear()
     monkeypatch.setenv("HF_INTERNIMAGE_BACKEND", "tpu")
-    with pytest.raises(ValueError, match="HF_INTERNIMAGE_BACKEND is 'tpu', expected one of cpu, torch"):
+    expected = "HF_INTERNIMAGE_BACKEND is 'tpu', expected one of hub, cuda, triton, cpu, torch, or none for the best"
+    with pytest.raises(ValueError, match=expected):
         dcnv3(*inputs, **LOPSIDED)
 
 
@@ -192,18 +194,41 @@ def test_backends_are_loaded_when_they_are_needed():
         loaded()
         """
     )
-    assert printed.splitlines() == ["[]", "[]", "['dcnv3_cpu']", "['dcnv3_cpu', 'dcnv3_torch']"]
+    *before, after = printed.splitlines()
+    assert before == ["[]", "[]", "['dcnv3_cpu']"]
+    assert {"dcnv3_cpu", "dcnv3_cuda", "dcnv3_hub", "dcnv3_torch", "dcnv3_triton"} <= set(ast.literal_eval(after))
 
 
 def test_other_devices_and_dtypes():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for device in ("cuda", "mps", "xpu", "meta"):
+        for device in ("mps", "meta"):
             assert module.DCNV3.choose(Call(device, "float32"), None).name == "torch"
             with pytest.raises(BackendError, match=f"'cpu' cannot run this call: needs tensors on cpu, got {device}"):
                 module.DCNV3.choose(Call(device, "float32"), "cpu")
-    reasons = module.DCNV3.explain(Call("cpu", "float8_e5m2"))
-    assert reasons == {"cpu": "computes float32, float64, bfloat16, float16, not float8_e5m2", "torch": None}
+    assert module.DCNV3.explain(Call("cpu", "float8_e5m2")) == {
+        "hub": "needs tensors on cuda, got cpu",
+        "cuda": "needs tensors on cuda, got cpu",
+        "triton": "needs tensors on cuda or xpu, got cpu",
+        "cpu": "computes float32, float64, bfloat16, float16, not float8_e5m2",
+        "torch": None,
+    }
+
+
+@pytest.mark.parametrize(("device", "backends"), [("cuda", ["cuda", "triton"]), ("xpu", ["triton"])])
+def test_gpus_without_their_backends_warn_of_each(device, backends, monkeypatch):
+    if getattr(torch, device).is_available():
+        pytest.skip(f"there is such a GPU here: {device}")
+    monkeypatch.setattr(module, "DCNV3", Registry("dcnv3", tuple(module.DCNV3.backends.values())))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert module.DCNV3.choose(Call(device, "float32"), None).name == "torch"
+    assert [str(warning.message).partition(":")[2].split()[0] for warning in caught] == [
+        f"'{name}'" for name in backends
+    ]
+    for name in backends:
+        with pytest.raises(BackendError, match=f"backend '{name}' cannot run this call: "):
+            module.DCNV3.choose(Call(device, "float32"), name)
 
 
 def test_a_backend_demanded_for_another_device_fails():
@@ -305,7 +330,9 @@ def test_env_command():
     assert lines[1] == "HF_INTERNIMAGE_BACKEND: not set"
     if not native.why_not():
         assert lines[2].startswith("compiled CPU library: baseline, ")
-    assert lines[3:] == ops.explain().splitlines()
+    assert lines[3].startswith("GPUs: ")
+    assert lines[4].startswith("CUDA kernels: ")
+    assert lines[5:] == ops.explain().splitlines()
 
 
 @needs_library

@@ -101,7 +101,7 @@ def is_pure(wheel):
 
 
 def assert_holds_the_package(wheel):
-    """Every source file of the package, its data and metadata; no sources of kernels, no tests."""
+    """Every source file of the package, its data and metadata; of the kernels' sources those for NVRTC; no tests."""
     package = ROOT / "src" / "hf_internimage"
     expected = {
         path.relative_to(package.parent).as_posix()
@@ -109,6 +109,7 @@ def assert_holds_the_package(wheel):
         if path.is_file() and path.suffix in (".py", ".txt", ".typed")
     }
     expected.add("hf_internimage/py.typed")
+    expected |= {f"hf_internimage/ops/dcnv3_cuda/{name}" for name in ("nvrtc.cu", "dcnv3.cuh", "types.cuh")}
     found = {name for name in names(wheel) if not re.match(r"hf_internimage-[^/]*\.dist-info/", name)}
     assert found - {IN_WHEEL} == expected
 
@@ -200,6 +201,36 @@ print(ops.explain())
     built_from, explained = run_installed(tmp_path / "site", OPERATOR + check).split("\n", 1)
     assert built_from == dcnv3.source_hash()
     assert "dcnv3 on cpu, float32: cpu" in explained
+
+
+def test_cuda_sources_of_an_installed_wheel(source, tmp_path):
+    """They are the ones of these sources, found in the installation, and NVRTC compiles them there."""
+    wheel, _ = pip_wheel(source, tmp_path / "wheel", **{SWITCH: "0"})
+    install(wheel, tmp_path / "site")
+    folder = ROOT / "kernels" / "dcnv3" / "dcnv3_cuda"
+    check = f"""
+from pathlib import Path
+import torch
+from hf_internimage.dcnv3_reference import DCNv3Geometry
+from hf_internimage.ops import nvrtc
+from hf_internimage.ops.backends import dcnv3_cuda
+
+sources = dcnv3_cuda.sources()
+for name, text in sources.items():
+    assert text == (Path({str(folder)!r}) / name).read_text(encoding="utf-8"), name
+    assert (Path(dcnv3_cuda.__file__).parents[1] / "dcnv3_cuda" / name).exists()
+geometry = DCNv3Geometry(4, (3, 3), (1, 1), (1, 1), (1, 1), 1.0, False)
+kind = dcnv3_cuda.Kind.of("forward", torch.bfloat16, torch.bfloat16, torch.float32, 16, geometry)
+print(nvrtc.why_not())
+if nvrtc.why_not() is None:
+    source = sources.pop("nvrtc.cu")
+    print(nvrtc.compile(source, sources, (*kind.options(), "--gpu-architecture=compute_90"))[:2000].decode())
+"""
+    reason, _, code = run_installed(tmp_path / "site", check).partition("\n")
+    if reason != "None":
+        pytest.skip(f"the cuda backend {reason}")
+    assert ".target sm_90" in code
+    assert "dcnv3_forward" in code
 
 
 @pytest.fixture

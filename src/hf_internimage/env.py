@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from . import __version__
-from .ops import explain, native
+from .ops import explain, native, nvrtc
 from .ops.registry import BACKEND_VARIABLE, environment
 
 
@@ -19,6 +19,8 @@ def describe() -> str:
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
         f"{BACKEND_VARIABLE}: {environment() or 'not set'}",
         f"compiled CPU library: {native.why_not() or native.describe()}",
+        f"GPUs: {', '.join(map(torch.cuda.get_device_name, range(torch.cuda.device_count()))) or 'none'}",
+        f"CUDA kernels: {nvrtc.why_not() or nvrtc.describe()}",
         explain(),
     ]
     return "\n".join(lines)

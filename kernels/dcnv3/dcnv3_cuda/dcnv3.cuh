@@ -3,9 +3,10 @@
 //
 // A few neighbouring threads ("lanes") share one output pixel and group, each with one or more vectors of its channels.
 // Positions are clamped to a border of two pixels around the image: NaN, infinite and huge ones fall outside, where
-// nothing is read or written. Pixels, groups and line strides count in 32 bits, memory in 64.
+// nothing is read or written. Pixels, groups and line strides count in 32 bits, memory in 64, and places within an
+// image in Index: int where that suffices.
 //
-// D: channels of a group; KH, KW: kernel size; REMOVE: without the central tap. D = 0 or KH = 0: known at run time only.
+// D: channels of a group; KH, KW: kernel size; REMOVE: without the central tap. D = 0 or KH = 0: not before run time.
 #pragma once
 
 #include "types.cuh"
@@ -109,7 +110,7 @@ struct Pixel {
             total += power;
             if (KH) kept[k % TAPS] = power;
         }
-        inverse = 1 / total;
+        inverse = reciprocal(total);
     }
 
     HFI_DEVICE A weight(int k) const {
@@ -143,19 +144,20 @@ private:
 template <class A>
 struct Corners {
     bool inside[4];
-    A part[4];  // bilinear weights
+    A part[4];  // bilinear weights times the tap's
 
-    HFI_DEVICE Corners(Place<A> x, Place<A> y, int height, int width) {
+    HFI_DEVICE Corners(Place<A> x, Place<A> y, A weight, int height, int width) {
         bool left = (unsigned)x.cell < (unsigned)width, right = (unsigned)(x.cell + 1) < (unsigned)width;
         bool upper = (unsigned)y.cell < (unsigned)height, lower = (unsigned)(y.cell + 1) < (unsigned)height;
         inside[0] = upper && left;
         inside[1] = upper && right;
         inside[2] = lower && left;
         inside[3] = lower && right;
-        part[3] = x.fraction * y.fraction;
-        part[2] = y.fraction - part[3];
-        part[1] = x.fraction - part[3];
-        part[0] = (1 - y.fraction) - part[1];
+        A below = weight * y.fraction, above = weight - below;
+        part[3] = below * x.fraction;
+        part[2] = below - part[3];
+        part[1] = above * x.fraction;
+        part[0] = above - part[1];
     }
 };
 
@@ -178,7 +180,7 @@ struct Work {
     }
 };
 
-template <class T, class O, int D, int KH, int KW, int REMOVE>
+template <class T, class O, int D, int KH, int KW, int REMOVE, class Index = i64>
 HFI_DEVICE void forward(const Call& c) {
     typedef typename wide<T>::type A;
     typedef Deal<D, 16 / sizeof(T)> Lanes;
@@ -192,24 +194,25 @@ HFI_DEVICE void forward(const Call& c) {
         pixel.move_to(c, n, at.h, at.w, at.g);
         // One round where D is known, else one for every LANES channels.
         for (int first = at.lane * V; first < channels; first += Lanes::LANES * V * COUNT) {
-            const T* image = (const T*)c.value.data + n * c.value.stride_n + (i64)at.g * channels + first;
+            const T* image = opaque((const T*)c.value.data + n * c.value.stride_n + (i64)at.g * channels + first);
             A sum[COUNT][V] = {};
             pixel.each_tap([&](int k, Place<A> x, Place<A> y) {
-                const Corners<A> corner(x, y, pixel.height, pixel.width);
-                const A weight = pixel.weight(k);
-                const T* cell = image + ((i64)y.cell * value_h + (i64)x.cell * value_w);
+                const Corners<A> corner(x, y, pixel.weight(k), pixel.height, pixel.width);
+                const Index cell = (Index)y.cell * value_h + (Index)x.cell * value_w;
+                Words<V * sizeof(T)> words[4][COUNT];  // all on their way before the first is needed
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    const T* from = cell + ((i / 2 ? value_h : 0) + (i % 2 ? value_w : 0));
-                    const A part = corner.part[i] * weight;
+                    const T* from = image + (cell + (i / 2 ? value_h : 0) + (i % 2 ? value_w : 0));
 #pragma unroll
-                    for (int v = 0; v < COUNT; ++v) {
-                        A numbers[V];
-                        load<V>(from + v * Lanes::LANES * V, corner.inside[i], numbers);
-#pragma unroll
-                        for (int d = 0; d < V; ++d) sum[v][d] += part * numbers[d];
-                    }
+                    for (int v = 0; v < COUNT; ++v)
+                        words[i][v] = fetch<V>(from + v * Lanes::LANES * V, corner.inside[i]);
                 }
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+#pragma unroll
+                    for (int v = 0; v < COUNT; ++v)
+#pragma unroll
+                        for (int d = 0; d < V; ++d) sum[v][d] += corner.part[i] * Element<T>::get(words[i][v], d);
             });
             T* to = (T*)c.output.data + n * c.output.stride_n + at.h * c.output.stride_h + at.w * c.output.stride_w +
                     (i64)at.g * channels + first;
@@ -228,7 +231,7 @@ HFI_DEVICE A over_lanes(A number) {
 }
 
 // Sum: what grad_value is added up in; float (double for double), or i64 for sums in fixed point.
-template <class T, class O, class Sum, int D, int KH, int KW, int REMOVE>
+template <class T, class O, class Sum, int D, int KH, int KW, int REMOVE, class Index = i64>
 HFI_DEVICE void backward(const Call& c) {
     typedef typename wide<T>::type A;
     typedef Deal<D, 16 / sizeof(A)> Lanes;
@@ -244,10 +247,10 @@ HFI_DEVICE void backward(const Call& c) {
         pixel.move_to(c, n, at.h, at.w, at.g);
         const int first = at.lane * V;
         const i64 feature = (i64)at.g * channels + first;
-        const T* image = (const T*)c.value.data + n * c.value.stride_n + feature;
+        const T* image = opaque((const T*)c.value.data + n * c.value.stride_n + feature);
         const T* output = (const T*)c.output.data + n * c.output.stride_n + at.h * c.output.stride_h +
                           at.w * c.output.stride_w + feature;
-        Sum* sum = (Sum*)c.grad_value + n * c.height * sum_h + feature;
+        Sum* sum = opaque((Sum*)c.grad_value + n * c.height * sum_h + feature);
         const i64 pair = ((n * c.out_height + at.h) * c.out_width + at.w) * c.groups + at.g;
         O* grad_offset = (O*)c.grad_offset + pair * pixel.taps() * 2;
         O* grad_mask = (O*)c.grad_mask + pair * pixel.taps();
@@ -257,13 +260,13 @@ HFI_DEVICE void backward(const Call& c) {
             for (int v = 0; v < COUNT; ++v) load<V>(output + v * LANES * V, at.active, gradient[v]);
         }
         // <gradient, corner> of the lane's own channels. Adds what flows into each corner to `sum`, if `adding`.
-        auto dots = [&](const Corners<A>& corner, Place<A> x, Place<A> y, A weight, bool adding, A(&dot)[4]) {
-            const T* cell = image + ((i64)y.cell * value_h + (i64)x.cell * value_w);
-            Sum* sum_cell = sum + ((i64)y.cell * sum_h + (i64)x.cell * sum_w);
+        auto dots = [&](const Corners<A>& corner, Place<A> x, Place<A> y, bool adding, A(&dot)[4]) {
+            const Index cell = (Index)y.cell * value_h + (Index)x.cell * value_w;
+            const Index sum_cell = (Index)y.cell * sum_h + (Index)x.cell * sum_w;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const T* from = cell + ((i / 2 ? value_h : 0) + (i % 2 ? value_w : 0));
-                Sum* to = sum_cell + ((i / 2 ? sum_h : 0) + (i % 2 ? sum_w : 0));
+                const T* from = image + (cell + (i / 2 ? value_h : 0) + (i % 2 ? value_w : 0));
+                Sum* to = sum + (sum_cell + (i / 2 ? sum_h : 0) + (i % 2 ? sum_w : 0));
                 const bool there = corner.inside[i] && at.active;
                 dot[i] = 0;
                 for (int d = 0; first + d < channels; d += LANES * V * COUNT) {
@@ -275,7 +278,7 @@ HFI_DEVICE void backward(const Call& c) {
 #pragma unroll
                         for (int e = 0; e < V; ++e) dot[i] += gradient[v][e] * numbers[e];
                         if (adding)
-                            add(to + d + v * LANES * V, corner.part[i] * weight, gradient[v], fixed_point, there);
+                            add(to + d + v * LANES * V, corner.part[i], gradient[v], fixed_point, there);
                     }
                 }
             }
@@ -284,21 +287,19 @@ HFI_DEVICE void backward(const Call& c) {
         A mean = 0, slope[TAPS];
         if (!KH && pixel.softmax) {
             pixel.each_tap([&](int k, Place<A> x, Place<A> y) {
-                const Corners<A> corner(x, y, pixel.height, pixel.width);
+                const Corners<A> corner(x, y, pixel.weight(k), pixel.height, pixel.width);
                 A dot[4];
-                dots(corner, x, y, 0, false, dot);
-                A sample = 0;
+                dots(corner, x, y, false, dot);
 #pragma unroll
-                for (int i = 0; i < 4; ++i) sample += corner.part[i] * dot[i];
-                mean += pixel.weight(k) * sample;
+                for (int i = 0; i < 4; ++i) mean += corner.part[i] * dot[i];
             });
             mean = over_lanes<LANES>(mean);
         }
         pixel.each_tap([&](int k, Place<A> x, Place<A> y) {
-            const Corners<A> corner(x, y, pixel.height, pixel.width);
             const A weight = pixel.weight(k);
+            const Corners<A> corner(x, y, weight, pixel.height, pixel.width);
             A dot[4];
-            dots(corner, x, y, weight, true, dot);
+            dots(corner, x, y, true, dot);
             const A upper = dot[1] - dot[0], lower = dot[3] - dot[2], left = dot[2] - dot[0], right = dot[3] - dot[1];
             A along[2] = {upper + y.fraction * (lower - upper), left + x.fraction * (right - left)};
             const A above = dot[0] + x.fraction * upper, below = dot[2] + x.fraction * lower;

@@ -44,20 +44,67 @@ HFI_DEVICE float power_of_two(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
     return out;
 }
+HFI_DEVICE float reciprocal(float x) {
+    float out;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));  // exact division would call a function
+    return out;
+}
+// Stores in one piece: copies of structures the compiler takes apart, and does not always put together again.
+HFI_DEVICE void send(void* to, const uint4& from) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(from.x), "r"(from.y), "r"(from.z), "r"(from.w));
+}
+HFI_DEVICE void send(void* to, const uint2& from) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(from.x), "r"(from.y));
+}
+// Loads of read-only memory; zeros where not `there`. Predicated, for branches would keep loads from overlapping.
+HFI_DEVICE void fetch(uint4& to, const void* from, bool there) {
+    asm("{.reg .pred p; setp.ne.u32 p, %5, 0; mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0; "
+        "@p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];}"
+        : "=&r"(to.x), "=&r"(to.y), "=&r"(to.z), "=&r"(to.w)
+        : "l"(from), "r"((unsigned)there));
+}
+HFI_DEVICE void fetch(uint2& to, const void* from, bool there) {
+    asm("{.reg .pred p; setp.ne.u32 p, %3, 0; mov.u32 %0, 0; mov.u32 %1, 0; @p ld.global.nc.v2.u32 {%0, %1}, [%2];}"
+        : "=&r"(to.x), "=&r"(to.y)
+        : "l"(from), "r"((unsigned)there));
+}
+HFI_DEVICE void fetch(unsigned& to, const void* from, bool there) {
+    asm("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.global.nc.u32 %0, [%1];}"
+        : "=&r"(to)
+        : "l"(from), "r"((unsigned)there));
+}
+HFI_DEVICE void fetch(unsigned short& to, const void* from, bool there) {
+    asm("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u16 %0, 0; @p ld.global.nc.u16 %0, [%1];}"
+        : "=&h"(to)
+        : "l"(from), "r"((unsigned)there));
+}
+// The same pointer, but of unknown origin: else places relative to it are computed from its parts, in 64 bits each.
+template <class P>
+HFI_DEVICE P* opaque(P* pointer) {
+    asm("" : "+l"(pointer));
+    return pointer;
+}
 // Atomic additions to memory that only such additions touch, where `on`; predicated, for branches would cost more.
 HFI_DEVICE void reduce(float* to, float a, bool on) {
-    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p red.global.add.f32 [%0], %1;}" ::"l"(to), "f"(a), "r"((unsigned)on));
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p red.global.add.f32 [%0], %1;}"
+                 :
+                 : "l"(to), "f"(a), "r"((unsigned)on));
 }
 HFI_DEVICE void reduce(double* to, double a, bool on) {
-    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p red.global.add.f64 [%0], %1;}" ::"l"(to), "d"(a), "r"((unsigned)on));
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p red.global.add.f64 [%0], %1;}"
+                 :
+                 : "l"(to), "d"(a), "r"((unsigned)on));
 }
 HFI_DEVICE void reduce(i64* to, i64 a, bool on) {
-    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p red.global.add.u64 [%0], %1;}" ::"l"(to), "l"(a), "r"((unsigned)on));
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p red.global.add.u64 [%0], %1;}"
+                 :
+                 : "l"(to), "l"(a), "r"((unsigned)on));
 }
 HFI_DEVICE void reduce(float* to, float a, float b, float c, float d, bool on) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p red.global.add.v4.f32 [%0], {%1, %2, %3, %4};}" ::"l"(to), "f"(a),
-                 "f"(b), "f"(c), "f"(d), "r"((unsigned)on));
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p red.global.add.v4.f32 [%0], {%1, %2, %3, %4};}"
+                 :
+                 : "l"(to), "f"(a), "f"(b), "f"(c), "f"(d), "r"((unsigned)on));
 #else
     reduce(to, a, on);
     reduce(to + 1, b, on);
@@ -91,23 +138,20 @@ struct Words<16> {
     uint4 raw = {0, 0, 0, 0};
     HFI_DEVICE unsigned word(int i) const { return i == 0 ? raw.x : i == 1 ? raw.y : i == 2 ? raw.z : raw.w; }
     HFI_DEVICE void set(int i, unsigned word) { (i == 0 ? raw.x : i == 1 ? raw.y : i == 2 ? raw.z : raw.w) = word; }
-    HFI_DEVICE void load(const void* from) { raw = __ldg((const uint4*)from); }
-    HFI_DEVICE void store(void* to) const { *(uint4*)to = raw; }
+    HFI_DEVICE void store(void* to) const { send(to, raw); }
 };
 template <>
 struct Words<8> {
     uint2 raw = {0, 0};
     HFI_DEVICE unsigned word(int i) const { return i == 0 ? raw.x : raw.y; }
     HFI_DEVICE void set(int i, unsigned word) { (i == 0 ? raw.x : raw.y) = word; }
-    HFI_DEVICE void load(const void* from) { raw = __ldg((const uint2*)from); }
-    HFI_DEVICE void store(void* to) const { *(uint2*)to = raw; }
+    HFI_DEVICE void store(void* to) const { send(to, raw); }
 };
 template <>
 struct Words<4> {
     unsigned raw = 0;
     HFI_DEVICE unsigned word(int) const { return raw; }
     HFI_DEVICE void set(int, unsigned word) { raw = word; }
-    HFI_DEVICE void load(const void* from) { raw = __ldg((const unsigned*)from); }
     HFI_DEVICE void store(void* to) const { *(unsigned*)to = raw; }
 };
 template <>
@@ -115,7 +159,6 @@ struct Words<2> {
     unsigned short raw = 0;
     HFI_DEVICE unsigned word(int) const { return raw; }
     HFI_DEVICE void set(int, unsigned word) { raw = (unsigned short)word; }
-    HFI_DEVICE void load(const void* from) { raw = __ldg((const unsigned short*)from); }
     HFI_DEVICE void store(void* to) const { *(unsigned short*)to = raw; }
 };
 
@@ -170,11 +213,17 @@ struct Element<bfloat_t> {
     }
 };
 
-// V numbers from memory; zeros, without touching it, if they are not `there`.
+// V numbers as they lie in memory; zeros, without touching it, if they are not `there`.
+template <int V, class T>
+HFI_DEVICE Words<V * sizeof(T)> fetch(const T* from, bool there) {
+    Words<V * sizeof(T)> words;
+    fetch(words.raw, from, there);
+    return words;
+}
+
 template <int V, class T, class A>
 HFI_DEVICE void load(const T* from, bool there, A (&out)[V]) {
-    Words<V * sizeof(T)> words;
-    if (there) words.load(from);
+    const auto words = fetch<V>(from, there);
 #pragma unroll
     for (int i = 0; i < V; ++i) out[i] = Element<T>::get(words, i);
 }
@@ -206,5 +255,6 @@ HFI_DEVICE void add(i64* to, A factor, const A (&numbers)[V], double scale, bool
 
 HFI_DEVICE float power_of_e(float x) { return power_of_two(x * 1.44269504f); }
 HFI_DEVICE double power_of_e(double x) { return exp(x); }
+HFI_DEVICE double reciprocal(double x) { return 1 / x; }
 
 }  // namespace hfi

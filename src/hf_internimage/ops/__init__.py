@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Operators of InternImage."""
 
-from .dcnv3 import dcnv3, explain
+from .dcnv3 import dcnv3, explain, use_hub_kernel
 from .registry import BackendError
 
-__all__ = ["BackendError", "dcnv3", "explain"]
+__all__ = ["BackendError", "dcnv3", "explain", "use_hub_kernel"]

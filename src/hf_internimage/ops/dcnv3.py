@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: MIT
 """DCNv3 for every device: the public function, the operator registered with PyTorch, and the choice of the backend.
 
-Ordinary eager calls go straight to the backend, whose plan is kept from call to call: the way through PyTorch's
-dispatcher costs many times as much as the kernel of a small image. Whatever traces or watches (torch.compile,
-torch.export, fake tensors, dispatch modes, the profiler) sees the registered operator, and torch.func's transforms see
-PyTorch's own operators.
+Ordinary eager calls go straight to the backend: the way through PyTorch's dispatcher costs many times as much as the
+kernel of a small image. Whatever traces or watches (torch.compile, torch.export, fake tensors, dispatch modes) sees the
+registered operator, and torch.func's transforms see PyTorch's own operators. A backend's plan for a kind of call is
+kept from call to call.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..dcnv3_reference import DCNv3Geometry, check_dcnv3, dcnv3_reference
+from ..dcnv3_reference import check_dcnv3, dcnv3_reference
 from . import eager
 from .registry import Backend, Call, Registry
 
 DCNV3 = Registry(
     "dcnv3",
     order=(
+        Backend("hub", "hf_internimage.ops.backends.dcnv3_hub", devices=("cuda",), optional=True),
+        Backend("cuda", "hf_internimage.ops.backends.dcnv3_cuda", devices=("cuda",), optional=bool(torch.version.hip)),
+        Backend("triton", "hf_internimage.ops.backends.dcnv3_triton", devices=("cuda", "xpu")),
         Backend("cpu", "hf_internimage.ops.backends.dcnv3_cpu", devices=("cpu",)),
         Backend("torch", "hf_internimage.ops.backends.dcnv3_torch"),
     ),
@@ -51,9 +55,10 @@ def dcnv3(
     NaN or infinite ones. With `softmax=True` the mask holds logits, normalised inside over the taps of each group.
     Result: value.dtype, summed in float32 (float64 for float64). First-order gradients for all three tensors.
     Autocast: `value` is cast to autocast's dtype, unless it is float64.
-    `backend`: None picks the best that can run the call; a name ("cpu", "torch") demands that one, and so does the
-    environment variable HF_INTERNIMAGE_BACKEND. `explain()` tells which can run. "torch" is made of PyTorch's own
-    operators, also when compiled or exported; otherwise those see the one operator hf_internimage::dcnv3.
+    `backend`: None picks the best that can run the call; a name ("cuda", "triton", "cpu", "torch", or "hub", see
+    `use_hub_kernel`) demands that one, and so does the environment variable HF_INTERNIMAGE_BACKEND. `explain()` tells
+    which can run. "torch" is made of PyTorch's own operators, also when compiled or exported; otherwise those see the
+    one operator hf_internimage::dcnv3.
     Raises: ValueError for shapes, dtypes, devices, layouts or arguments that disagree, and for an unknown backend;
     BackendError if the backend demanded cannot run this call.
     Source: arXiv:2211.05778 eq. 2; equal to OpenGVLab/InternImage@31c962d for square padding.
@@ -73,9 +78,7 @@ def dcnv3(
     }
     name = DCNV3.wanted(backend)
     value, offset, mask = _autocast(value, offset, mask)
-    if name == "torch":
-        return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
-    if eager.transforms():
+    if name == "torch" or eager.transforms():
         return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
     if not torch.compiler.is_compiling() and not eager.watched() and all(map(eager.ordinary, (value, offset, mask))):
         return _run(value, offset, mask, arguments, softmax, name)
@@ -91,9 +94,33 @@ def explain() -> str:
         for dtype in ("float32", "bfloat16", "float16", "float64"):
             reasons = DCNV3.explain(Call(device, dtype))
             runs = next(name for name, reason in reasons.items() if reason is None)
-            lines.append(f"dcnv3 on {device}, {dtype}: {runs}")
-            lines += [f"    not {name}: {reason}" for name, reason in reasons.items() if reason]
+            lines += [f"dcnv3 on {device}, {dtype}: {runs}", *_refusals(device, reasons)]
+    if "cuda" not in devices:
+        lines += ["dcnv3 on cuda: PyTorch finds no such device here"]
+        lines += _refusals("cuda", DCNV3.explain(Call("cuda", "float32")))
     return "\n".join(lines)
+
+
+def _refusals(device: str, reasons: dict[str, str | None]) -> list[str]:
+    """Why backends that are made for a device do not run there, a line each."""
+    return [
+        f"    not {name}: {reason}"
+        for name, reason in reasons.items()
+        if reason and DCNV3.backends[name].is_for(device)
+    ]
+
+
+def use_hub_kernel(name: str | None) -> None:
+    """Run CUDA tensors on a kernel from the Hub, as "owner/repository@version", or from a local folder; None: no more.
+
+    Nothing is fetched from the Hub unless this function or HF_INTERNIMAGE_USE_HUB_KERNEL, which is the same and is read
+    at the first call, asks for it. Needs the package `kernels`.
+    Raises: BackendError at the next call on CUDA tensors if the kernel cannot be loaded: what is demanded never falls
+    back.
+    """
+    importlib.import_module("hf_internimage.ops.backends.dcnv3_hub").use(name)
+    DCNV3.forget()
+    _plans.clear()
 
 
 def _autocast(
@@ -114,9 +141,6 @@ def _autocast(
     return value, offset, mask
 
 
-_plans: dict[tuple[Any, ...], Any] = {}  # None stands for PyTorch's own operators
-
-
 def _run(
     value: torch.Tensor,
     offset: torch.Tensor,
@@ -126,6 +150,26 @@ def _run(
     name: str | None,
 ) -> torch.Tensor:
     """An ordinary eager call."""
+    plan = _plan(value, offset, mask, arguments, softmax, name)
+    if plan is None:
+        return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
+    if torch.is_grad_enabled() and (value.requires_grad or offset.requires_grad or mask.requires_grad):
+        return _Planned.apply(value, offset, mask, plan)
+    return plan.forward(value, offset, mask)
+
+
+_plans: dict[tuple[Any, ...], Any] = {}
+
+
+def _plan(
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    arguments: dict[str, Any],
+    softmax: bool,
+    name: str | None,
+) -> Any:
+    """The chosen backend's plan for such a call; None for "torch"."""
     key = (
         *(part for t in (value, offset, mask) for part in (t.shape, t.stride(), t.dtype, t.device)),
         # 1, 1.0 and True are equal, but not equally good arguments
@@ -134,33 +178,18 @@ def _run(
         name,
     )
     try:
-        plan = _plans[key]
+        return _plans[key]
     except KeyError:
         geometry = check_dcnv3(value, offset, mask, **arguments)
-        plan = _plan(geometry, softmax, name, value, offset, mask)
-        if len(_plans) >= _MOST_PLANS:
-            _plans.clear()
-        _plans[key] = plan
     except TypeError:  # some argument cannot be hashed; say what is wrong with it
         check_dcnv3(value, offset, mask, **arguments)
         raise
-    if plan is None:
-        return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
-    if torch.is_grad_enabled() and (value.requires_grad or offset.requires_grad or mask.requires_grad):
-        return _Planned.apply(value, offset, mask, plan)
-    return plan.forward(value, offset, mask)
-
-
-def _plan(
-    geometry: DCNv3Geometry, softmax: bool, name: str | None, *tensors: torch.Tensor, registered: bool = False
-) -> Any:
-    """The chosen backend's plan for such tensors. None for "torch", unless inside the registered operator."""
-    value = tensors[0]
-    call = Call(value.device.type, str(value.dtype).removeprefix("torch."))
-    backend = DCNV3.choose(call, name)
-    if backend.name == "torch" and not registered:
-        return None
-    return backend.load().Plan(geometry, bool(softmax), *tensors)
+    backend = DCNV3.choose(Call(value.device.type, str(value.dtype).removeprefix("torch.")), name)
+    plan = None if backend.name == "torch" else backend.load().Plan(geometry, bool(softmax), value, offset, mask)
+    if len(_plans) >= _MOST_PLANS:
+        _plans.clear()
+    _plans[key] = plan
+    return plan
 
 
 class _Planned(torch.autograd.Function):
@@ -190,38 +219,43 @@ _LIBRARY.define(
 )
 
 
-def _checked(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, arguments: Sequence[Any]) -> DCNv3Geometry:
-    """The geometry of a call of the registered operator, whoever made it."""
+def _named(arguments: Sequence[Any]) -> tuple[dict[str, Any], bool, str | None]:
+    """What follows the tensors in a call of the registered operator: geometry, softmax, backend."""
     names = ("groups", "kernel_size", "stride", "padding", "dilation", "offset_scale", "remove_center")
-    return check_dcnv3(value, offset, mask, **dict(zip(names, arguments, strict=False)))
+    softmax, backend = (*arguments[7:], None)[:2]
+    return dict(zip(names, arguments, strict=False)), softmax, backend
+
+
+def _registered_plan(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, arguments: Sequence[Any]) -> Any:
+    named, softmax, backend = _named(arguments)
+    plan = _plan(value, offset, mask, named, softmax, DCNV3.wanted(backend))
+    if plan is None:
+        geometry = check_dcnv3(value, offset, mask, **named)
+        plan = DCNV3.backends["torch"].load().Plan(geometry, softmax, value, offset, mask)
+    return plan
 
 
 def _registered_forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    geometry = _checked(value, offset, mask, arguments)
-    softmax, backend = (*arguments[7:], None)[:2]
-    plan = _plan(geometry, softmax, DCNV3.wanted(backend), value, offset, mask, registered=True)
-    return plan.forward(value, offset, mask)
+    return _registered_plan(value, offset, mask, arguments).forward(value, offset, mask)
 
 
 def _registered_backward(
     grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    geometry = _checked(value, offset, mask, arguments)
+    plan = _registered_plan(value, offset, mask, arguments)
     _check_gradient(grad_output, value, offset)
-    softmax, backend = (*arguments[7:], None)[:2]
-    plan = _plan(geometry, softmax, DCNV3.wanted(backend), value, offset, mask, registered=True)
     return plan.backward(grad_output, value, offset, mask)
 
 
 def _fake_forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    _checked(value, offset, mask, arguments)
+    check_dcnv3(value, offset, mask, **_named(arguments)[0])
     return value.new_empty((*offset.shape[:3], value.shape[3]))
 
 
 def _fake_backward(
     grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    _checked(value, offset, mask, arguments)
+    check_dcnv3(value, offset, mask, **_named(arguments)[0])
     _check_gradient(grad_output, value, offset)
     return value.new_empty(value.shape), offset.new_empty(offset.shape), mask.new_empty(mask.shape)
 

@@ -38,6 +38,11 @@ def version() -> tuple[int, int]:
     return major.value, minor.value
 
 
+def describe() -> str:
+    """The version of NVRTC, and where compiled kernels are kept."""
+    return f"compiled by NVRTC {'.'.join(map(str, version()))}, kept in {cache_folder()}"
+
+
 def build(source: str, headers: dict[str, str], options: tuple[str, ...], capability: tuple[int, int]) -> bytes:
     """Machine code for a GPU of this compute capability, from the cache if it is there.
 

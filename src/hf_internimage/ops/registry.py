@@ -34,19 +34,25 @@ class Backend:
     """One way to run an operator.
 
     `module` has `why_not(call)`, which returns None or the reason in words, beside the functions that do the work.
-    `devices` are the device types it is made for; None stands for all.
+    `devices` are the device types it is made for; None stands for all. An `optional` one runs only where somebody asked
+    for it, so nobody is told where it does not.
     """
 
     name: str
     module: str
     devices: tuple[str, ...] | None = None
+    optional: bool = False
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
 
+    def is_for(self, device: str) -> bool:
+        """Whether it is made for a device type."""
+        return self.devices is None or device in self.devices
+
     def why_not(self, call: Call) -> str | None:
-        """None if this backend can run `call`, else the reason."""
-        if self.devices is not None and call.device not in self.devices:
+        """None if this backend can run `call`, else the reason. BackendError if somebody demanded what it cannot do."""
+        if self.devices is not None and not self.is_for(call.device):
             return f"needs tensors on {' or '.join(self.devices)}, got {call.device}"
         reason: str | None = self.load().why_not(call)
         return reason
@@ -83,13 +89,18 @@ class Registry:
                 raise BackendError(f"{self.operator}: backend {name!r} cannot run this call: {reason}.")
             return backend
         *faster, last = self.backends.values()
+        refused = []
         for backend in faster:
             reason = backend.why_not(call)
             if reason is None:
-                return backend
-            if backend.devices is None or call.device in backend.devices:
-                self._warn(f"{self.operator} runs on its slower backend {last.name!r}: {backend.name!r} {reason}.")
-        return last
+                break
+            if not backend.optional and backend.is_for(call.device):
+                refused.append(f"{backend.name!r} {reason}")
+        else:
+            backend = last
+        for reason in refused:
+            self._warn(f"{self.operator} runs on its slower backend {backend.name!r}: {reason}.")
+        return backend
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
@@ -98,4 +109,14 @@ class Registry:
 
     def explain(self, call: Call) -> dict[str, str | None]:
         """For each backend, in the order of preference: None if it can run `call`, else why not."""
-        return {name: backend.why_not(call) for name, backend in self.backends.items()}
+        reasons: dict[str, str | None] = {}
+        for name, backend in self.backends.items():
+            try:
+                reasons[name] = backend.why_not(call)
+            except BackendError as error:
+                reasons[name] = str(error)
+        return reasons
+
+    def forget(self) -> None:
+        """Choose anew at the next call: what can run has changed."""
+        self._choose.cache_clear()

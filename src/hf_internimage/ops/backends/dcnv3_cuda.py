@@ -6,6 +6,7 @@ per group, kernel size and direction.
 """
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ _TYPES = {
     torch.float64: "double",
     torch.bfloat16: "hfi::bfloat_t",
     torch.float16: "hfi::half_t",
+    torch.int32: "int",
     torch.int64: "hfi::i64",
 }
 _THREADS = 128
@@ -58,6 +60,11 @@ class _Call(ctypes.Structure):
     ]
 
 
+# Where a call holds the addresses of its tensors; writing there is cheaper than by ctypes' names.
+_ADDRESSES = [getattr(_Call, field[0]).offset for field in _Call._fields_ if field[1] in (_View, ctypes.c_void_p)]
+_put_address = struct.Struct("P").pack_into
+
+
 def why_not(call: Call) -> str | None:
     """None if this backend can run `call`, else the reason."""
     names = [str(dtype).removeprefix("torch.") for dtype in _TYPES if dtype.is_floating_point]
@@ -78,7 +85,7 @@ def _why_not() -> str | None:
         return reason
     try:
         _function('extern "C" __global__ void probe() {}', "probe", (), torch.cuda.current_device())
-    except (nvrtc.CompileError, cuda_driver.DriverError) as error:
+    except (BackendError, nvrtc.CompileError, cuda_driver.DriverError) as error:
         return f"cannot compile or load a kernel: {error}"
     return None
 
@@ -107,6 +114,7 @@ class Kind(NamedTuple):
     channels: int  # of a group; 0: any
     kernel_size: tuple[int, int]  # (0, 0): any
     remove_center: bool
+    places: torch.dtype  # what places within an image are counted in
 
     @classmethod
     def of(
@@ -117,9 +125,10 @@ class Kind(NamedTuple):
         total: torch.dtype,
         channels: int,
         geometry: DCNv3Geometry,
+        places: torch.dtype = torch.int32,
     ) -> "Kind":
         """The kind of a call; what is known at compile time must fit into registers."""
-        kind = cls(direction, value, offset, total, channels, geometry.kernel_size, geometry.remove_center)
+        kind = cls(direction, value, offset, total, channels, geometry.kernel_size, geometry.remove_center, places)
         if channels // kind.vector() // kind.lanes() > _MOST_VECTORS:
             kind = kind._replace(channels=0)
         kernel_h, kernel_w = geometry.kernel_size
@@ -148,6 +157,7 @@ class Kind(NamedTuple):
             "KH": self.kernel_size[0],
             "KW": self.kernel_size[1],
             "REMOVE": int(self.remove_center),
+            "INDEX": _TYPES[self.places],
             "THREADS": _THREADS,
         }
         return "--std=c++17", *(f"-DHFI_{name}={text}" for name, text in macros.items())
@@ -189,8 +199,11 @@ class Plan:
         # The kernels take offsets and masks of one dtype.
         self._dtype = offset.dtype if offset.dtype == mask.dtype else self._wide
         group = channels // geometry.groups
+        # Places may lie two pixels outside the image before they are found to.
+        farthest = (height + 4) * max(value.stride(1), width * channels) + (width + 4) * max(value.stride(2), channels)
+        places = torch.int32 if farthest + channels < 2**31 else torch.int64
         self._kinds = {
-            (direction, total): Kind.of(direction, value.dtype, self._dtype, total, group, geometry)
+            (direction, total): Kind.of(direction, value.dtype, self._dtype, total, group, geometry, places)
             for direction, total in (("forward", self._wide), ("backward", self._wide), ("backward", torch.int64))
         }
         vector = self._kinds["forward", self._wide].vector()
@@ -199,7 +212,8 @@ class Plan:
             offset.dtype != self._dtype or not _is_vectorised(offset, 2),
             mask.dtype != self._dtype or not _is_vectorised(mask, 1),
         ]
-        self._alignments = [vector * value.itemsize, 2 * self._dtype.itemsize, 1]
+        self._copies = any(self._copied)
+        self._alignments = [vector * value.itemsize, 2 * self._dtype.itemsize]
         tensors = self._prepared(value, offset, mask)
         _check_counts(geometry, self._output_shape, tensors)
         self._call = _Call(
@@ -263,18 +277,17 @@ class Plan:
     ) -> None:
         if not self._pairs or not self._output_shape[0]:
             return  # nothing to sum
-        inputs = self._prepared(*inputs)
-        if any(tensor.data_ptr() % bytes_ for tensor, bytes_ in zip(inputs, self._alignments, strict=True)):
+        if self._copies:
+            inputs = self._prepared(*inputs)
+        tensors = (*inputs, output, *gradients) if scale is None else (*inputs, output, *gradients, scale)
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        if any(address % bytes_ for address, bytes_ in zip(addresses, self._alignments)):  # noqa: B905  # inputs first
             copies = tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in inputs)
             Plan(self._geometry, self._softmax, *copies)._run(kind, copies, output, gradients, scale)
             return
         call = _Call.from_buffer_copy(self._call)
-        for view, tensor in zip((call.value, call.offset, call.mask, call.output), (*inputs, output), strict=True):
-            view.data = tensor.data_ptr()
-        if gradients:
-            call.grad_value, call.grad_offset, call.grad_mask = (tensor.data_ptr() for tensor in gradients)
-        if scale is not None:
-            call.fixed_point = scale.data_ptr()
+        for place, address in zip(_ADDRESSES, addresses):  # noqa: B905  # forward has fewer
+            _put_address(call, place, address)
         blocks = -(-self._pairs * kind.lanes() // _THREADS)
         grid = (blocks, min(self._output_shape[0], _MOST_IMAGES))
         cuda_driver.launch(_kernel(kind, self._index), self._index, grid, _THREADS, call)

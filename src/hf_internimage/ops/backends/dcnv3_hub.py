@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""DCNv3 in a kernel from the Hub that somebody compiled ahead of time; only where one is asked for by name.
+
+The package `kernels` fetches and imports it; sources and interface are those of kernels/dcnv3. A name is
+"owner/repository@version", where the version is a number or else a revision (branch, tag, commit), or the path of a
+folder: absolute, or beginning with "." or "~".
+"""
+
+import importlib
+import os
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ...dcnv3_reference import DCNv3Geometry
+from ..registry import BackendError, Call
+
+KERNEL_VARIABLE = "HF_INTERNIMAGE_USE_HUB_KERNEL"
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+_wanted: str | None = None
+_loaded: dict[str, ModuleType | BackendError] = {}
+_lock = threading.Lock()
+
+
+def use(name: str | None) -> None:
+    """Name the kernel for the calls to come; None leaves that to the environment. Nothing is loaded yet.
+
+    A kernel that could not be loaded is tried again.
+    """
+    global _wanted
+    _wanted = name or None
+    with _lock:
+        for failed in [key for key, found in _loaded.items() if isinstance(found, BackendError)]:
+            del _loaded[failed]
+
+
+def wanted() -> str | None:
+    """The kernel asked for."""
+    return _wanted or os.environ.get(KERNEL_VARIABLE) or None
+
+
+def why_not(call: Call) -> str | None:
+    """None if this backend can run `call`, else the reason. Loads the kernel, if one is asked for.
+
+    Raises: BackendError if it cannot be loaded.
+    """
+    name = wanted()
+    if name is None:
+        return (
+            "is used only where a kernel is asked for: hf_internimage.ops.use_hub_kernel(...), or "
+            f"{KERNEL_VARIABLE}=owner/repository@version"
+        )
+    if call.dtype not in _DTYPES:
+        return f"computes {', '.join(_DTYPES)}, not {call.dtype}"
+    load(name)
+    return None
+
+
+def load(name: str) -> ModuleType:
+    """The kernel of that name; fetched and imported when first asked for.
+
+    Raises: BackendError with the reason if it cannot be had; the same one at the next call.
+    """
+    with _lock:
+        if name not in _loaded:
+            try:
+                _loaded[name] = _load(name)
+            except BackendError as error:
+                _loaded[name] = error
+        found = _loaded[name]
+    if isinstance(found, BackendError):
+        raise BackendError(str(found)) from found
+    return found
+
+
+def _load(name: str) -> ModuleType:
+    folder, repository, version = parse(name)
+    try:
+        kernels = importlib.import_module("kernels")
+        get_kernel, get_local_kernel = kernels.get_kernel, kernels.get_local_kernel
+    except (ImportError, AttributeError) as error:  # AttributeError: a folder of that name, taken for a package
+        raise BackendError(
+            f"The kernel {name!r} needs the package kernels, which cannot be imported ({error}): "
+            "pip install hf-internimage[hub-kernel]."
+        ) from error
+    try:
+        kernel: ModuleType = get_kernel(repository, **version) if folder is None else get_local_kernel(folder)
+    except Exception as error:  # whatever goes wrong on the way from the Hub, or in the code that came from there
+        text = f"The kernel {name!r} cannot be loaded: {type(error).__name__}: {error}"
+        if "trust_remote_code" in text:  # an argument of theirs, and a decision that a name is not
+            text += (
+                " Here: fetch it with kernels.install_kernel(..., trust_remote_code=True) and name the folder it gives."
+            )
+        raise BackendError(text) from error
+    if missing := [part for part in ("forward", "backward") if not callable(getattr(kernel, part, None))]:
+        raise BackendError(f"The kernel {name!r} is none of DCNv3: it has no {' and no '.join(missing)}.")
+    return kernel
+
+
+def parse(name: str) -> tuple[Path | None, str, dict[str, Any]]:
+    """Folder, or else repository and what `kernels.get_kernel` takes to tell its version.
+
+    Raises: BackendError for what is neither.
+
+    >>> parse("owner/dcnv3@1"), parse("owner/dcnv3@v1.0")
+    ((None, 'owner/dcnv3', {'version': 1}), (None, 'owner/dcnv3', {'revision': 'v1.0'}))
+    """
+    if name.startswith((".", "~")) or os.path.isabs(name):
+        folder = Path(name).expanduser().resolve()
+        if not folder.is_dir():
+            raise BackendError(f"The kernel {name!r} is a folder that does not exist: {folder}.")
+        return folder, "", {}
+    repository, at, version = name.partition("@")
+    if repository.count("/") != 1 or not all(repository.split("/")) or not at or not version:
+        raise BackendError(
+            f"The kernel is {name!r}, expected owner/repository@version, as in owner/dcnv3@1, or a folder's path that "
+            "is absolute or begins with ./ or ~."
+        )
+    if version.isascii() and version.isdigit():
+        return None, repository, {"version": int(version)}
+    return None, repository, {"revision": version}
+
+
+class Plan:
+    """A call prepared for tensors of certain shapes and dtypes; several threads may use it at once."""
+
+    def __init__(
+        self, geometry: DCNv3Geometry, softmax: bool, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
+    ) -> None:
+        name = wanted()
+        if name is None:
+            raise BackendError("dcnv3: backend 'hub' has no kernel: none is asked for.")
+        self._kernel = load(name)
+        self._arguments: dict[str, Any] = {**geometry._asdict(), "softmax": softmax}
+
+    def forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(N, Ho, Wo, G*D) in value's dtype."""
+        output: torch.Tensor = self._kernel.forward(value, offset, mask, **self._arguments)
+        return output
+
+    def backward(
+        self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The gradients of value, offset and mask, contiguous, in their shapes and dtypes.
+
+        Under `torch.use_deterministic_algorithms` the kernel sums grad_value in fixed point.
+        """
+        grad_value, grad_offset, grad_mask = self._kernel.backward(grad_output, value, offset, mask, **self._arguments)
+        return grad_value, grad_offset, grad_mask
