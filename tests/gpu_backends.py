@@ -35,9 +35,8 @@ def on_gpu(backend, deterministic):
     return run
 
 
-PATHS = [
-    pytest.param(on_gpu(name, deterministic), id=f"{name}_{'fixed_point' if deterministic else 'sums'}")
-    for name in NAMES
-    for deterministic in (False, True)
-]
-
+PATHS_IN_SUMS, PATHS_IN_FIXED_POINT = (
+    [pytest.param(on_gpu(name, deterministic), id=f"{name}_{word}") for name in NAMES]
+    for deterministic, word in ((False, "sums"), (True, "fixed_point"))
+)
+PATHS = [*PATHS_IN_SUMS, *PATHS_IN_FIXED_POINT]

@@ -295,6 +295,8 @@ def test_operator_cases_are_those_of_the_model() -> None:
         ("convnext_t", 28.6),
         ("convnext_s", 50.2),
         ("convnext_b", 88.6),
+        ("internimage_l", 223.3),
+        ("convnext_l", 197.8),
         ("swin_t", 28.3),
         ("swin_s", 49.6),
         ("swin_b", 87.8),
@@ -316,6 +318,35 @@ def test_offsets_are_not_zero() -> None:
     model(torch.randn(1, 3, 32, 32))
     assert len(offsets) == 2
     assert all(0.1 < offset.std() < 3 for offset in offsets)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [("internimage_tiny", None), ("internimage_tiny (torch)", "torch"), ("convnext_tiny (channels_last)", None)],
+)
+def test_what_a_name_asks_for(name: str, backend: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    build = models.FAMILIES[name.split("_")[0]]
+
+    def watched(size: str) -> torch.nn.Module:
+        model = build(size)
+        model.register_forward_hook(lambda *_: seen.append((model, os.environ.get(models.BACKEND_VARIABLE))))
+        return model
+
+    monkeypatch.setitem(models.FAMILIES, name.split("_")[0], watched)
+    monkeypatch.setenv(models.BACKEND_VARIABLE, "cpu")
+    case = models.model_cases("tiny")[1]
+    step = models.make_model_step(case, name, SETTINGS, learning_rate=0.1)
+    step()
+    model, forced = seen[0]
+    assert forced == backend
+    before = [parameter.clone() for parameter in model.parameters()]
+    step()
+    assert not all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    last = [weight.is_contiguous(memory_format=torch.channels_last) for weight in weights]
+    assert all(last) == name.endswith(models.CHANNELS_LAST)
 
 
 @pytest.mark.parametrize("before", [None, "cpu"])

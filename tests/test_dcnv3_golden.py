@@ -96,35 +96,40 @@ def away_from_pixel_lines(offset, arguments):
     return ((position - position.round()).abs() > 1e-4).all(-1, keepdim=True).expand_as(position).flatten(3)
 
 
-@pytest.mark.parametrize("operator", [*PATHS[:3], *gpu_backends.PATHS])
+@pytest.mark.parametrize("operator", [*PATHS[:3], *gpu_backends.PATHS_IN_SUMS])
 @pytest.mark.parametrize("wide", [False, True], ids=["same_dtype", "float32_offsets"])
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("nan_memory")
-def test_half_types_round_only_their_results(dtype, wide, operator):
+def test_half_types_round_only_their_results(name, dtype, wide, operator):
     """Against float64 on the same rounded inputs: off by the rounding of each element, and by the noise of float32
     in positions and sums, for which the golden file has a tolerance."""
-    compared = total = 0
-    for name, case in CASES.items():
-        arguments = operator_arguments(case)
-        *inputs, grad_output = tensors(name, "input", "offset", "mask", "grad_output", dtype=dtype)
-        exact = [tensor.double() for tensor in (*inputs, grad_output)]
-        expected = results(functools.partial(ops.dcnv3, backend="torch"), exact[:3], exact[3], arguments)
-        if wide:
-            inputs[1:] = [tensor.float() for tensor in inputs[1:]]
-        found = results(operator, inputs, grad_output, arguments)
-        assert found["output"].dtype == dtype
-        for what, got in found.items():
-            want = expected[what]
-            picked = torch.ones(want.shape, dtype=torch.bool)
-            if what == "grad_offset":
-                picked = away_from_pixel_lines(inputs[1], arguments)
-                compared, total = compared + picked.sum().item(), total + picked.numel()
-            rounding = ROUNDING[dtype] if got.dtype == dtype else 0
-            torch.testing.assert_close(
-                got.double()[picked],
-                want[picked],
-                rtol=rounding,
-                atol=case["atol_float32_run"],
-                msg=lambda text, n=name, w=what: f"{n}, {w}: {text}",
-            )
-    assert compared > 0.8 * total
+    case = CASES[name]
+    arguments = operator_arguments(case)
+    *inputs, grad_output = tensors(name, "input", "offset", "mask", "grad_output", dtype=dtype)
+    exact = [tensor.double() for tensor in (*inputs, grad_output)]
+    expected = results(functools.partial(ops.dcnv3, backend="torch"), exact[:3], exact[3], arguments)
+    safe = away_from_pixel_lines(inputs[1], arguments)
+    if wide:
+        inputs[1:] = [tensor.float() for tensor in inputs[1:]]
+    found = results(operator, inputs, grad_output, arguments)
+    assert found["output"].dtype == dtype
+    for what, got in found.items():
+        picked = safe if what == "grad_offset" else torch.ones(got.shape, dtype=torch.bool)
+        torch.testing.assert_close(
+            got.double()[picked],
+            expected[what][picked],
+            rtol=ROUNDING[dtype] if got.dtype == dtype else 0,
+            atol=case["atol_float32_run"],
+            msg=lambda text, w=what: f"{w}: {text}",
+        )
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_most_gradients_of_offsets_are_compared(dtype):
+    """Few samples lie on pixel lines, where half types are not compared."""
+    safe = [
+        away_from_pixel_lines(tensors(name, "offset", dtype=dtype)[0], operator_arguments(case)).flatten()
+        for name, case in CASES.items()
+    ]
+    assert torch.cat(safe).double().mean() > 0.8

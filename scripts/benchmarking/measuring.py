@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import statistics
 import time
+import types
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -37,11 +38,25 @@ class Settings:
     threads: int = 1
     seconds: float = 0.0  # how long to repeat each case
     mode: str = "eager"  # or "compile"; models only
+    compiler: str = "inductor"  # of torch.compile
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype itself."""
         return getattr(torch, self.dtype)
+
+
+def compiled_by_itself(function: Callable[..., torch.Tensor], **options: Any) -> Callable[..., torch.Tensor]:
+    """`function` compiled under a code object of its own.
+
+    torch.compile keeps its results by code object, and could serve one competitor with the graph of another that
+    differs only in the operator's backend. In one graph, so that no inner code object is shared either.
+    """
+    assert isinstance(function, types.FunctionType)
+    own = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
+    )
+    return torch.compile(own, dynamic=False, fullgraph=True, **options)
 
 
 def start_steps(

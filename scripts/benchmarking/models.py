@@ -2,7 +2,6 @@
 """The model part: InternImage beside transformers' ConvNeXt and Swin of the same size, all with random weights."""
 
 import os
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,11 +19,22 @@ from transformers import (
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification
 
-from .measuring import Settings, Step, peak_memory, rounded, start_steps, take_turns, time_ratio, times
+from .measuring import (
+    Settings,
+    Step,
+    compiled_by_itself,
+    peak_memory,
+    rounded,
+    start_steps,
+    take_turns,
+    time_ratio,
+    times,
+)
 from .operators import runnable_backends
 
 BACKEND_VARIABLE = "HF_INTERNIMAGE_BACKEND"  # the operator reads it at each call
-PLAIN = " (torch)"  # marks InternImage with the package's PyTorch path forced
+PLAIN = " (torch)"  # marks InternImage with the package's PyTorch path forced; other backends likewise
+CHANNELS_LAST = " (channels_last)"  # marks another model with its convolutions' weights in this memory format
 TINY = "tiny"  # a size for trying the benchmark itself
 # Without the type of problem, the first loss would set it, and torch.compile start anew.
 COMMON: dict[str, Any] = {"num_labels": 1000, "problem_type": "single_label_classification"}
@@ -33,6 +43,7 @@ CONVNEXT: dict[str, dict[str, Any]] = {
     "t": {"depths": [3, 3, 9, 3], "hidden_sizes": [96, 192, 384, 768]},
     "s": {"depths": [3, 3, 27, 3], "hidden_sizes": [96, 192, 384, 768]},
     "b": {"depths": [3, 3, 27, 3], "hidden_sizes": [128, 256, 512, 1024]},
+    "l": {"depths": [3, 3, 27, 3], "hidden_sizes": [192, 384, 768, 1536]},
     TINY: {"num_stages": 2, "depths": [1, 1], "hidden_sizes": [8, 16]},
 }
 SWIN: dict[str, dict[str, Any]] = {
@@ -111,14 +122,23 @@ def model_names(size: str, settings: Settings) -> list[str]:
     return names + [f"{family}_{size}" for family in REFERENCES]
 
 
-def make_model_step(case: ModelCase, name: str, settings: Settings) -> Step:
-    """One pass of a random batch through the model `name`; a training step leaves no gradients behind."""
+def make_model_step(case: ModelCase, name: str, settings: Settings, learning_rate: float | None = None) -> Step:
+    """One pass of a random batch through the model `name`; a training step leaves no gradients behind.
+
+    With a learning rate, a training step ends with one of plain gradient descent.
+    """
     torch.manual_seed(0)
     device, dtype = settings.device, settings.torch_dtype
-    model = FAMILIES[name.split("_")[0]](case.size).to(device=device, dtype=dtype).train(case.training)
+    label, _, option = name.partition(" (")
+    with torch.device(device):
+        model = FAMILIES[label.split("_")[0]](case.size)
+    model = model.to(dtype=dtype).train(case.training)
+    if f" ({option}" == CHANNELS_LAST:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixel_values = torch.randn(case.batch, 3, case.height, case.width, device=device, dtype=dtype)
     labels = torch.zeros(case.batch, dtype=torch.long, device=device)
-    backend = "torch" if name.endswith(PLAIN) else None
+    backend = option.removesuffix(")") if option and label.startswith("internimage") else None
+    optimizer = None if learning_rate is None else torch.optim.SGD(model.parameters(), lr=learning_rate)
 
     def logits(pixel_values: torch.Tensor) -> torch.Tensor:
         return model(pixel_values).logits
@@ -128,7 +148,7 @@ def make_model_step(case: ModelCase, name: str, settings: Settings) -> Step:
 
     function = loss if case.training else logits
     if settings.mode == "compile":
-        function = _compiled_by_itself(function)
+        function = compiled_by_itself(function, backend=settings.compiler)
 
     def infer() -> None:
         with torch.inference_mode(), _operator_backend(backend):
@@ -137,22 +157,11 @@ def make_model_step(case: ModelCase, name: str, settings: Settings) -> Step:
     def train() -> None:
         with _operator_backend(backend):
             function(pixel_values).backward()
+        if optimizer is not None:
+            optimizer.step()
         model.zero_grad(set_to_none=True)
 
     return train if case.training else infer
-
-
-def _compiled_by_itself(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """`function` compiled under a code object of its own.
-
-    torch.compile keeps its results by code object, and could serve one model with the graph of another that differs
-    only in the operator's backend. In one graph, so that no inner code object is shared either.
-    """
-    assert isinstance(function, types.FunctionType)
-    own = types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
-    )
-    return torch.compile(own, dynamic=False, fullgraph=True)
 
 
 @contextmanager

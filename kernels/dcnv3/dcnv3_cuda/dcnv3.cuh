@@ -28,7 +28,7 @@ struct Call {
     View output;  // the backward pass reads its gradient there
     // Backward only. Contiguous; grad_value is zeros of `Sum` at first.
     void *grad_value, *grad_offset, *grad_mask;
-    const double* fixed_point;  // what a 1 counts in grad_value, if that holds integers
+    double* fixed_point;  // what a 1 counts in grad_value, if that holds integers; made NaN if a weight is
 };
 
 // How the channels of a group are dealt to lanes: LANES * COUNT vectors of V.
@@ -217,7 +217,7 @@ HFI_DEVICE void forward(const Call& c) {
             T* to = (T*)c.output.data + n * c.output.stride_n + at.h * c.output.stride_h + at.w * c.output.stride_w +
                     (i64)at.g * channels + first;
 #pragma unroll
-            for (int v = 0; v < COUNT; ++v) store<V>(to + v * Lanes::LANES * V, sum[v]);
+            for (int v = 0; v < COUNT; ++v) store<V>(to + v * Lanes::LANES * V, sum[v], true);
         }
     }
 }
@@ -245,6 +245,7 @@ HFI_DEVICE void backward(const Call& c) {
     Pixel<T, O, KH, KW, REMOVE> pixel(c);
     for (i64 n = blockIdx.y; n < c.batch; n += gridDim.y) {
         pixel.move_to(c, n, at.h, at.w, at.g);
+        if (c.fixed_point && !(pixel.inverse == pixel.inverse)) *c.fixed_point = pixel.inverse;  // no integer is NaN
         const int first = at.lane * V;
         const i64 feature = (i64)at.g * channels + first;
         const T* image = opaque((const T*)c.value.data + n * c.value.stride_n + feature);

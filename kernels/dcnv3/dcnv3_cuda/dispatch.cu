@@ -286,7 +286,7 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(const Tensor& grad_output, con
         require(fixed_point->is_cuda() && fixed_point->get_device_index() == value.get_device_index() &&
                     fixed_point->scalar_type() == ScalarType::Double && fixed_point->numel() == 1,
                 "fixed_point must be one number of type Double on the device of value");
-        call.fixed_point = static_cast<const double*>(fixed_point->data_ptr());
+        call.fixed_point = static_cast<double*>(fixed_point->data_ptr());
     }
     work.launch();
     if (!fixed_point) grad_value = in_type(grad_value, value.scalar_type());

@@ -49,12 +49,14 @@ HFI_DEVICE float reciprocal(float x) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));  // exact division would call a function
     return out;
 }
-// Stores in one piece: copies of structures the compiler takes apart, and does not always put together again.
+// A store in one piece: where the compiler takes a structure apart, it does not always put it together again. But such
+// a store keeps its place among the sums in memory, which costs registers.
 HFI_DEVICE void send(void* to, const uint4& from) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(from.x), "r"(from.y), "r"(from.z), "r"(from.w));
 }
-HFI_DEVICE void send(void* to, const uint2& from) {
-    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(from.x), "r"(from.y));
+template <class W>
+HFI_DEVICE void send(void* to, const W& from) {
+    *(W*)to = from;
 }
 // Loads of read-only memory; zeros where not `there`. Predicated, for branches would keep loads from overlapping.
 HFI_DEVICE void fetch(uint4& to, const void* from, bool there) {
@@ -138,14 +140,14 @@ struct Words<16> {
     uint4 raw = {0, 0, 0, 0};
     HFI_DEVICE unsigned word(int i) const { return i == 0 ? raw.x : i == 1 ? raw.y : i == 2 ? raw.z : raw.w; }
     HFI_DEVICE void set(int i, unsigned word) { (i == 0 ? raw.x : i == 1 ? raw.y : i == 2 ? raw.z : raw.w) = word; }
-    HFI_DEVICE void store(void* to) const { send(to, raw); }
+    HFI_DEVICE void store(void* to) const { *(uint4*)to = raw; }
 };
 template <>
 struct Words<8> {
     uint2 raw = {0, 0};
     HFI_DEVICE unsigned word(int i) const { return i == 0 ? raw.x : raw.y; }
     HFI_DEVICE void set(int i, unsigned word) { (i == 0 ? raw.x : raw.y) = word; }
-    HFI_DEVICE void store(void* to) const { send(to, raw); }
+    HFI_DEVICE void store(void* to) const { *(uint2*)to = raw; }
 };
 template <>
 struct Words<4> {
@@ -229,11 +231,14 @@ HFI_DEVICE void load(const T* from, bool there, A (&out)[V]) {
 }
 
 template <int V, class T, class A>
-HFI_DEVICE void store(T* to, const A (&numbers)[V]) {
+HFI_DEVICE void store(T* to, const A (&numbers)[V], bool at_once = false) {
     Words<V * sizeof(T)> words;
 #pragma unroll
     for (int i = 0; i < V; ++i) Element<T>::set(words, i, numbers[i]);
-    words.store(to);
+    if (at_once)
+        send(to, words.raw);
+    else
+        words.store(to);
 }
 
 // Adds factor * numbers to memory that other threads add to as well, where `on`.

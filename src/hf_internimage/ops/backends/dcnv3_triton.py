@@ -17,7 +17,7 @@ FORWARD_WARPS, BACKWARD_WARPS = 4, 1  # one alone stores gradients without share
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LONGEST_SIDE = 2**30  # pixel positions are 32-bit integers
 _INT32_PLACES = 2**31 - 2**20  # some pairs behind the last are counted, too
-_MOST_UNROLLED = 49  # taps
+_MOST_UNROLLED = 9  # taps; 25 take a minute to compile
 _PAIRS_INTERPRETED = 4096  # Triton's interpreter takes about as long for a few as for many
 
 

@@ -143,7 +143,7 @@ def forward_kernel(
     if WORDS:
         sum = tl.join(sum, odd).reshape(BLOCK, CHANNELS)
     if SOFTMAX:
-        sum *= (1 / total)[:, None]
+        sum = sum / total[:, None]
     place, there = _rows(pair * D, exists, tl.arange(0, CHANNELS), D)
     tl.store(output + place, sum, mask=there)
 
