@@ -102,6 +102,36 @@ def assert_close(found, expected, part=1e-5):
         )
 
 
+# Kinds of calls: the golden cases have few channels, and tensors of their own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF], ids=str)
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 8, 16, 24, 32, 48, 64, 71, 128])
+def test_operator_of_any_depth(depth, dtype, place):
+    inputs = operator_inputs(place.device, dtype, depth=depth)
+    assert_close(results(inputs, place.backend), exactly(inputs), part=1e-12 if dtype == torch.float64 else 1e-5)
+
+
+def in_one_tensor(inputs, shift):
+    """Offsets and masks side by side, as one linear layer makes them, behind `shift` other features; value likewise."""
+    value, offset, mask, grad_output = inputs
+    together = torch.cat((mask[..., :shift], offset, mask), -1)
+    offset, mask = together[..., shift:].split((offset.shape[3], mask.shape[3]), -1)
+    value = torch.cat((value[..., :shift], value), -1)[..., shift:]
+    return [value, offset, mask, grad_output]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shift", [0, 1, 2, 8])
+def test_operator_on_views_at_odd_places(shift, dtype, place):
+    inputs = operator_inputs(place.device, dtype, depth=32)
+    views = in_one_tensor(inputs, shift)
+    assert views[1].stride(2) != views[1].shape[3]
+    for got, want in zip(results(views, place.backend), results(inputs, place.backend), strict=True):
+        assert_close([got], [want])
+    assert_close(results(views, place.backend), exactly(inputs))
+
+
 # Precision of models
 
 

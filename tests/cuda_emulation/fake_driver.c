@@ -22,7 +22,8 @@
 // Jumps between stacks must not be taken for leaving functions.
 #define FIBER __attribute__((noinline, no_sanitize("address")))
 
-enum { INVALID_VALUE = 1, INVALID_DEVICE = 101, INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NOT_FOUND = 500, FAILED = 719 };
+enum { INVALID_VALUE = 1, INVALID_DEVICE = 101, INVALID_IMAGE = 200, INVALID_CONTEXT = 201 };
+enum { NOT_FOUND = 500, FAILED = 719 };
 
 typedef void (*entry)(const struct hfi_emulator*, const void* argument);
 struct context {
@@ -246,7 +247,8 @@ int cuLaunchKernel(const struct function* function, unsigned grid_x, unsigned gr
                    unsigned block_y, unsigned block_z, unsigned shared, void* stream, void** arguments, void** extra) {
     if (!depth || function->context != stack[depth - 1]) return INVALID_CONTEXT;
     if (!grid_x || !grid_y || grid_x > 0x7fffffff || grid_y > 65535) return INVALID_VALUE;
-    if (!block_x || block_x > 1024 || grid_z != 1 || block_y != 1 || block_z != 1 || shared || extra) return INVALID_VALUE;
+    if (!block_x || block_x > 1024 || block_y != 1 || block_z != 1) return INVALID_VALUE;
+    if (grid_z != 1 || shared || extra) return INVALID_VALUE;
     pthread_mutex_lock(&lock);
     ++fake_log.launched;
     fake_log.threads += (long long)grid_x * grid_y * block_x;

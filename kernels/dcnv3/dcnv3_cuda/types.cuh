@@ -52,7 +52,8 @@ HFI_DEVICE float reciprocal(float x) {
 // A store in one piece: where the compiler takes a structure apart, it does not always put it together again. But such
 // a store keeps its place among the sums in memory, which costs registers.
 HFI_DEVICE void send(void* to, const uint4& from) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(from.x), "r"(from.y), "r"(from.z), "r"(from.w));
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(from.x), "r"(from.y), "r"(from.z),
+                 "r"(from.w));
 }
 template <class W>
 HFI_DEVICE void send(void* to, const W& from) {
