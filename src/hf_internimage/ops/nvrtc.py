@@ -75,7 +75,8 @@ def compile(source: str, headers: dict[str, str], options: tuple[str, ...]) -> b
 
 def cache_folder() -> Path:
     """Where compiled kernels are kept."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path(constants.HF_HOME) / "hf_internimage") / "kernels"
+    root = os.environ.get(CACHE_VARIABLE) or Path(constants.HF_HOME) / "hf_internimage"
+    return Path(root).expanduser() / "kernels"
 
 
 def _cached(key: str, make: Callable[[], bytes]) -> bytes:
