@@ -139,6 +139,10 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or the reason why there is none."""
     for name in _candidates():
         try:
+            if os.path.isabs(name):
+                # NVRTC opens this one by name, and some versions do not look for it beside themselves.
+                for builtins in Path(name).parent.glob("libnvrtc-builtins.so*"):
+                    ctypes.CDLL(str(builtins))
             library = ctypes.CDLL(name)
             library.nvrtcGetErrorString.restype = ctypes.c_char_p
             return library, None
