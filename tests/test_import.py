@@ -49,10 +49,21 @@ ALLOWED = {
     "ops/fixed_point.py": ({"torch"}, set()),
     "ops/layer.py": ({"torch"}, {"ops/eager.py", "ops/native.py", "ops/registry.py"}),
     "ops/backends/__init__.py": (set(), set()),
-    "ops/backends/dcnv3_cpu.py": ({"torch"}, {"dcnv3_reference.py", "ops/native.py", "ops/registry.py"}),
+    "ops/backends/dcnv3_call.py": ({"torch"}, {"dcnv3_reference.py"}),
+    "ops/backends/dcnv3_cpu.py": (
+        {"torch"},
+        {"dcnv3_reference.py", "ops/backends/dcnv3_call.py", "ops/native.py", "ops/registry.py"},
+    ),
     "ops/backends/dcnv3_cuda.py": (
         {"torch"},
-        {"dcnv3_reference.py", "ops/cuda_driver.py", "ops/fixed_point.py", "ops/nvrtc.py", "ops/registry.py"},
+        {
+            "dcnv3_reference.py",
+            "ops/backends/dcnv3_call.py",
+            "ops/cuda_driver.py",
+            "ops/fixed_point.py",
+            "ops/nvrtc.py",
+            "ops/registry.py",
+        },
     ),
     "ops/backends/dcnv3_hub.py": ({"torch"}, {"dcnv3_reference.py", "ops/registry.py"}),
     "ops/backends/dcnv3_triton.py": (

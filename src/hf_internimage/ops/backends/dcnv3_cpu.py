@@ -8,22 +8,16 @@ import torch
 from ...dcnv3_reference import DCNv3Geometry
 from .. import native
 from ..registry import BackendError, Call
+from . import dcnv3_call
 
-_INT = ctypes.c_int64
 _LONGEST_SIDE = 2**30  # pixel positions are 32-bit integers
-_GEOMETRY = "batch height width out_height out_width groups channels"
-_PAIRS = "kernel stride padding dilation"
 
 
 class _Call(ctypes.Structure):
     """`hfi_dcnv3` of api.h."""
 
     _fields_ = [
-        *((name, _INT) for name in _GEOMETRY.split()),
-        *((f"{name}_{axis}", _INT) for name in _PAIRS.split() for axis in "hw"),
-        ("remove_center", _INT),
-        ("softmax", _INT),
-        ("offset_scale", ctypes.c_double),
+        *dcnv3_call.FIELDS,
         *((name, native.TensorLayout) for name in ("value", "offset", "mask", "output")),
     ]
 
@@ -52,20 +46,7 @@ class Plan:
         self._geometry, self._softmax = geometry, softmax
         output = value.new_empty(self._output_shape)
         self._call = _Call(
-            batch,
-            height,
-            width,
-            out_height,
-            out_width,
-            geometry.groups,
-            channels // geometry.groups,
-            *geometry.kernel_size,
-            *geometry.stride,
-            *geometry.padding,
-            *geometry.dilation,
-            geometry.remove_center,
-            softmax,
-            geometry.offset_scale,
+            *dcnv3_call.numbers(geometry, softmax, value, offset),
             *(native.TensorLayout.of(_made_dense(tensor)) for tensor in (value, offset, mask, output)),
         )
 

@@ -17,6 +17,7 @@ import torch
 from ...dcnv3_reference import DCNv3Geometry
 from .. import cuda_driver, fixed_point, nvrtc
 from ..registry import BackendError, Call
+from . import dcnv3_call
 
 _TYPES = {
     torch.float32: "float",
@@ -31,15 +32,12 @@ _MOST_IMAGES = 65535  # of a grid's second dimension; a kernel goes on to the ot
 _MOST_TAPS = 9  # with loops that are unrolled
 _MOST_VECTORS = 4  # of a lane
 _LARGEST = 2**30
-_INT = ctypes.c_int64
-_GEOMETRY = "batch height width out_height out_width groups channels"
-_PAIRS = "kernel stride padding dilation"
 
 
 class _View(ctypes.Structure):
     """`View` of dcnv3.cuh."""
 
-    _fields_ = [("data", ctypes.c_void_p), *((f"stride_{axis}", _INT) for axis in "nhw")]
+    _fields_ = [("data", ctypes.c_void_p), *((f"stride_{axis}", ctypes.c_int64) for axis in "nhw")]
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "_View":
@@ -50,11 +48,7 @@ class _Call(ctypes.Structure):
     """`Call` of dcnv3.cuh."""
 
     _fields_ = [
-        *((name, _INT) for name in _GEOMETRY.split()),
-        *((f"{name}_{axis}", _INT) for name in _PAIRS.split() for axis in "hw"),
-        ("remove_center", _INT),
-        ("softmax", _INT),
-        ("offset_scale", ctypes.c_double),
+        *dcnv3_call.FIELDS,
         *((name, _View) for name in ("value", "offset", "mask", "output")),
         *((name, ctypes.c_void_p) for name in ("grad_value", "grad_offset", "grad_mask", "fixed_point")),
     ]
@@ -217,20 +211,7 @@ class Plan:
         tensors = self._prepared(value, offset, mask)
         _check_counts(geometry, self._output_shape, tensors)
         self._call = _Call(
-            batch,
-            height,
-            width,
-            out_height,
-            out_width,
-            geometry.groups,
-            group,
-            *geometry.kernel_size,
-            *geometry.stride,
-            *geometry.padding,
-            *geometry.dilation,
-            geometry.remove_center,
-            softmax,
-            geometry.offset_scale,
+            *dcnv3_call.numbers(geometry, softmax, value, offset),
             *(_View.of(tensor) for tensor in (*tensors, torch.empty(self._output_shape, device="meta"))),
         )
 

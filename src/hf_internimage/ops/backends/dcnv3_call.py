@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: MIT
+"""What compiled kernels are told of a call, but for its tensors: `hfi_dcnv3` of api.h and `Call` of dcnv3.cuh."""
+
+import ctypes
+
+import torch
+
+from ...dcnv3_reference import DCNv3Geometry
+
+_SIZES = "batch height width out_height out_width groups channels"
+_PAIRS = "kernel stride padding dilation"
+FIELDS: list[tuple[str, type]] = [
+    *((name, ctypes.c_int64) for name in _SIZES.split()),
+    *((f"{name}_{axis}", ctypes.c_int64) for name in _PAIRS.split() for axis in "hw"),
+    ("remove_center", ctypes.c_int64),
+    ("softmax", ctypes.c_int64),
+    ("offset_scale", ctypes.c_double),
+]
+
+
+def numbers(geometry: DCNv3Geometry, softmax: bool, value: torch.Tensor, offset: torch.Tensor) -> tuple[float, ...]:
+    """The values of FIELDS, in their order."""
+    batch, height, width, channels = value.shape
+    return (
+        batch,
+        height,
+        width,
+        *offset.shape[1:3],
+        geometry.groups,
+        channels // geometry.groups,
+        *geometry.kernel_size,
+        *geometry.stride,
+        *geometry.padding,
+        *geometry.dilation,
+        geometry.remove_center,
+        softmax,
+        geometry.offset_scale,
+    )
