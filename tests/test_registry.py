@@ -195,7 +195,7 @@ def test_backends_are_loaded_when_they_are_needed():
         """
     )
     *before, after = printed.splitlines()
-    assert before == ["[]", "[]", "['dcnv3_cpu']"]
+    assert before == ["[]", "[]", "['dcnv3_call', 'dcnv3_cpu']"]
     assert {"dcnv3_cpu", "dcnv3_cuda", "dcnv3_hub", "dcnv3_torch", "dcnv3_triton"} <= set(ast.literal_eval(after))
 
 
