@@ -600,7 +600,7 @@ def test_the_largest_sums_in_fixed_point(gpu, nan_memory):
         arguments = PLAIN | {"groups": 1}
         _, _, mask = make_inputs(arguments, 1, (9, 7), 4, dtype)
         steps = torch.stack(torch.meshgrid(torch.arange(7), torch.arange(9), indexing="xy"), -1)  # (9, 7, 2): x, y
-        taps = torch.tensor(DCNv3Geometry(1, (3, 3), (1, 1), (1, 1), (1, 1), 1.0, False).taps) - 1
+        taps = torch.tensor(DCNv3Geometry(1, (3, 3), (1, 1), (1, 1), (1, 1), 1.0, False).taps()) - 1
         offset = (torch.tensor([3, 4]) - steps[:, :, None] - taps).flatten(2)[None].to(dtype)
         value = torch.randn(1, 9, 7, 4).to(dtype)
         mask = torch.full_like(mask, 1.875)

@@ -90,7 +90,7 @@ def test_matches_the_original_as_it_is(name):
 def away_from_pixel_lines(offset, arguments):
     """Which elements of the gradient of `offset` are safe from a jump: those of samples off the pixel lines."""
     geometry = dcnv3_reference.DCNv3Geometry(**arguments)
-    by_tap = offset.double().unflatten(3, (geometry.groups, geometry.num_taps, 2))
+    by_tap = offset.double().unflatten(3, (geometry.groups, geometry.num_taps(), 2))
     rows, columns = dcnv3_reference._sampling_grid(geometry, tuple(offset.shape[1:3]), torch.float64, offset.device)
     position = rows + columns + by_tap * geometry.offset_scale
     return ((position - position.round()).abs() > 1e-4).all(-1, keepdim=True).expand_as(position).flatten(3)

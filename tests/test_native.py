@@ -206,7 +206,7 @@ def test_search_the_operator(data):
     assume(out_height > 0 and out_width > 0)
     dtype, seed = draw(st.sampled_from(list(TOLERANCE))), draw(st.integers(0, 10**6))
     wide = torch.float32 if dtype.itemsize == 2 and draw(st.booleans()) else dtype
-    features = geometry["groups"] * dcnv3_cpu.DCNv3Geometry(**geometry).num_taps
+    features = geometry["groups"] * dcnv3_cpu.DCNv3Geometry(**geometry).num_taps()
     pixels = (batch, out_height, out_width)
     value = numbers(batch, height, width, geometry["groups"] * depth, dtype=dtype, seed=seed)
     offset = numbers(*pixels, features * 2, dtype=wide, seed=seed + 1)

@@ -37,14 +37,14 @@ class DCNv3Geometry(NamedTuple):
     offset_scale: float
     remove_center: bool
 
-    @property
+    # Methods, for torch.compile before PyTorch 2.10 knows no properties of named tuples.
+
     def taps(self) -> list[tuple[int, int]]:
         """(column, row) of each tap, columns in the outer loop."""
         height, width = self.kernel_size
         centre = (width // 2, height // 2) if self.remove_center else None
         return [(i, j) for i in range(width) for j in range(height) if (i, j) != centre]
 
-    @property
     def num_taps(self) -> int:
         """How many taps there are."""
         return self.kernel_size[0] * self.kernel_size[1] - self.remove_center
@@ -162,7 +162,7 @@ def check_dcnv3(
             f"kernel_size={geometry.kernel_size}, stride={geometry.stride}, padding={geometry.padding}, "
             f"dilation={geometry.dilation}; expected at least 1x1."
         )
-    features = geometry.groups * geometry.num_taps
+    features = geometry.groups * geometry.num_taps()
     for name, tensor, per_tap in (("offset", offset, 2), ("mask", mask, 1)):
         expected = (batch, out_height, out_width, features * per_tap)
         if tuple(tensor.shape) != expected:
@@ -207,7 +207,7 @@ def _sampling_grid(
 
     Rows (Ho, 1, 1, 1, 2) and columns with taps (Wo, 1, P, 2); pairs are (x, y).
     """
-    taps = torch.tensor(geometry.taps, dtype=dtype, device=device)  # (P, 2)
+    taps = torch.tensor(geometry.taps(), dtype=dtype, device=device)  # (P, 2)
     zero = torch.zeros((), dtype=dtype, device=device)
     axes = []
     for axis, length in ((1, size[1]), (0, size[0])):  # x, then y
@@ -314,7 +314,7 @@ def _sample(
     plain: bool,
 ) -> torch.Tensor:
     """The whole operator in one piece; the result is in the dtype computed in."""
-    dtype, taps = _compute_dtype(value.dtype), geometry.num_taps
+    dtype, taps = _compute_dtype(value.dtype), geometry.num_taps()
     batch, height, width, _ = offset.shape
     if taps == 0:
         # Nothing is sampled: zeros, still connected to the inputs, of which these sums see no element.
@@ -347,7 +347,7 @@ def dcnv3_forward(
     if value.device.type != "cpu":
         return _sample(value, offset, mask, geometry, softmax, _is_plain_eager(value)).to(value.dtype)
     result = torch.empty(*offset.shape[:3], value.shape[3], dtype=value.dtype, device=value.device)
-    if not geometry.num_taps:
+    if not geometry.num_taps():
         return result.zero_()
     for block in _blocks(value, offset, mask, geometry):
         rows, weights = _rows_and_weights(block.taps(softmax), block.table_size)
@@ -377,7 +377,7 @@ def dcnv3_backward(
     batch, height, width, channels = value.shape
     grad_table = value.new_zeros((batch, height + 2 * _BORDER, width + 2 * _BORDER, channels), dtype=dtype)
     grad_offset, grad_mask = offset.new_empty(offset.shape), mask.new_empty(mask.shape)
-    for block in _blocks(value, offset, mask, geometry) if geometry.num_taps else ():
+    for block in _blocks(value, offset, mask, geometry) if geometry.num_taps() else ():
         block_grad = grad_output[block.images, block.lines].to(dtype).reshape(-1, channels // geometry.groups)
         taps = block.taps(softmax)
         rows, weights = _rows_and_weights(taps, block.table_size)
@@ -434,7 +434,7 @@ class _Block(NamedTuple):
 
 def _blocks(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: DCNv3Geometry) -> Iterator[_Block]:
     """Cut a call into blocks of about `_BLOCK_ROWS` rows: several small images, or some lines of a large one."""
-    dtype, groups, taps = _compute_dtype(value.dtype), geometry.groups, geometry.num_taps
+    dtype, groups, taps = _compute_dtype(value.dtype), geometry.groups, geometry.num_taps()
     batch, height, width, _ = offset.shape
     rows, columns = _kept_sampling_grid(geometry, (height, width), dtype, value.device)
     line_rows = width * groups

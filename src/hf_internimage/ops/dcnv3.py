@@ -29,6 +29,10 @@ DCNV3 = Registry(
     ),
 )
 _MOST_PLANS = 1024
+# Asked once, for torch.compile before PyTorch 2.12 cannot ask.
+_AUTOCAST_DEVICES = [
+    name for name in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia") if torch.amp.is_autocast_available(name)
+]
 
 
 def dcnv3(
@@ -130,7 +134,7 @@ def _autocast(
     if not all(isinstance(tensor, torch.Tensor) for tensor in (value, offset, mask)):
         return value, offset, mask  # to be refused
     device = value.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return value, offset, mask
     dtype = torch.get_autocast_dtype(device)
     if value.dtype in (torch.float32, torch.float16, torch.bfloat16):

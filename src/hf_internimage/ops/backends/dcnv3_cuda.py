@@ -126,7 +126,7 @@ class Kind(NamedTuple):
         if channels // kind.vector() // kind.lanes() > _MOST_VECTORS:
             kind = kind._replace(channels=0)
         kernel_h, kernel_w = geometry.kernel_size
-        if kernel_h * kernel_w > _MOST_TAPS or not geometry.num_taps:
+        if kernel_h * kernel_w > _MOST_TAPS or not geometry.num_taps():
             kind = kind._replace(kernel_size=(0, 0), remove_center=False)
         return kind
 
@@ -239,7 +239,7 @@ class Plan:
         grad_offset, grad_mask = (torch.empty(t.shape, dtype=self._dtype, device=t.device) for t in (offset, mask))
         scale = None
         if fixed:
-            taps = 1 if self._softmax else self._geometry.num_taps
+            taps = 1 if self._softmax else self._geometry.num_taps()
             terms = self._output_shape[1] * self._output_shape[2] * taps
             scale = fixed_point.scale(grad_output, mask, self._softmax, terms)
         gradients = (grad_value, grad_offset, grad_mask)

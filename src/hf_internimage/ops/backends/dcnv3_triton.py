@@ -77,11 +77,11 @@ class Plan:
         self._strides = [tensor.stride() for tensor in (value, offset, mask)]
         self._output_shape = (batch, out_height, out_width, channels)
         self._reads = min(value.numel(), offset.numel()) > 0
-        self._normalise_first = softmax and geometry.num_taps > _MOST_UNROLLED
+        self._normalise_first = softmax and geometry.num_taps() > _MOST_UNROLLED
         self._sum_dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
         self._pairs = out_height * out_width * geometry.groups
         value, offset, mask = map(_made_dense, (value, offset, mask))
-        depth, taps = channels // geometry.groups, geometry.num_taps
+        depth, taps = channels // geometry.groups, geometry.num_taps()
         vector = math.gcd(16 // value.itemsize, depth, *_strides(value))
         strides = (*(stride // vector for stride in _strides(value)), *_strides(offset), *_strides(mask))
         self._sizes = (geometry.groups, height, width, out_width, *strides)
@@ -129,7 +129,7 @@ class Plan:
             return Plan(self._geometry, self._softmax, value, offset, mask).backward(grad_output, value, offset, mask)
         scale, sum_dtype = None, self._sum_dtype
         if torch.are_deterministic_algorithms_enabled():
-            terms = math.prod(self._output_shape[1:3]) * (1 if self._softmax else self._geometry.num_taps)
+            terms = math.prod(self._output_shape[1:3]) * (1 if self._softmax else self._geometry.num_taps())
             scale, sum_dtype = fixed_point.scale(grad_output, mask, self._softmax, terms), torch.int64
         grad_value = value.new_zeros(value.shape, dtype=sum_dtype)
         grad_offset, grad_mask = offset.new_empty(offset.shape), mask.new_empty(mask.shape)
@@ -164,7 +164,7 @@ class Plan:
             )
 
     def _normalised(self, mask: torch.Tensor) -> torch.Tensor:
-        by_tap = mask.unflatten(3, (self._geometry.groups, self._geometry.num_taps))
+        by_tap = mask.unflatten(3, (self._geometry.groups, self._geometry.num_taps()))
         return by_tap.softmax(-1, dtype=self._sum_dtype).flatten(3)
 
     def _backward_normalised_first(
@@ -173,7 +173,7 @@ class Plan:
         weights = self._normalised(mask)
         plan = Plan(self._geometry, False, value, offset, weights)
         grad_value, grad_offset, slopes = plan.backward(grad_output, value, offset, weights)
-        sizes = (self._geometry.groups, self._geometry.num_taps)
+        sizes = (self._geometry.groups, self._geometry.num_taps())
         mean = (weights * slopes).unflatten(3, sizes).sum(-1, keepdim=True)
         grad_mask = weights * (slopes.unflatten(3, sizes) - mean).flatten(3)
         return grad_value, grad_offset, grad_mask.to(mask.dtype)
