@@ -10,11 +10,16 @@ _SUM_BITS = 62  # of 63: one to spare for the rounding of the summands
 _MOST_EXPONENT = 1000  # of the scale, which stays a finite float64 for the smallest of bounds
 
 
+def most_terms(grad_output: torch.Tensor, softmax: bool, taps: int) -> int:
+    """The most weights that one element's sum may hold: Ho*Wo*P, or Ho*Wo with softmax, as weights then sum to 1."""
+    return grad_output.shape[1] * grad_output.shape[2] * (1 if softmax else taps)
+
+
 def scale(grad_output: torch.Tensor, mask: torch.Tensor, softmax: bool, terms: int) -> torch.Tensor:
     """The scale for the gradient of DCNv3's value: float64, no dimensions, on the device, without waiting for it.
 
-    No sum exceeds max|grad_output| * max|mask| * terms, where `terms` is the most additions that may meet one element:
-    Ho*Wo*P, or with softmax, whose weights sum to 1, Ho*Wo (doubled here, for the rounding of the weights).
+    No sum exceeds max|grad_output| * max|mask| * terms, with `terms` of `most_terms` (with softmax doubled here, for
+    the rounding of the weights).
     NaN, which `finish` hands to every element, if that bound is not finite; kernels make it so if a softmax is NaN.
     """
     tensors = (grad_output,) if softmax else (grad_output, mask)

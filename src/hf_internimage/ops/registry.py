@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 BACKEND_VARIABLE = "HF_INTERNIMAGE_BACKEND"
+_COMPILED_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def environment() -> str | None:
@@ -27,6 +28,13 @@ class Call(NamedTuple):
 
     device: str  # "cpu", "cuda", ...
     dtype: str  # "float32", ...
+
+
+def wrong_dtype(call: Call) -> str | None:
+    """None if compiled kernels, which all compute the same dtypes, are made for this call's; else the reason."""
+    if call.dtype in _COMPILED_DTYPES:
+        return None
+    return f"computes {', '.join(_COMPILED_DTYPES)}, not {call.dtype}"
 
 
 @dataclass(frozen=True)

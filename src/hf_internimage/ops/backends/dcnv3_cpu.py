@@ -7,7 +7,7 @@ import torch
 
 from ...dcnv3_reference import DCNv3Geometry
 from .. import native
-from ..registry import BackendError, Call
+from ..registry import BackendError, Call, wrong_dtype
 from . import dcnv3_call
 
 _LONGEST_SIDE = 2**30  # pixel positions are 32-bit integers
@@ -24,10 +24,7 @@ class _Call(ctypes.Structure):
 
 def why_not(call: Call) -> str | None:
     """None if this backend can run `call`, else the reason."""
-    names = [str(dtype).removeprefix("torch.") for dtype in native.DTYPES]
-    if call.dtype not in names:
-        return f"computes {', '.join(names)}, not {call.dtype}"
-    return native.why_not()
+    return wrong_dtype(call) or native.why_not()
 
 
 class Plan:

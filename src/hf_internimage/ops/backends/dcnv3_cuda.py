@@ -16,7 +16,7 @@ import torch
 
 from ...dcnv3_reference import DCNv3Geometry
 from .. import cuda_driver, fixed_point, nvrtc
-from ..registry import BackendError, Call
+from ..registry import BackendError, Call, wrong_dtype
 from . import dcnv3_call
 
 _TYPES = {
@@ -61,10 +61,7 @@ _put_address = struct.Struct("P").pack_into
 
 def why_not(call: Call) -> str | None:
     """None if this backend can run `call`, else the reason."""
-    names = [str(dtype).removeprefix("torch.") for dtype in _TYPES if dtype.is_floating_point]
-    if call.dtype not in names:
-        return f"computes {', '.join(names)}, not {call.dtype}"
-    return _why_not()
+    return wrong_dtype(call) or _why_not()
 
 
 @cache
@@ -239,8 +236,7 @@ class Plan:
         grad_offset, grad_mask = (torch.empty(t.shape, dtype=self._dtype, device=t.device) for t in (offset, mask))
         scale = None
         if fixed:
-            taps = 1 if self._softmax else self._geometry.num_taps()
-            terms = self._output_shape[1] * self._output_shape[2] * taps
+            terms = fixed_point.most_terms(grad_output, self._softmax, self._geometry.num_taps())
             scale = fixed_point.scale(grad_output, mask, self._softmax, terms)
         gradients = (grad_value, grad_offset, grad_mask)
         self._run(self._kinds["backward", total], (value, offset, mask), grad_output, gradients, scale)

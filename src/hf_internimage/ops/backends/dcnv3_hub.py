@@ -16,10 +16,9 @@ from typing import Any
 import torch
 
 from ...dcnv3_reference import DCNv3Geometry
-from ..registry import BackendError, Call
+from ..registry import BackendError, Call, wrong_dtype
 
 KERNEL_VARIABLE = "HF_INTERNIMAGE_USE_HUB_KERNEL"
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 _wanted: str | None = None
 _loaded: dict[str, ModuleType | BackendError] = {}
@@ -54,8 +53,8 @@ def why_not(call: Call) -> str | None:
             "is used only where a kernel is asked for: hf_internimage.ops.use_hub_kernel(...), or "
             f"{KERNEL_VARIABLE}=owner/repository@version"
         )
-    if call.dtype not in _DTYPES:
-        return f"computes {', '.join(_DTYPES)}, not {call.dtype}"
+    if reason := wrong_dtype(call):
+        return reason
     load(name)
     return None
 

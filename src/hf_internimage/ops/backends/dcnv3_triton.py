@@ -11,10 +11,9 @@ import torch
 
 from ...dcnv3_reference import DCNv3Geometry
 from .. import fixed_point
-from ..registry import BackendError, Call
+from ..registry import BackendError, Call, wrong_dtype
 
 FORWARD_WARPS, BACKWARD_WARPS = 4, 1  # one alone stores gradients without shared memory and barriers
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LONGEST_SIDE = 2**30  # pixel positions are 32-bit integers
 _INT32_PLACES = 2**31 - 2**20  # some pairs behind the last are counted, too
 _MOST_UNROLLED = 9  # taps; 25 take a minute to compile
@@ -23,10 +22,7 @@ _PAIRS_INTERPRETED = 4096  # Triton's interpreter takes about as long for a few 
 
 def why_not(call: Call) -> str | None:
     """None if this backend can run `call`, else the reason."""
-    names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
-    if call.dtype not in names:
-        return f"computes {', '.join(names)}, not {call.dtype}"
-    return _why_not_on(call.device)
+    return wrong_dtype(call) or _why_not_on(call.device)
 
 
 @cache
@@ -129,7 +125,7 @@ class Plan:
             return Plan(self._geometry, self._softmax, value, offset, mask).backward(grad_output, value, offset, mask)
         scale, sum_dtype = None, self._sum_dtype
         if torch.are_deterministic_algorithms_enabled():
-            terms = math.prod(self._output_shape[1:3]) * (1 if self._softmax else self._geometry.num_taps())
+            terms = fixed_point.most_terms(grad_output, self._softmax, self._geometry.num_taps())
             scale, sum_dtype = fixed_point.scale(grad_output, mask, self._softmax, terms), torch.int64
         grad_value = value.new_zeros(value.shape, dtype=sum_dtype)
         grad_offset, grad_mask = offset.new_empty(offset.shape), mask.new_empty(mask.shape)
