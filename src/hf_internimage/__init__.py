@@ -22,7 +22,7 @@ _HOME = {
     "InternImagePreTrainedModel": "modeling_internimage",
     "dcnv3": "ops",
 }
-_MODULES = ("checkpoints", "conversion", "ops")
+_MODULES = ("cards", "checkpoints", "complexity", "conversion", "hub", "ops", "training")
 
 __all__ = [*_HOME, "__version__"]
 

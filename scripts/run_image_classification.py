@@ -1,0 +1,551 @@
+# SPDX-License-Identifier: MIT
+"""Train or fine-tune an image classifier by InternImage's recipe, on any data set, on one device or many.
+
+    python scripts/run_image_classification.py scripts/recipes/finetune.yaml --train_dir images --output_dir out
+    accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/run_image_classification.py \
+        scripts/recipes/t.yaml --dataset_name ILSVRC/imagenet-1k --output_dir out
+
+Files of settings (YAML or JSON) come first, later ones and then the command line win. All settings: --help. The same
+command again continues an interrupted training from its last complete checkpoint. At the end the output folder holds
+the model, its image processor, its card, the metrics as JSON, and pictures of the training, the confusions and the
+worst mistakes. Needs the extra `train`.
+"""
+
+import csv
+import json
+import re
+import sys
+from argparse import RawDescriptionHelpFormatter
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+# scripts/evaluate.py would stand in the way of the package `evaluate`.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+
+import torch
+import transformers
+import yaml
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    EarlyStoppingCallback,
+    HfArgumentParser,
+    PreTrainedModel,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging
+
+import hf_internimage
+from hf_internimage import InternImageConfig, InternImageImageProcessorPil, cards, hub
+from hf_internimage.training import data, metrics, reports
+from hf_internimage.training.augmentation import Augmentation, AugmentationArguments, AugmentedPixels
+from hf_internimage.training.images import check_images, decode_image
+from hf_internimage.training.streams import TrainingStream
+from hf_internimage.training.trainer import (
+    RecipeArguments,
+    RecipeTrainer,
+    TellEpoch,
+    accumulation_steps,
+    last_complete_checkpoint,
+)
+
+logger = logging.get_logger("run_image_classification")
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained: a checkpoint, or a new one of a type and size."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to start from: a folder, or a repository on the Hub."}
+    )
+    model_type: str = field(
+        default="internimage", metadata={"help": "Without a checkpoint: type of the new model, as transformers names it."}
+    )
+    size: str | None = field(
+        default=None, metadata={"help": "Without a checkpoint: size of a new InternImage: t, s, b, l, xl, h or g."}
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": 'Fields of the configuration, as JSON: \'{"channels": 32, "depths": [1, 1, 2]}\'.'}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the images in pixels; default: that of the checkpoint or size."}
+    )
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth; default: the model's."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code from the Hub."})
+
+
+@dataclass
+class RunArguments:
+    """What else happens in a run."""
+
+    class_weighting: bool = field(
+        default=False, metadata={"help": "Weigh classes in the training loss by the inverse of their frequency."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better one."}
+    )
+    check_data: bool = field(
+        default=False, metadata={"help": "Decode every image first, and list all that cannot be used."}
+    )
+    license: str | None = field(default=None, metadata={"help": "Licence of the weights, for the model's card."})
+
+
+# Where these differ from transformers' own.
+DEFAULTS: dict[str, Any] = {
+    "output_dir": "image_classification_output",
+    "remove_unused_columns": False,  # the image's column is not an argument of the model
+    "report_to": "tensorboard",
+    "lr_scheduler_type": "cosine",
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "logging_steps": 20,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "accuracy",
+    "ddp_find_unused_parameters": False,
+    "dataloader_pin_memory": torch.accelerator.is_available(),
+    "hub_strategy": "end",
+}
+
+
+class UsageError(Exception):
+    """A mistake of the caller: shown as one line."""
+
+
+@dataclass
+class Parts:
+    """All arguments, by what they are about."""
+
+    model: ModelArguments
+    data: data.DataArguments
+    augmentation: AugmentationArguments
+    recipe: RecipeArguments
+    run: RunArguments
+    training: TrainingArguments
+
+
+def parse(argv: list[str]) -> Parts:
+    """The arguments' dataclasses, from files of settings and the command line."""
+    kinds = (ModelArguments, data.DataArguments, AugmentationArguments, RecipeArguments, RunArguments, TrainingArguments)
+    parser = HfArgumentParser(
+        kinds,  # type: ignore[arg-type]
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(**DEFAULTS)
+    known = {action.dest for action in parser._actions}
+    while argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        path = Path(argv[0])
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+        except (OSError, yaml.YAMLError) as error:
+            raise UsageError(f"{path} cannot be read: {error}") from error
+        if not isinstance(settings, dict):
+            raise UsageError(f"{path} holds no settings, expected lines such as `learning_rate: 1e-4`.")
+        if unknown := sorted(set(settings) - known):
+            raise UsageError(f"{path} has the unknown setting {unknown[0]!r}; --help lists all.")
+        # As text, so that the parser converts and checks them as it does the command line's.
+        parser.set_defaults(**{name: _as_argument(value) for name, value in settings.items()})
+        argv = argv[1:]
+    # Asked for nothing in particular, it trains and evaluates. Trainer's arguments turn do_eval on by themselves.
+    actions = ("do_train", "do_eval", "do_predict")
+    parser.set_defaults(**{name: parser.get_default(name) or None for name in actions})
+    chosen, _ = parser.parse_known_args(argv)
+    if all(getattr(chosen, name) is None for name in actions):
+        parser.set_defaults(do_train=True, do_eval=True)
+    try:
+        return Parts(*parser.parse_args_into_dataclasses(args=argv))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _as_argument(value: Any) -> Any:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def build_model(arguments: ModelArguments, label_names: list[str], multi_label: bool) -> PreTrainedModel:
+    """The checkpoint with a head for these labels, or a new model."""
+    overrides = _json_object(arguments.config_overrides)
+    if arguments.image_size is not None:
+        overrides["image_size"] = arguments.image_size
+    if arguments.drop_path_rate is not None:
+        overrides["drop_path_rate"] = arguments.drop_path_rate
+    overrides |= {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: index for index, name in enumerate(label_names)},
+        "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
+    }
+    if arguments.model_name_or_path is not None:
+        return AutoModelForImageClassification.from_pretrained(
+            arguments.model_name_or_path,
+            revision=arguments.model_revision,
+            trust_remote_code=arguments.trust_remote_code,
+            ignore_mismatched_sizes=True,  # the head, for other labels
+            **overrides,
+        )
+    if arguments.model_type == "internimage" and arguments.size is not None:
+        config: Any = InternImageConfig.from_size(arguments.size, **overrides)
+    elif arguments.size is not None:
+        raise UsageError(f"size={arguments.size} is one of InternImage's: use config_overrides for {arguments.model_type}.")
+    else:
+        config = AutoConfig.for_model(arguments.model_type, **overrides)
+    return AutoModelForImageClassification.from_config(config)
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if text else {}
+    except json.JSONDecodeError as error:
+        raise UsageError(f"config_overrides is no JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"config_overrides is {text}, expected a JSON object.")
+    return value
+
+
+def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> Any:
+    """The checkpoint's image processor, or a new one; for images of the wanted size."""
+    size = arguments.image_size
+    if arguments.model_name_or_path is not None:
+        changed = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}} if size else {}
+        return AutoImageProcessor.from_pretrained(
+            arguments.model_name_or_path,
+            revision=arguments.model_revision,
+            trust_remote_code=arguments.trust_remote_code,
+            **changed,
+        )
+    if model.config.model_type == "internimage":
+        return hub.default_image_processor(model.config)
+    from transformers import CLIPImageProcessor  # does the same, and needs no package of ours
+
+    side = size or getattr(model.config, "image_size", None) or 224
+    return CLIPImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=InternImageImageProcessorPil.image_mean,
+        image_std=InternImageImageProcessorPil.image_std,
+    )
+
+
+def target_size(processor: Any) -> tuple[int, int]:
+    """Height and width in pixels of what an image processor makes."""
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    if "height" in dict(size):
+        return size["height"], size["width"]
+    return size["shortest_edge"], size["shortest_edge"]
+
+
+def find_checkpoint(training: TrainingArguments) -> Path | None:
+    """The checkpoint to go on from: the one named, or the last complete one of the output folder.
+
+    Raises:
+        UsageError: if it is not there, or training anew would overwrite what an earlier run left.
+    """
+    named = training.resume_from_checkpoint
+    last = last_complete_checkpoint(training.output_dir)
+    if named in (None, True, "true", "True"):
+        return last
+    if named in (False, "false", "False"):
+        if last is not None:
+            raise UsageError(f"{last} is of an earlier training: choose another output_dir, or go on from it.")
+        return None
+    if not Path(named, "trainer_state.json").is_file():
+        raise UsageError(f"resume_from_checkpoint={named} holds no complete checkpoint (trainer_state.json is missing).")
+    return Path(named)
+
+
+def build_trainer(parts: Parts, loaded: data.LoadedData, model: PreTrainedModel, processor: Any) -> RecipeTrainer:
+    """The trainer with its data, augmented in training and prepared by the image processor in evaluation."""
+    training, recipe = parts.training, parts.recipe
+    evaluation = loaded.evaluation_transform(processor)
+    callbacks: list[Any] = []
+    train: Any = None
+    if loaded.train is not None:
+        augmentation = Augmentation(
+            target_size(processor), list(processor.image_mean), list(processor.image_std), parts.augmentation
+        )
+        pixels = AugmentedPixels(augmentation, training.seed)
+        callbacks.append(TellEpoch(pixels.epoch))
+        transform = loaded.transform(pixels)
+        if parts.data.streaming:
+            train = TrainingStream(
+                loaded.train,
+                transform,
+                training.seed,
+                parts.data.shuffle_buffer,
+                training.process_index,
+                training.world_size,
+            )
+        else:
+            train = loaded.train.with_transform(transform)
+    if parts.run.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(parts.run.early_stopping_patience))
+    return RecipeTrainer(
+        model=model,
+        args=training,
+        recipe=recipe,
+        class_weights=loaded.class_weights() if parts.run.class_weighting else None,
+        train_dataset=train,
+        eval_dataset=None if loaded.validation is None else loaded.validation.with_transform(evaluation),
+        processing_class=processor,
+        callbacks=callbacks,
+        compute_metrics=metrics.ComputeMetrics(len(loaded.label_names), loaded.multi_label),
+        preprocess_logits_for_metrics=metrics.keep_scores if loaded.multi_label else metrics.keep_best,
+    )
+
+
+def settle(parts: Parts, loaded: data.LoadedData) -> None:
+    """Set what follows from the data and the number of devices.
+
+    Raises:
+        UsageError: for settings that do not fit together.
+    """
+    training, recipe = parts.training, parts.recipe
+    if recipe.total_train_batch_size is not None:
+        training.gradient_accumulation_steps = accumulation_steps(
+            recipe.total_train_batch_size, training.train_batch_size, training.world_size
+        )
+    if loaded.multi_label and training.metric_for_best_model == DEFAULTS["metric_for_best_model"]:
+        training.metric_for_best_model = "mean_average_precision"
+    if not training.do_train:
+        return
+    if parts.data.streaming and training.max_steps <= 0:
+        raise UsageError("A stream has no end that is known: set max_steps, and eval_steps and save_steps.")
+    if parts.data.streaming and "epoch" in (training.eval_strategy, training.save_strategy):
+        raise UsageError("A stream has no epochs: set eval_strategy and save_strategy to steps.")
+    if loaded.validation is None:
+        if training.eval_strategy != "no":
+            logger.warning("There are no validation data: the last model is kept, without evaluation.")
+        training.eval_strategy = IntervalStrategy.NO
+        training.load_best_model_at_end = False
+        if parts.run.early_stopping_patience is not None:
+            raise UsageError("early_stopping_patience needs validation data: set validation_dir or train_val_split.")
+
+
+def check(loaded: data.LoadedData) -> None:
+    """Decode every image of every split.
+
+    Raises:
+        UsageError: listing all that fail.
+    """
+    found = []
+    for name in ("train", "validation", "test"):
+        split = getattr(loaded, name)
+        if split is not None:
+            found += [f"{name}: {text}" for _, text in check_images(split, loaded.image_column, loaded.max_pixels)]
+    if found:
+        raise UsageError("\n".join([f"{len(found)} images cannot be used:", *found]))
+
+
+def run(parts: Parts) -> None:
+    training = parts.training
+    set_seed(training.seed)
+    checkpoint = find_checkpoint(training) if training.do_train else None
+    splits = [
+        split
+        for split, wanted in (
+            ("train", training.do_train),
+            ("validation", training.do_train or training.do_eval),
+            ("test", training.do_predict),
+        )
+        if wanted
+    ]
+    with training.main_process_first(desc="reading the data"):
+        loaded = data.load_data(parts.data, training.seed, splits)
+        if parts.run.check_data:
+            check(loaded)
+    settle(parts, loaded)
+    model = build_model(parts.model, loaded.label_names, loaded.multi_label)
+    processor = build_processor(parts.model, model)
+    trainer = build_trainer(parts, loaded, model, processor)
+    output = Path(training.output_dir)
+
+    if training.do_train:
+        if checkpoint is not None:
+            logger.warning(f"Going on from {checkpoint}.")
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.save_whole(output)
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+    evaluation = None
+    if training.do_eval:
+        if loaded.validation is None:
+            logger.warning("There are no validation data to evaluate on.")
+        else:
+            evaluation = judge(trainer, loaded.validation, "eval", parts, loaded)
+    if training.do_predict:
+        if loaded.test is None:
+            raise UsageError("There are no test data: set test_dir or test_split_name.")
+        judge(trainer, loaded.test, "test", parts, loaded)
+    if training.do_train and trainer.is_world_process_zero():
+        reports.draw_training(trainer.state.log_history, output / "training.png")
+        publish(trainer, parts, evaluation)
+
+
+def judge(trainer: RecipeTrainer, split: Any, prefix: str, parts: Parts, loaded: data.LoadedData) -> dict[str, Any]:
+    """Evaluate on a split; write its metrics, confusions, worst mistakes and predictions to the output folder.
+
+    Returns: the evaluation as `cards.evaluated_card` takes it.
+    """
+    processor = trainer.processing_class
+    prediction = trainer.predict(
+        split.with_transform(loaded.evaluation_transform(processor)), metric_key_prefix=prefix
+    )
+    found: Any = prediction.metrics
+    trainer.log_metrics(prefix, found)
+    trainer.save_metrics(prefix, found)
+    names = {"top1": "accuracy", "top5": "top5_accuracy", "loss": "loss"}
+    source = parts.data.dataset_name or parts.data.validation_dir or parts.data.train_dir or parts.data.test_dir
+    evaluation = {
+        "model": parts.training.hub_model_id or parts.training.output_dir,
+        "dataset": {
+            "name": source,
+            "config": parts.data.dataset_config_name,
+            "split": "test" if prefix == "test" else "validation",
+            "revision": parts.data.dataset_revision,
+        },
+        "samples": len(split),
+        "metrics": {name: found[f"{prefix}_{key}"] for name, key in names.items() if f"{prefix}_{key}" in found},
+        "image_size": list(target_size(processor)),
+        "batch_size": parts.training.eval_batch_size,
+        "dtype": "float32",
+        "device": str(trainer.args.device),
+        "images_per_second": found[f"{prefix}_samples_per_second"],
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "hf_internimage": hf_internimage.__version__,
+        },
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    if trainer.is_world_process_zero():
+        output = Path(parts.training.output_dir)
+        (output / f"{prefix}_evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
+        if not loaded.multi_label:
+            draw_predictions(prediction, split, loaded, output, prefix)
+    return evaluation
+
+
+def draw_predictions(prediction: Any, split: Any, loaded: data.LoadedData, output: Path, prefix: str) -> None:
+    """The predictions as a table, the confusions, and the mistakes made with most confidence."""
+    (classes, scores), truth = prediction.predictions, prediction.label_ids
+    names = loaded.label_names
+    files = split.select_columns([loaded.image_column])
+    with open(output / f"{prefix}_predictions.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["row", "file", "label", "found", "score"])
+        for row, (right, best, score) in enumerate(zip(truth, classes[:, 0], scores[:, 0], strict=True)):
+            path = files[row][loaded.image_column].get("path") or ""
+            table.writerow([row, path, names[right], names[best], f"{score:.6f}"])
+    reports.draw_confusions(truth, classes[:, 0], names, output / f"{prefix}_confusions.png")
+    worst = reports.worst_mistakes(truth, classes, scores)
+    wrong = int((truth != classes[:, 0]).sum())
+    reports.draw_mistakes(
+        [decode_image(files[row][loaded.image_column], loaded.max_pixels) for row in worst],
+        truth[worst],
+        classes[worst, 0],
+        scores[worst, 0],
+        names,
+        output / f"{prefix}_mistakes.png",
+        f"{wrong:,} of {len(truth):,} images are classified wrong"
+        + (f"; the {len(worst)} with the highest scores:" if worst else "."),
+    )
+
+
+def publish(trainer: RecipeTrainer, parts: Parts, evaluation: dict[str, Any] | None) -> None:
+    """Make the output folder a repository that works without this package, with its card; push it if asked to."""
+    training, output = parts.training, Path(parts.training.output_dir)
+    if trainer.model.config.model_type != "internimage":
+        if training.push_to_hub:
+            trainer.push_to_hub()
+        return
+    gathered = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    model: Any = AutoModelForImageClassification.from_pretrained(output) if gathered else trainer.model
+    model_id = training.hub_model_id or re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") or "internimage"
+    base = parts.model.model_name_or_path
+    card: Any = hub.short_card(model, model_id, license=parts.run.license)
+    if evaluation is not None and "top1" in evaluation["metrics"]:
+        card = cards.evaluated_card(
+            evaluation,
+            model_id=model_id,
+            base_model=base if base is not None and not Path(base).exists() else None,
+            license=parts.run.license,
+            training=training_facts(trainer, parts),
+        )
+    if training.push_to_hub:
+        commit = hub.push(
+            model,
+            model_id,
+            image_processor=trainer.processing_class,
+            card=card,
+            private=training.hub_private_repo,
+            token=training.hub_token,
+            revision=training.hub_revision,
+            folder=output,
+        )
+        logger.warning(f"Pushed to {commit.repo_url}.")
+    else:
+        hub.save_for_hub(model, output, image_processor=trainer.processing_class, card=card)
+
+
+def training_facts(trainer: RecipeTrainer, parts: Parts) -> dict[str, Any]:
+    """What a model card says about the training."""
+    training, recipe = parts.training, parts.recipe
+    total = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    facts = {
+        "Epochs": f"{trainer.state.epoch:g}" if trainer.state.epoch else None,
+        "Steps": trainer.state.global_step,
+        "Batch size": total,
+        "Optimizer": str(training.optim),
+        "Learning rate": f"{training.learning_rate * trainer.learning_rate_factor:g}",
+        "Layer decay": recipe.layer_decay if recipe.layer_decay != 1 else None,
+        "Weight decay": training.weight_decay or None,
+        "Label smoothing": training.label_smoothing_factor or None,
+        "Mixup, CutMix": f"{recipe.mixup_alpha:g}, {recipe.cutmix_alpha:g}"
+        if recipe.mixup_alpha or recipe.cutmix_alpha
+        else None,
+        "Averaged weights": recipe.ema_decay or None,
+        "Seed": training.seed,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+_LOST_PEER = re.compile(r"closed by peer|reset by peer|gloo|NCCL|timed? ?out|DistBackend", re.IGNORECASE)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parts = None
+    try:
+        parts = parse(sys.argv[1:] if argv is None else argv)
+        logging.set_verbosity(parts.training.get_process_log_level())
+        run(parts)
+    except (UsageError, hub.PushError, OSError, ValueError) as error:
+        if parts is not None and parts.training.log_level == "debug":
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # What a worker process raised comes as its traceback, whose last line says what happened.
+        print(f"error: {lines[-1] if 'DataLoader worker' in lines[0] else chr(10).join(lines)}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if parts is None or parts.training.world_size == 1 or not _LOST_PEER.search(str(error)):
+            raise
+        last = last_complete_checkpoint(parts.training.output_dir)
+        print(
+            f"error: process {parts.training.process_index} lost the others: one was killed, or its machine is gone. "
+            + (f"The same command goes on from {last}." if last else "There is no checkpoint yet: start again."),
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""What a model costs: multiply-accumulates for one image, and parameters. Counted without weights or arithmetic.
+
+A multiply-accumulate (MAC) is one multiplication with the addition that takes it in. The "FLOPs" of the InternImage
+paper, and of most vision papers, are MACs; a count of single operations is twice as high.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from .configuration_internimage import InternImageConfig
+from .layers_internimage import InternImageDeformableConvolution
+from .modeling_internimage import InternImageForImageClassification
+
+# Of one output value and tap: four corners of the bilinear sample, and the mask.
+DCNV3_MACS = 5
+_KINDS = {"aten.convolution": "convolution", "aten.mm": "linear", "aten.addmm": "linear"}
+
+
+class Macs(NamedTuple):
+    """Multiply-accumulates for one image, by kind of operation.
+
+    Attributes:
+        convolution: ordinary, depth-wise and transposed convolutions.
+        linear: linear layers.
+        matmul: other matrix products, such as those of attention.
+        dcnv3: sampling and weighted sum of the DCNv3 operator, without the layers that make its offsets and masks.
+    """
+
+    convolution: int
+    linear: int
+    matmul: int
+    dcnv3: int
+
+    @property
+    def total(self) -> int:
+        """All of them together."""
+        return sum(self)
+
+
+def count_macs(config_or_model: InternImageConfig | PreTrainedModel, image_size: Any = None) -> Macs:
+    """Multiply-accumulates of one image's forward pass.
+
+    The DCNv3 operator counts `DCNV3_MACS` = 5 for each output value and tap, 4 for the bilinear corners and 1 for the
+    mask, as in the authors' own count. Norms, activations, softmax, sums and biases are left out, as is usual.
+
+    Args:
+        config_or_model: a configuration (counts its image classifier), or any model that takes `pixel_values`, whose
+            class is built anew from its configuration; its weights are not touched.
+        image_size: height and width in pixels, one number or a pair; the configuration's if None.
+
+    Raises:
+        ValueError: for an image size that is neither a positive integer nor a pair of them.
+
+    Source: arXiv:2211.05778 eq. 2; OpenGVLab/InternImage@31c962d, segmentation/get_flops.py (5 * n * k * c).
+    """
+    model = _on_meta(config_or_model)
+    height, width = _sides(model.config.image_size if image_size is None else image_size)
+    pixels = torch.empty((1, getattr(model.config, "num_channels", 3), height, width), device="meta")
+    sampled: list[int] = []
+    hooks = [
+        module.register_forward_hook(_count_sampling(sampled))
+        for module in model.modules()
+        if isinstance(module, InternImageDeformableConvolution)
+    ]
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(pixel_values=pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found: Counter[str] = Counter()
+    for operator, flops in counter.get_flop_counts()["Global"].items():
+        found[_KINDS.get(str(operator), "matmul")] += flops // 2
+    return Macs(found["convolution"], found["linear"], found["matmul"], sum(sampled))
+
+
+def count_parameters(config_or_model: InternImageConfig | nn.Module) -> int:
+    """Number of parameters, trained or frozen, those shared between layers once; of a configuration's classifier."""
+    model = config_or_model if isinstance(config_or_model, nn.Module) else _on_meta(config_or_model)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _on_meta(config_or_model: InternImageConfig | PreTrainedModel) -> PreTrainedModel:
+    """A model of the same class and configuration without memory for its weights, in inference mode."""
+    with torch.device("meta"):
+        if isinstance(config_or_model, nn.Module):
+            return type(config_or_model)(config_or_model.config).eval()
+        return InternImageForImageClassification(config_or_model).eval()
+
+
+def _count_sampling(sampled: list[int]) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+    def count(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+        assert isinstance(module, InternImageDeformableConvolution)
+        sampled.append(DCNV3_MACS * (module.kernel_size**2 - module.remove_center) * output.numel())
+
+    return count
+
+
+def _sides(image_size: Any) -> tuple[int, int]:
+    """(height, width)"""
+    sides = list(image_size) if isinstance(image_size, (list, tuple)) else [image_size, image_size]
+    if len(sides) != 2 or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in sides):
+        raise ValueError(
+            f"image_size is {image_size!r}, expected a positive integer or a pair (height, width) of them."
+        )
+    return sides[0], sides[1]
+
+
+__all__ = ["DCNV3_MACS", "Macs", "count_macs", "count_parameters"]

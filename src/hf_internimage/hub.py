@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: MIT
+"""Model repositories that work with and without this package: saved in a folder or pushed to the Hugging Face Hub.
+
+A repository holds the weights, the configuration, the preprocessor, a model card, and the source files of the model.
+Where this package is not imported, transformers runs those files with `trust_remote_code=True`; where it is, the
+package's own classes are taken.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
+
+    from .configuration_internimage import InternImageConfig
+    from .modeling_internimage import InternImagePreTrainedModel
+
+AUTO_MAP = {
+    "AutoBackbone": "modeling_internimage.InternImageBackbone",
+    "AutoConfig": "configuration_internimage.InternImageConfig",
+    "AutoModel": "modeling_internimage.InternImageModel",
+    "AutoModelForImageClassification": "modeling_internimage.InternImageForImageClassification",
+}
+MAX_SHARD_SIZE = "5GB"
+_AUTO_CLASSES = {reference.split(".")[1]: auto for auto, reference in AUTO_MAP.items() if auto != "AutoConfig"}
+_OUR_PROCESSORS = ("InternImageImageProcessor", "InternImageImageProcessorPil")
+# Does the same as ours, and is a part of transformers: it needs neither this package nor trust in any code.
+_BUILT_IN_PROCESSOR = "CLIPImageProcessor"
+_CARD = "README.md"
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+_WEIGHTS_ON_THE_HUB = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+
+
+class PushError(RuntimeError):
+    """A model did not get to the Hub; says why and what to do, and where its files are.
+
+    Attributes:
+        folder: the folder with everything that was to be uploaded; None if nothing was written yet.
+    """
+
+    def __init__(self, message: str, folder: Path | None = None) -> None:
+        super().__init__(message)
+        self.folder = folder
+
+
+def default_image_processor(config: "InternImageConfig") -> "BaseImageProcessor":
+    """The preprocessing of the released models, at the size `config.image_size`.
+
+    Raises: ValueError if the model does not take three channels.
+    """
+    from .image_processing_pil_internimage import InternImageImageProcessorPil
+
+    if config.num_channels != 3:
+        raise ValueError(
+            f"num_channels is {config.num_channels}, and the default image processor makes 3 channels; give "
+            "image_processor."
+        )
+    sides = [config.image_size] if isinstance(config.image_size, int) else list(config.image_size)
+    height, width = sides[0], sides[-1]
+    return InternImageImageProcessorPil(
+        size={"shortest_edge": max(height, width)}, crop_size={"height": height, "width": width}
+    )
+
+
+def save_for_hub(
+    model: "InternImagePreTrainedModel",
+    folder: str | os.PathLike,
+    *,
+    image_processor: "BaseImageProcessor | None" = None,
+    card: ModelCard | str | None = None,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+) -> None:
+    """Write a repository of `model` that transformers also loads without this package.
+
+    A new folder appears complete or not at all. In one that exists, files of the same names and older weights are
+    replaced, others stay; an error leaves everything as it was.
+
+    Args:
+        model: an InternImageForImageClassification, InternImageModel or InternImageBackbone, of this package or loaded
+            by `trust_remote_code=True`. Either way the source files written are this package's.
+        folder: where to; parents are made.
+        image_processor: if None, that of the released models at `config.image_size`. Ours is written as the
+            CLIPImageProcessor of transformers, which gives the same pixels.
+        card: the model card. If None, a card in the folder stays; where there is none, a short one is written, without
+            a licence.
+        max_shard_size: larger weights are split into several files.
+
+    Raises:
+        ValueError: for a model or image processor that such a repository cannot hold, or a folder that is a file.
+        OSError: if files cannot be written.
+    """
+    _check_model(model)
+    processor = default_image_processor(model.config) if image_processor is None else image_processor
+    _check_processor(processor)
+    destination = Path(folder).resolve()
+    if destination.exists() and not destination.is_dir():
+        raise ValueError(f"{folder} is a file; give the path of a folder.")
+    text = None if card is None else str(card)
+    if text is None and not (destination / _CARD).exists():
+        text = str(short_card(model, destination.name))
+    _save(model, processor, text, destination, max_shard_size)
+
+
+def push(
+    model: "InternImagePreTrainedModel",
+    repo_id: str,
+    *,
+    image_processor: "BaseImageProcessor | None" = None,
+    card: ModelCard | str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    folder: str | os.PathLike | None = None,
+) -> CommitInfo:
+    """Upload to the Hub, in one commit, what `save_for_hub` writes; weights of an earlier commit go.
+
+    Args:
+        model, image_processor, max_shard_size: as for `save_for_hub`.
+        repo_id: "name" or "owner/name"; the repository is made where it does not exist.
+        card: the model card. If None, the card in `folder` or else in the repository stays; where there is none, a
+            short one is written, without a licence.
+        private: whether a new repository is private; None for the owner's default.
+        token: of the Hub; None for the one of `hf auth login` or of HF_TOKEN.
+        revision: branch to commit to, made from the main branch where it does not exist.
+        commit_message: first line of the commit.
+        create_pr: open a pull request instead.
+        folder: keep the files here; if None, in a temporary folder until they are uploaded.
+
+    Returns: the commit, or the last one if nothing has changed.
+
+    Raises:
+        ValueError: as `save_for_hub`, and for an impossible name of a repository.
+        PushError: if the Hub cannot be reached or refuses. If the upload failed, the files are kept in its `folder`.
+    """
+    _check_model(model)
+    processor = default_image_processor(model.config) if image_processor is None else image_processor
+    _check_processor(processor)
+    api = HfApi(token=token)
+    with _explained(api, repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.repo_info(repo_id).private:
+            raise PushError(
+                f"{repo_id} exists and is public, nothing was uploaded; make it private in its settings on the Hub, or "
+                "leave out private."
+            )
+        if revision is not None and not create_pr and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        has_card = api.file_exists(repo_id, _CARD, revision=revision)
+    destination = Path(tempfile.mkdtemp(prefix="hf_internimage_") if folder is None else folder).resolve()
+    temporary = folder is None
+    try:
+        text = None if card is None else str(card)
+        if text is None and not has_card and not (destination / _CARD).exists():
+            text = str(short_card(model, repo_id))
+        names = _save(model, processor, text, destination, max_shard_size)
+        with _explained(api, repo_id, destination):
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=destination,
+                allow_patterns=[*names, _CARD],
+                delete_patterns=_WEIGHTS_ON_THE_HUB,
+                revision=revision,
+                commit_message=commit_message or f"Upload {type(model).__name__}",
+                create_pr=create_pr,
+            )
+    except PushError:
+        temporary = False  # what was not uploaded is not lost
+        raise
+    finally:
+        if temporary:
+            shutil.rmtree(destination, ignore_errors=True)
+
+
+def short_card(model: "InternImagePreTrainedModel", model_id: str, *, license: str | None = None) -> ModelCard:
+    """A model card with what is known of any model: nothing of its data and its accuracy.
+
+    Args:
+        model: as for `save_for_hub`.
+        model_id: repository on the Hub the card is for, or the name of a folder.
+        license: SPDX identifier in lower case, as the Hub writes it; not stated if None.
+    """
+    build = type(model).__name__
+    auto = _AUTO_CLASSES[build]
+    task = "image-classification" if auto == "AutoModelForImageClassification" else "image-feature-extraction"
+    data = ModelCardData(
+        license=license, library_name="transformers", pipeline_tag=task, tags=["internimage", task, "dcnv3", "vision"]
+    )
+    use = f'''from transformers import AutoImageProcessor, {auto}
+
+processor = AutoImageProcessor.from_pretrained("{model_id}")
+model = {auto}.from_pretrained("{model_id}", trust_remote_code=True)'''
+    if task == "image-classification":
+        use = f'''from transformers import pipeline
+
+classify = pipeline("{task}", model="{model_id}", trust_remote_code=True)
+print(classify("cat.jpg"))'''
+    return ModelCard(f"""---
+{data.to_yaml()}
+---
+
+# {model_id.rpartition("/")[2]}
+
+An [InternImage](https://arxiv.org/abs/2211.05778) model (`{build}`) with {model.num_parameters():,} parameters.
+
+```python
+{use}
+```
+
+This runs the source files of this repository, in plain PyTorch. With the package `hf_internimage` imported, its own
+classes are used, whose operator is faster, and `trust_remote_code` is not needed.
+""")
+
+
+def _check_model(model: "InternImagePreTrainedModel") -> None:
+    """Raise ValueError unless the classes of the repository can load what this model holds."""
+    import torch
+
+    from . import modeling_internimage
+    from .configuration_internimage import InternImageConfig
+    from .conversion import check_tensors, shapes_of
+
+    name = type(model).__name__
+    if name not in _AUTO_CLASSES or getattr(getattr(model, "config", None), "model_type", None) != "internimage":
+        raise ValueError(
+            f"model is a {name}, expected {', '.join(sorted(_AUTO_CLASSES))}; give the model itself, without wrappers, "
+            "adapters and subclasses."
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError("model has adapters loaded; merge them into its weights, or remove them.")
+    if not hasattr(model, "hf_device_map") and any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("model has no weights, its parameters are on the meta device; load them first.")
+    with torch.device("meta"):
+        described = getattr(modeling_internimage, name)(InternImageConfig.from_dict(model.config.to_dict()))
+    try:
+        check_tensors(shapes_of(model.state_dict()), shapes_of(described.state_dict()))
+    except ValueError as error:
+        raise ValueError(f"model is not what its configuration describes: {error}") from error
+
+
+def _check_processor(processor: "BaseImageProcessor") -> None:
+    """Raise ValueError unless the image processor can be loaded where its package is absent."""
+    from transformers import ImageProcessingMixin
+
+    build = type(processor)
+    if not isinstance(processor, ImageProcessingMixin):
+        raise ValueError(f"image_processor is a {build.__name__}, expected an image processor of transformers.")
+    if build.__module__.partition(".")[0] not in (__package__, "transformers") and build._auto_class is None:
+        raise ValueError(
+            f"image_processor is a {build.__name__}, which transformers does not have; call its "
+            "register_for_auto_class(), so that its source file is saved too."
+        )
+
+
+def _save(
+    model: "InternImagePreTrainedModel",
+    processor: "BaseImageProcessor",
+    card: str | None,
+    destination: Path,
+    max_shard_size: int | str,
+) -> list[str]:
+    """Write the repository, or leave everything as it was. Returns the names of the files written."""
+    exists = destination.is_dir()
+    home = destination if exists else destination.parent  # on the destination's file system: files are moved there
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=home) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        model.save_pretrained(new, max_shard_size=max_shard_size)
+        for path in new.glob("*.py"):  # those of a class that was itself loaded from a repository may be older
+            path.unlink()
+        for path in _source_files():
+            shutil.copyfile(path, new / path.name)
+        _set_in_json(new / "config.json", "auto_map", AUTO_MAP)
+        processor.save_pretrained(new)
+        if type(processor).__module__.partition(".")[0] == __package__:
+            _set_in_json(new / "preprocessor_config.json", "image_processor_type", _BUILT_IN_PROCESSOR)
+        if card is not None:
+            (new / _CARD).write_text(card, encoding="utf-8", newline="")
+        names = sorted(path.name for path in new.iterdir())
+        if exists:
+            old.mkdir()
+            _replace_files(new, destination, old)
+        else:
+            os.replace(new, destination)
+    return names
+
+
+def _source_files() -> list[Path]:
+    """The model's source files: what transformers finds from modeling_internimage.py on."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    modeling = Path(__file__).with_name("modeling_internimage.py")
+    return sorted({modeling, *map(Path, get_relative_import_files(modeling))})
+
+
+def _set_in_json(path: Path, key: str, value: Any) -> None:
+    fields = {**json.loads(path.read_text(encoding="utf-8")), key: value}
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="")
+
+
+def _replace_files(new: Path, destination: Path, old: Path) -> None:
+    """Move the files of `new` to the destination, and what they replace to `old`; after an error, everything back."""
+    names = {path.name for path in new.iterdir()}
+    older = {path.name for path in destination.iterdir() if path.name in names or _WEIGHTS.fullmatch(path.name)}
+    moves = [(destination / name, old / name) for name in older] + [(new / name, destination / name) for name in names]
+    done = []
+    try:
+        for source, target in moves:
+            os.replace(source, target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            os.replace(target, source)
+        raise
+
+
+@contextmanager
+def _explained(api: HfApi, repo_id: str, folder: Path | None = None) -> Iterator[None]:
+    """Turn what the Hub's client raises into a PushError. Impossible arguments stay ValueErrors."""
+    try:
+        yield
+    except (PushError, HFValidationError):
+        raise
+    except Exception as error:  # uploads raise whatever their transport does
+        where = "" if folder is None else f"; the files are in {folder}"
+        raise PushError(f"{repo_id} was not uploaded: {_reason(error, api)}{where}.", folder) from error
+
+
+def _reason(error: Exception, api: HfApi) -> str:
+    said = " ".join((getattr(error, "server_message", None) or str(error)).split()).rstrip(".")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set; unset it"
+    if status == 401:
+        return f"the Hub wants a valid token ({said}); log in with `hf auth login`, or set HF_TOKEN"
+    if status == 403:
+        return f"the token may not do this ({said}); use one that may write, or a pull request"
+    if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith("httpx"):
+        return f"the Hub at {api.endpoint} cannot be reached ({said}); check the connection and try again"
+    return f"the Hub or its client refused ({said})"
+
+
+__all__ = ["AUTO_MAP", "MAX_SHARD_SIZE", "PushError", "default_image_processor", "push", "save_for_hub", "short_card"]

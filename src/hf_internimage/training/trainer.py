@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: MIT
+"""transformers' Trainer with the original's recipe: rates by layer, its cosine, mixing, averaged weights."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .averaging import WeightAverage
+from .mixing import MixingArguments, mix
+from .optimization import cosine_schedule, parameter_groups
+from .streams import TrainingStream
+
+
+@dataclass
+class RecipeArguments(MixingArguments):
+    """What the original's recipe adds to transformers' training arguments."""
+
+    total_train_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Images a step, on all devices together; sets gradient_accumulation_steps to reach it."},
+    )
+    learning_rate_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Batch size for which the learning rates are given (512 in the original): all are scaled by the "
+            "real total over this one."
+        },
+    )
+    warmup_learning_rate: float = field(default=0.0, metadata={"help": "Learning rate at the warm-up's first step."})
+    minimum_learning_rate: float = field(default=0.0, metadata={"help": "Learning rate at the end of the cosine."})
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Factor of the learning rate from each block to the one before it."}
+    )
+    geometry_lr_scale: float = field(
+        default=1.0,
+        metadata={"help": "Factor of the learning rate of offsets and centre scales (the original's DCN_LR_MUL)."},
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Keep an exponential moving average of the weights, which is then what is evaluated and published; "
+            "0 is off."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("total_train_batch_size", "learning_rate_batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}, expected 0 (off) or a number below 1.")
+
+
+def accumulation_steps(total: int, per_device: int, devices: int) -> int:
+    """Batches to accumulate so that a step takes `total` images.
+
+    Raises:
+        ValueError: if no number of batches gives this total.
+    """
+    if total % (per_device * devices):
+        raise ValueError(
+            f"total_train_batch_size={total} is no multiple of {per_device} images on each of {devices} devices: choose "
+            f"a per_device_train_batch_size that divides {total / devices:g}."
+        )
+    return total // (per_device * devices)
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint that was written to its end, so that a process killed while saving loses nothing else.
+
+    Trainer writes `trainer_state.json` last; beside it, every process has its file of random states.
+    """
+    found: list[tuple[int, Path]] = []
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            processes = json.loads((folder / _PROCESSES).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        names = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+        if step.isdigit() and all((folder / name).is_file() for name in names):
+            found.append((int(step), folder))
+    return max(found)[1] if found else None
+
+
+_PROCESSES = "processes.json"  # how many wrote a checkpoint
+
+
+class RecipeTrainer(Trainer):
+    """Trainer that trains by the original's recipe, for InternImage and for any other image classifier.
+
+    With `ema_decay`, evaluation and prediction use the averaged weights, checkpoints keep both, and the model holds
+    the averages when `train` returns. With `lr_scheduler_type="cosine"` (set it: transformers' default is linear) the
+    rates follow `optimization.cosine_learning_rate`. Works with DDP, FSDP2, and DeepSpeed (averages up to ZeRO-2).
+
+    Args:
+        recipe: see `RecipeArguments`.
+        class_weights: weight of each class in the training loss, (classes,), or None.
+        Everything else is Trainer's.
+
+    Raises:
+        ValueError: for averages with ZeRO-3.
+    """
+
+    def __init__(self, *args: Any, recipe: RecipeArguments, class_weights: torch.Tensor | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.recipe, self.class_weights = recipe, class_weights
+        self.average: WeightAverage | None = None
+        self.learning_rate_factor = 1.0
+        if recipe.learning_rate_batch_size:
+            total = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            self.learning_rate_factor = total / recipe.learning_rate_batch_size
+        config = getattr(self.model, "config", None)
+        self.multi_label = getattr(config, "problem_type", None) == "multi_label_classification"
+        self.label_smoother = None  # ours is part of compute_loss
+        if recipe.ema_decay:
+            if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+                raise ValueError("ema_decay does not work with DeepSpeed's ZeRO-3: use FSDP2, or ZeRO-2 at most.")
+            self.add_callback(_AverageAfterEachStep(self))
+
+    # ---- Data ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        if isinstance(self.train_dataset, TrainingStream):
+            return self.train_dataset.loader(self.args, self._train_batch_size, self.data_collator)
+        return super().get_train_dataloader()
+
+    # ---- Optimizer and schedule ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            groups = parameter_groups(
+                self.model if model is None else model,
+                self.args.learning_rate * self.learning_rate_factor,
+                self.args.weight_decay,
+                layer_decay=self.recipe.layer_decay,
+                geometry_scale=self.recipe.geometry_lr_scale,
+            )
+            build, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            options["lr"] = self.args.learning_rate * self.learning_rate_factor
+            self.optimizer = build(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == "cosine":
+            self.lr_scheduler = cosine_schedule(
+                optimizer or self.optimizer,
+                steps=num_training_steps,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                warmup_start=self.recipe.warmup_learning_rate * self.learning_rate_factor,
+                minimum=self.recipe.minimum_learning_rate * self.learning_rate_factor,
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    # ---- Loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The recipe's loss on mixed images in training; the model's own loss in evaluation."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs)
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        classes = self.model.config.num_labels
+        if self.recipe.mixup_alpha or self.recipe.cutmix_alpha:
+            targets = labels.float() if self.multi_label else F.one_hot(labels, classes).float()
+            inputs["pixel_values"], labels = mix(inputs["pixel_values"], targets, self.recipe)
+        outputs = model(**inputs)
+        weights = None if self.class_weights is None else self.class_weights.to(outputs.logits.device)
+        logits = outputs.logits.float()
+        if self.multi_label:
+            loss = F.binary_cross_entropy_with_logits(logits, labels.float(), weight=weights)
+        else:
+            loss = F.cross_entropy(
+                logits, labels, weight=weights, label_smoothing=self.args.label_smoothing_factor
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    # ---- Averaged weights ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self.average = None
+        result = super().train(*args, **kwargs)
+        if self.average is not None:
+            self.average.apply()
+            self.average = None
+        return result
+
+    def start_average(self) -> None:
+        if self.average is None and self.recipe.ema_decay:
+            self.average = WeightAverage(self.model, self.recipe.ema_decay)
+
+    @contextlib.contextmanager
+    def _weights_to_judge(self) -> Iterator[None]:
+        """Evaluation sees the averages, and statistics of batch norms that agree between FSDP's processes."""
+        with contextlib.nullcontext() if self.average is None else self.average.applied():
+            self._average_buffers()
+            yield
+
+    def _average_buffers(self) -> None:
+        """FSDP2 leaves each process its own statistics; DDP sends those of the first to the others by itself."""
+        if self.is_fsdp_enabled and dist.is_initialized():
+            for buffer in self.model.buffers():
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer /= dist.get_world_size()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self._weights_to_judge():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        with self._weights_to_judge():
+            return super().predict(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.args.should_save:
+            (folder / _PROCESSES).write_text(f"{self.args.world_size}\n", encoding="utf-8")
+        self._average_buffers()
+        if self.average is not None:
+            self.average.save(folder, main=self.args.should_save)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.recipe.ema_decay:
+            self.start_average()
+            assert self.average is not None
+            self.average.load(Path(checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.average is not None and self.state.best_model_checkpoint is not None:
+            self.average.load(Path(self.state.best_model_checkpoint))
+
+    def save_whole(self, folder: str | Path) -> None:
+        """Write the model with its configuration and image processor, for `from_pretrained`; all processes call this.
+
+        A model sharded by FSDP2 is gathered on the first process's CPU, and written as its own class.
+        """
+        if not self.is_fsdp_enabled:
+            super().save_model(str(folder), _internal_call=True)
+            return
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state_dict = get_model_state_dict(self.model, options=options)
+        if self.args.should_save:
+            original = next(kind for kind in type(self.model).__mro__ if not issubclass(kind, FSDPModule))
+            with torch.device("meta"):
+                whole = original(self.model.config)
+            whole.save_pretrained(folder, state_dict=state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            torch.save(self.args, Path(folder) / TRAINING_ARGS_NAME)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled or _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        self.save_whole(output_dir or self.args.output_dir)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+
+class TellEpoch(TrainerCallback):
+    """Sets a shared tensor to the number of the epoch, from 0, before its images are read."""
+
+    def __init__(self, epoch: torch.Tensor) -> None:
+        self.epoch = epoch
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.epoch.fill_(int(state.epoch or 0))
+
+
+class _AverageAfterEachStep(TrainerCallback):
+    def __init__(self, trainer: RecipeTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.start_average()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.trainer.average is not None and not self.trainer.accelerator.optimizer_step_was_skipped:
+            self.trainer.average.update()
+
+
+__all__ = ["RecipeArguments", "RecipeTrainer", "TellEpoch", "accumulation_steps", "last_complete_checkpoint"]
