@@ -138,19 +138,22 @@ class SavedTensors:
         outside = {key: storage for key, (storage, block) in self.saved.items() if block is None}
         return sum(storage.nbytes() for storage in {**outside, **self.inputs}.values())
 
-    def recomputed(self) -> int:
-        """Bytes that the largest block saves beside its input."""
+    def recomputed(self) -> list[int]:
+        """Bytes that each block saves beside its input, in the order of the blocks."""
         blocks: dict[nn.Module, int] = {}
         for key, (storage, block) in self.saved.items():
-            if block is not None and key not in self.inputs:
-                blocks[block] = blocks.get(block, 0) + storage.nbytes()
-        return max(blocks.values(), default=0)
+            if block is not None:
+                blocks[block] = blocks.get(block, 0) + (0 if key in self.inputs else storage.nbytes())
+        return list(blocks.values())
 
 
 def save_forward(
     config: InternImageConfig, image_size: tuple[int, int], batch: int, precision: str, device: str = "meta"
 ) -> SavedTensors:
-    """What a training forward pass with its loss saves, for images of (height, width) pixels."""
+    """What a training forward pass with its loss saves, for images of (height, width) pixels.
+
+    `device` may be a real one, to compare; on a GPU "mixed" is its own autocast.
+    """
     with torch.device(device):
         model = InternImageForImageClassification(config).train()
         if precision == "bf16":
@@ -158,7 +161,9 @@ def save_forward(
         pixels = torch.zeros((batch, config.num_channels, *image_size), dtype=model.dtype)
         labels = torch.zeros(batch, dtype=torch.long)
     saved = SavedTensors(model)
-    autocast = _Autocast() if precision == "mixed" else contextlib.nullcontext()
+    autocast: Any = contextlib.nullcontext()
+    if precision == "mixed":
+        autocast = torch.autocast("cuda", torch.bfloat16) if pixels.is_cuda else _Autocast()
     with _Watch(), autocast, saved.counting():
         model(pixels, labels=labels)
     return saved
@@ -171,7 +176,7 @@ def activations(config: InternImageConfig, image_size: tuple[int, int], precisio
     return Activations(
         everything=each,
         kept=two.kept() - one.kept(),
-        recomputed=two.recomputed() - one.recomputed(),
+        recomputed=max(more - less for less, more in zip(one.recomputed(), two.recomputed(), strict=True)),
         copies=one.everything() - each,
     )
 

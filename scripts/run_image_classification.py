@@ -110,6 +110,7 @@ DEFAULTS: dict[str, Any] = {
     "load_best_model_at_end": True,
     "metric_for_best_model": "accuracy",
     "ddp_find_unused_parameters": False,
+    "per_device_eval_batch_size": 64,
     "dataloader_pin_memory": torch.accelerator.is_available(),
     "hub_strategy": "end",
 }
@@ -504,7 +505,7 @@ def training_facts(trainer: RecipeTrainer, parts: Parts) -> dict[str, Any]:
         "Epochs": f"{trainer.state.epoch:g}" if trainer.state.epoch else None,
         "Steps": trainer.state.global_step,
         "Batch size": total,
-        "Optimizer": str(training.optim),
+        "Optimizer": training.optim.value,
         "Learning rate": f"{training.learning_rate * trainer.learning_rate_factor:g}",
         "Layer decay": recipe.layer_decay if recipe.layer_decay != 1 else None,
         "Weight decay": training.weight_decay or None,

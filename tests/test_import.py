@@ -35,6 +35,39 @@ ALLOWED = {
     "image_processing_pil_internimage.py": ({"transformers"}, set()),
     "checkpoints.py": (set(), set()),
     "conversion.py": ({"torch", "huggingface_hub"}, {*ISLAND, "checkpoints.py"}),
+    "cards.py": ({"huggingface_hub"}, {"checkpoints.py", "complexity.py", "configuration_internimage.py"}),
+    "complexity.py": (
+        {"torch", "transformers"},
+        {"configuration_internimage.py", "layers_internimage.py", "modeling_internimage.py"},
+    ),
+    "hub.py": (
+        {"torch", "transformers", "huggingface_hub"},
+        {*ISLAND, "__init__.py", "conversion.py", "image_processing_pil_internimage.py"},
+    ),
+    "training/__init__.py": (set(), set()),
+    "training/augmentation.py": ({"numpy", "torch", "PIL"}, set()),
+    "training/averaging.py": ({"safetensors", "torch"}, set()),
+    "training/classification_accuracy.py": ({"datasets", "evaluate", "numpy"}, set()),  # stands alone
+    "training/data.py": (
+        {"datasets", "numpy", "torch", "PIL", "transformers"},
+        {"training/images.py", "training/labels.py", "training/sources.py"},
+    ),
+    "training/images.py": ({"datasets", "numpy", "torch", "PIL"}, set()),
+    "training/labels.py": (
+        {"datasets", "numpy", "pyarrow", "torch", "transformers"},
+        {"training/images.py", "training/sources.py"},
+    ),
+    "training/metrics.py": ({"evaluate", "torch", "transformers"}, set()),
+    "training/mixing.py": ({"torch"}, set()),
+    "training/optimization.py": ({"torch"}, set()),
+    "training/report_style.py": ({"matplotlib"}, set()),
+    "training/reports.py": ({"matplotlib", "numpy", "PIL"}, {"training/report_style.py"}),
+    "training/sources.py": ({"datasets", "transformers"}, {"training/images.py"}),
+    "training/streams.py": ({"datasets", "torch", "transformers"}, {"training/images.py"}),
+    "training/trainer.py": (
+        {"torch", "transformers"},
+        {"training/averaging.py", "training/mixing.py", "training/optimization.py", "training/streams.py"},
+    ),
     "env.py": (
         {"torch", "transformers"},
         {"__init__.py", "ops/__init__.py", "ops/native.py", "ops/nvrtc.py", "ops/registry.py"},

@@ -7,7 +7,7 @@ Both are made of one template, `data/model_card.md`. Nothing here is sent anywhe
 import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -265,7 +265,7 @@ def evaluated_card(
     found = str(_get(result, "dataset", "name"))
     split = str(_get(result, "dataset", "split"))
     config, revision = (_get(result, "dataset", name, default=None) for name in ("config", "revision"))
-    if dataset is None and _is_repository(found) and found != _FOLDER_TYPE:
+    if dataset is None and _is_repository(found) and found != _FOLDER_TYPE and not Path(found).exists():
         dataset = found
     data_name = dataset or PurePosixPath(found.replace("\\", "/")).name or "local images"
 

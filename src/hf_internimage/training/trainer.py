@@ -217,18 +217,17 @@ class RecipeTrainer(Trainer):
 
     @contextlib.contextmanager
     def _weights_to_judge(self) -> Iterator[None]:
-        """Evaluation sees the averages, and statistics of batch norms that agree between FSDP's processes."""
+        """Evaluation sees the averages, the same ones in all processes."""
         with contextlib.nullcontext() if self.average is None else self.average.applied():
-            self._average_buffers()
+            self._agree_on_buffers()
             yield
 
-    def _average_buffers(self) -> None:
-        """FSDP2 leaves each process its own statistics; DDP sends those of the first to the others by itself."""
-        if self.is_fsdp_enabled and dist.is_initialized():
+    def _agree_on_buffers(self) -> None:
+        """Take the first process's statistics of batch norms, which each process gathers from its own images."""
+        if self.args.world_size > 1 and dist.is_initialized():
             for buffer in self.model.buffers():
                 if buffer.is_floating_point():
-                    dist.all_reduce(buffer)
-                    buffer /= dist.get_world_size()
+                    dist.broadcast(buffer, 0)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self._weights_to_judge():
@@ -243,7 +242,6 @@ class RecipeTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         if self.args.should_save:
             (folder / _PROCESSES).write_text(f"{self.args.world_size}\n", encoding="utf-8")
-        self._average_buffers()
         if self.average is not None:
             self.average.save(folder, main=self.args.should_save)
         super()._save_checkpoint(model, trial)

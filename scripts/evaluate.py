@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: MIT
+"""Measure an image classifier on a data set: top-1 and top-5 accuracy, loss, images a second.
+
+Takes any checkpoint that AutoModelForImageClassification loads, and any data that run_image_classification.py takes;
+of a data set's classes and the model's, those of one name belong together. All settings: --help. Needs the extra
+`train`.
+
+    python scripts/evaluate.py --model OpenGVLab/internimage_t_1k_224 --dataset_name ILSVRC/imagenet-1k --output t.json
+    python scripts/evaluate.py --model out --validation_dir images/validation --dtype bfloat16 --batch_size 64
+    accelerate launch --num_processes 8 scripts/evaluate.py --model out --validation_dir images/validation
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+# Python puts a script's folder first on the path, where this file would be found instead of the package `evaluate`.
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path.pop(0)
+
+import torch
+import torch.nn.functional as F
+import transformers
+from accelerate.accelerator import Accelerator
+from accelerate.utils import concatenate, send_to_device
+from torch.utils.data import DataLoader
+from transformers import AutoImageProcessor, AutoModelForImageClassification, EvalPrediction, HfArgumentParser
+from transformers.utils import logging
+
+import hf_internimage
+from hf_internimage.ops import BackendError
+from hf_internimage.training.data import DataArguments, load_data
+from hf_internimage.training.metrics import ComputeMetrics, keep_best, keep_scores
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BACKEND_VARIABLE = "HF_INTERNIMAGE_BACKEND"
+
+
+@dataclass
+class EvaluationArguments:
+    """What is evaluated, and how."""
+
+    model: str = field(metadata={"help": "Checkpoint: a folder, or a repository on the Hub."})
+    split: str = field(
+        default="validation", metadata={"help": "Which data: validation (validation_dir), test or train."}
+    )
+    match_labels: str = field(
+        default="auto",
+        metadata={
+            "help": "How classes of data and model belong together: by name, by index, or auto: by name if both have "
+            "names. Folders named by synset are in the order of ImageNet models: index."
+        },
+    )
+    batch_size: int = field(default=32, metadata={"help": "Images at a time, on each device."})
+    dtype: str = field(default="float32", metadata={"help": f"Type of the weights and images: {', '.join(DTYPES)}."})
+    device: str | None = field(default=None, metadata={"help": "Such as cpu or cuda:1; default: the best there is."})
+    backend: str | None = field(
+        default=None, metadata={"help": f"Demand this backend of InternImage's operator, as {BACKEND_VARIABLE} does."}
+    )
+    num_workers: int = field(default=0, metadata={"help": "Processes that read images, for each device."})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code from the Hub."})
+
+    def __post_init__(self) -> None:
+        choices = {"split": ("train", "validation", "test"), "match_labels": ("auto", "name", "index"), "dtype": DTYPES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}, expected at least 1.")
+        if self.output is not None and not Path(self.output).resolve().parent.is_dir():
+            raise ValueError(f"The folder of output={self.output} does not exist; make it first.")
+
+
+def match_labels(data_names: Sequence[str], model_names: Sequence[str], how: str = "auto") -> tuple[list[int], str]:
+    """The model's index for each class of the data, and "name" or "index", whichever was used.
+
+    Raises:
+        ValueError: listing what does not match.
+    """
+    if len(data_names) == len(model_names) and (how == "index" or list(data_names) == list(model_names)):
+        return list(range(len(data_names))), "index" if how == "index" else "name"
+    nameless = all(name == f"LABEL_{index}" for index, name in enumerate(model_names))
+    nameless = nameless or all(name == str(index) for index, name in enumerate(data_names))
+    if how == "index" or (how == "auto" and nameless):
+        if len(data_names) > len(model_names):
+            raise ValueError(
+                f"The data have {len(data_names)} classes, the model {len(model_names)}; take a model of these classes."
+            )
+        return list(range(len(data_names))), "index"
+    index_of = {name: index for index, name in enumerate(model_names)}
+    count = Counter(model_names)
+    missing = [name for name in data_names if count[name] != 1]
+    if missing:
+        some = ", ".join(repr(name) for name in missing[:5]) + (f" and {len(missing) - 5} more" if missing[5:] else "")
+        theirs = ", ".join(repr(name) for name in model_names[:3])
+        raise ValueError(
+            f"{len(missing)} of {len(data_names)} classes of the data are not, or not once, among the model's "
+            f"({some}; the model's begin {theirs}): rename them, or set match_labels to index if the order is the same."
+        )
+    return [index_of[name] for name in data_names], "name"
+
+
+class Relabel:
+    """An `ImageTransform` with the model's class indices for its labels."""
+
+    def __init__(self, transform: Any, indices: list[int], classes: int) -> None:
+        self.transform, self.indices, self.classes = transform, torch.tensor(indices), classes
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        result = self.transform(batch)
+        labels = []
+        for label in result["labels"]:
+            if isinstance(label, torch.Tensor):
+                labels.append(torch.zeros(self.classes).index_copy(0, self.indices, label))
+            else:
+                labels.append(self.indices[label])
+        return {**result, "labels": labels}
+
+
+def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([example[name] for example in examples]) for name in ("pixel_values", "labels")}
+
+
+@dataclass
+class Predictions:
+    """Of all images of all processes, on the CPU."""
+
+    kept: Any  # as the metric takes them: the best classes and their probabilities, or all scores
+    labels: torch.Tensor
+    losses: torch.Tensor
+    image_size: tuple[int, int]
+    seconds: float  # without loading the first batch
+
+
+@torch.inference_mode()
+def predict(model: torch.nn.Module, loader: Any, accelerator: Accelerator, device: torch.device) -> Predictions:
+    """Run the model on every batch; on the first one twice, to warm up."""
+    dtype = next(model.parameters()).dtype
+    parts = []
+    started = None
+    for batch in loader:
+        pixels, labels = batch["pixel_values"].to(device, dtype), batch["labels"].to(device)
+        if started is None:
+            model(pixel_values=pixels).logits.cpu()
+            started = time.perf_counter()
+        logits = model(pixel_values=pixels).logits.float()
+        if labels.ndim == 2:  # several labels an image
+            losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+            part = (keep_scores(logits), labels, losses)
+        else:
+            part = (keep_best(logits), labels, F.cross_entropy(logits, labels, reduction="none"))
+        parts.append(send_to_device(accelerator.gather_for_metrics(part), "cpu"))
+    seconds = time.perf_counter() - (started or 0)
+    kept, labels, losses = concatenate(parts)
+    return Predictions(kept, labels, losses, (pixels.shape[-2], pixels.shape[-1]), seconds)
+
+
+def evaluate_model(options: EvaluationArguments, data_options: DataArguments) -> dict[str, Any]:
+    """The result as it is written to the JSON file.
+
+    Raises:
+        ValueError: in one sentence, for data or a model that do not fit.
+    """
+    if options.backend is not None:
+        os.environ[BACKEND_VARIABLE] = options.backend
+    accelerator = Accelerator(cpu=options.device == "cpu" or not torch.accelerator.is_available())
+    if accelerator.num_processes > 1 and options.device not in (None, "cpu"):
+        raise ValueError(f"device is {options.device}, but several processes have a device each; leave it out.")
+    device = torch.device(options.device) if options.device else accelerator.device
+    with accelerator.main_process_first():
+        loaded = load_data(data_options, splits=[options.split])
+    split: Any = getattr(loaded, options.split)
+
+    source = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
+    model: Any = AutoModelForImageClassification.from_pretrained(options.model, dtype=DTYPES[options.dtype], **source)
+    model = model.to(device).eval()
+    processor = AutoImageProcessor.from_pretrained(options.model, **source)
+    classes = model.config.num_labels
+    model_names = [model.config.id2label[index] for index in range(classes)]
+    indices, matched = match_labels(loaded.label_names, model_names, options.match_labels)
+
+    split = split.with_transform(Relabel(loaded.evaluation_transform(processor), indices, classes))
+    loader: Any = DataLoader(
+        split, options.batch_size, collate_fn=collate, num_workers=options.num_workers, pin_memory=device.type == "cuda"
+    )
+    # On one device, accelerate has nothing to do, and would not know of `device`.
+    loader = accelerator.prepare(loader) if accelerator.num_processes > 1 else loader
+    found = predict(model, loader, accelerator, device)
+    labels: Any = found.labels
+    measured = ComputeMetrics(classes, loaded.multi_label)(EvalPrediction(found.kept, labels))
+    names = {"accuracy": "top1", "top5_accuracy": "top5"}
+    return {
+        "model": options.model,
+        "dataset": {
+            "name": data_options.dataset_name or getattr(data_options, f"{options.split}_dir"),
+            "config": data_options.dataset_config_name,
+            "split": getattr(data_options, f"{options.split}_split_name") or options.split,
+            "revision": data_options.dataset_revision,
+        },
+        "samples": len(labels),
+        "metrics": {
+            **{names.get(name, name): value for name, value in measured.items()},
+            "loss": found.losses.mean().item(),
+        },
+        "labels_matched_by": matched,
+        "image_size": list(found.image_size),
+        "batch_size": options.batch_size,
+        "processes": accelerator.num_processes,
+        "dtype": options.dtype,
+        "backend": backend_of(model, device, options.dtype),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "images_per_second": round(len(labels) / found.seconds, 2),
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "hf_internimage": hf_internimage.__version__,
+        },
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def backend_of(model: Any, device: torch.device, dtype: str) -> str | None:
+    """The backend that runs InternImage's operator; None for other models."""
+    if model.config.model_type != "internimage":
+        return None
+    start = f"dcnv3 on {device.type}, {dtype}: "
+    found = (line.removeprefix(start) for line in hf_internimage.ops.explain().splitlines() if line.startswith(start))
+    return os.environ.get(BACKEND_VARIABLE) or next(found, None)
+
+
+def write_json(result: dict[str, Any], path: Path) -> None:
+    """Write a file that appears complete or not at all."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.resolve().parent, delete=False) as file:
+        json.dump(result, file, indent=2)
+        file.write("\n")
+    os.replace(file.name, path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns 0, or 1 after one sentence on stderr; wrong arguments exit with 2."""
+    parser = HfArgumentParser((EvaluationArguments, DataArguments), description=__doc__)  # type: ignore[arg-type]
+    logging.disable_progress_bar()
+    try:
+        options, data_options = parser.parse_args_into_dataclasses(args=argv)
+        result = evaluate_model(options, data_options)
+        if int(os.environ.get("RANK", "0")) == 0:
+            if options.output is not None:
+                write_json(result, Path(options.output))
+            print(json.dumps(result, indent=2))
+    except (ValueError, OSError, BackendError) as error:
+        print("evaluate.py: error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
