@@ -197,7 +197,8 @@ def state_bytes(
 
     `unit` is the parameters that FSDP gathers at once, `copies` the bytes of the weights' copies under autocast.
     AdamW keeps two numbers for each parameter. In "mixed", torch's strategies (DDP, FSDP) train float32 weights under
-    autocast; DeepSpeed's (ZeRO) have bfloat16 weights and gradients, and float32 weights within the optimizer.
+    autocast; DeepSpeed's (ZeRO) have bfloat16 weights and gradients, and float32 weights within the optimizer. There is
+    no average under ZeRO-3, where nobody has the weights to take in.
     Raises: ValueError for ZeRO without float32 weights.
     """
     if strategy.startswith("ZeRO") and precision != "mixed":
@@ -209,7 +210,7 @@ def state_bytes(
     else:
         width = 2 if precision == "bf16" else 4
         each = {"weights": width, "gradients": width, "optimizer": 2 * width}
-    if average:
+    if average and strategy != "ZeRO-3":
         each["average"] = 4  # bfloat16 could not take in a ten-thousandth of a weight
     sharded = STRATEGIES[strategy]
     held = {name: parameters * count // (gpus if name in sharded else 1) for name, count in each.items()}

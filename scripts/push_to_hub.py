@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             create_pr=args.create_pr,
             folder=args.output_dir,
         )
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:
         print("push_to_hub.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     print(f"pushed: {commit.pr_url or commit.commit_url}")

@@ -13,6 +13,7 @@ worst mistakes. Needs the extra `train`.
 
 import csv
 import json
+import os
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
@@ -162,9 +163,19 @@ def parse(argv: list[str]) -> Parts:
     if all(getattr(chosen, name) is None for name in actions):
         parser.set_defaults(do_train=True, do_eval=True)
     try:
+        if chosen.total_train_batch_size is not None:  # before the training arguments: DeepSpeed takes the number there
+            steps = accumulation_steps(
+                chosen.total_train_batch_size, chosen.per_device_train_batch_size, count_devices(chosen.use_cpu)
+            )
+            parser.set_defaults(gradient_accumulation_steps=steps)
         return Parts(*parser.parse_args_into_dataclasses(args=argv))
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def count_devices(use_cpu: bool) -> int:
+    """Devices of all processes together: one each under a launcher, else all GPUs of this machine."""
+    return int(os.environ.get("WORLD_SIZE", "0")) or (1 if use_cpu else max(1, torch.cuda.device_count()))
 
 
 def _as_argument(value: Any) -> Any:
@@ -304,16 +315,12 @@ def build_trainer(parts: Parts, loaded: data.LoadedData, model: PreTrainedModel,
 
 
 def settle(parts: Parts, loaded: data.LoadedData) -> None:
-    """Set what follows from the data and the number of devices.
+    """Set what follows from the data.
 
     Raises:
         UsageError: for settings that do not fit together.
     """
-    training, recipe = parts.training, parts.recipe
-    if recipe.total_train_batch_size is not None:
-        training.gradient_accumulation_steps = accumulation_steps(
-            recipe.total_train_batch_size, training.train_batch_size, training.world_size
-        )
+    training = parts.training
     if loaded.multi_label and training.metric_for_best_model == DEFAULTS["metric_for_best_model"]:
         training.metric_for_best_model = "mean_average_precision"
     if not training.do_train:

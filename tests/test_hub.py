@@ -562,6 +562,8 @@ hub.save_for_hub(remote, FOLDER + "/resaved", image_processor=processor)
 def test_push_again_and_elsewhere(pushed):
     """What stays and goes in the repository, in a folder and in a branch."""
     mine = "---\nlicense: mit\n---\n# Mine\n"
+    (pushed.folder / "kept").mkdir()
+    (pushed.folder / "kept" / "optimizer.pt").write_text("not for the Hub")
     printed = pushed.run(
         f"""
         from huggingface_hub import HfApi
@@ -592,6 +594,7 @@ def test_push_again_and_elsewhere(pushed):
     assert oids[3] == oids[4] == repository.branches["v2"]
     assert pushed.files("tester/newts", "v2") == {**second, "README.md": mine.encode()}
     kept = contents(pushed.folder / "kept")
+    assert kept.pop("optimizer.pt") == b"not for the Hub"
     assert b"hf-internimage-tests/newts" in kept.pop("README.md")  # tester/newts had a card already
     assert kept == {name: second[name] for name in WRITTEN - {"README.md"}}
     assert pushed.files("hf-internimage-tests/newts").keys() == WRITTEN

@@ -176,7 +176,7 @@ def test_a_gpu_saves_what_is_planned(precision):
         ),
         ("mixed", "ZeRO-1", 8, True, {"weights": 2000, "gradients": 2000, "optimizer": 1500, "average": 4000}),
         ("mixed", "ZeRO-2", 8, False, {"weights": 2000, "gradients": 250, "optimizer": 1500}),
-        ("mixed", "ZeRO-3", 8, False, {"weights": 250, "gradients": 250, "optimizer": 1500, "gathered": 600}),
+        ("mixed", "ZeRO-3", 8, True, {"weights": 250, "gradients": 250, "optimizer": 1500, "gathered": 600}),
         (
             "mixed",
             "FSDP",

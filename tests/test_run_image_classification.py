@@ -148,6 +148,17 @@ def test_recipes_are_the_originals(size, tmp_path):
         assert parts.model.model_name_or_path.startswith(f"OpenGVLab/internimage_{size}_")
 
 
+def test_batch_of_all_devices(tmp_path, monkeypatch):
+    arguments = ["--train_dir=x", f"--output_dir={tmp_path}", "--use_cpu=true", "--total_train_batch_size=4096"]
+    arguments.append("--per_device_train_batch_size=128")
+    assert script.parse(arguments).training.gradient_accumulation_steps == 32
+    monkeypatch.setattr(script, "count_devices", lambda use_cpu: 8)
+    assert script.parse(arguments).training.gradient_accumulation_steps == 4
+    monkeypatch.undo()
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert script.count_devices(True) == 16
+
+
 def test_later_settings_win(tmp_path):
     (tmp_path / "a.yaml").write_text("learning_rate: 1.0e-3\nseed: 5\ntrain_dir: images\nconfig_overrides: {depths: [1]}\n")
     (tmp_path / "b.json").write_text('{"learning_rate": 2e-3, "num_train_epochs": 3}')

@@ -3,8 +3,12 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +19,16 @@ from datasets import config as datasets_config
 from datasets.utils import logging as datasets_logging
 from PIL import Image
 from sklearn.datasets import load_digits
-from transformers import HfArgumentParser
+from stream_reading import Recorder, key_as_pixels
+from transformers import HfArgumentParser, TrainingArguments
 
 from hf_internimage import InternImageImageProcessorPil
 from hf_internimage.training import data as data_module
 from hf_internimage.training import sources
 from hf_internimage.training.data import DataArguments, load_data
 from hf_internimage.training.images import check_images, decode_image
+from hf_internimage.training.streams import TrainingStream
+from hf_internimage.training.trainer import RecipeArguments, RecipeTrainer
 
 NAMES = ["ant", "bee", "cat"]
 COUNT = 24
@@ -429,7 +436,7 @@ def broken(kind, folder, digits, validation):
     elif kind == "two columns of images":
         folder.mkdir()
         whole = dataset(images, labels, ClassLabel(names=NAMES))
-        whole.add_column("mask", whole["image"], feature=ImageFeature()).to_parquet(folder / "x.parquet")
+        whole.map(lambda row: {**row, "mask": row["image"]}).to_parquet(folder / "x.parquet")
     elif kind == "no column of labels":
         folder.mkdir()
         dataset(images, labels, Value("int64")).rename_column("label", "zzz").to_parquet(folder / "x.parquet")
@@ -455,7 +462,7 @@ ERRORS = {
     "empty class": r"dog: holds no image",
     "image without a class": r"loose\.png: belongs to no class",
     "splits as classes": r"holds splits, not classes \(train, val\)",
-    "two kinds": r"several kinds|holds data",
+    "two kinds": r"holds data of several kinds \(.*x\.parquet, .*0\.png\)",
     "nothing": r"data: holds no images",
     "no folder": r"data: is not a folder",
     "missing label": r"1\.png: has no label",
@@ -632,3 +639,95 @@ def test_check_lists_every_bad_image(streaming, digits, tmp_path):
     assert [row for row, _ in found] == [3, 20]
     assert found[0][1].startswith("3.png: is empty")
     assert found[1][1].startswith("20.png: cannot be decoded")
+
+
+# ---- Streams ----
+
+
+def test_stream_resumes_where_it_was(digits, tmp_path):
+    """Also in the middle of a later pass, with gradients accumulated over the end of a pass."""
+    write_parquet(tmp_path / "a", *digits, shards=3)
+
+    def train(name, **arguments):
+        data = load(tmp_path / "a", streaming=True)
+        model = Recorder()
+        trainer = RecipeTrainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=str(tmp_path / name),
+                use_cpu=True,
+                report_to="none",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                per_device_train_batch_size=5,
+                gradient_accumulation_steps=2,
+                max_steps=6,
+                save_steps=4,
+            ),
+            train_dataset=TrainingStream(data.train, data.transform(key_as_pixels), 0, 8),
+            recipe=RecipeArguments(),
+        )
+        trainer.train(**arguments)
+        return model.seen
+
+    whole = train("whole")
+    assert len(whole) == 60
+    for number in (0, 1):
+        found = [key for key, pass_number in whole if pass_number == number]
+        assert sorted(found) == sorted(map(zlib.crc32, digits[0]))
+    assert [key for key, _ in whole[:COUNT]] != [key for key, _ in whole[COUNT : 2 * COUNT]]
+    assert train("again", resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4")) == whole[40:]
+
+
+@pytest.fixture(scope="module")
+def two_processes(digits, tmp_path_factory):
+    """Trainings on streams, of two processes with two workers each."""
+    folder = tmp_path_factory.mktemp("streams")
+    images = [*digits[0], *(digit(index) for index in range(COUNT, 80))]
+    labels = [index % 10 for index in range(80)]
+    names = ClassLabel(names=list("0123456789"))
+    write_shards(folder / "shards", images, labels, shards=4)
+    write_parquet(folder / "uneven", images[:50], labels[:50], names, shards=5)
+    write_parquet(folder / "one file", images[:30], labels[:30], names)
+    cases = {
+        "shards": {"folder": str(folder / "shards"), "steps": 4, "workers": 2},  # within the first pass
+        "uneven": {"folder": str(folder / "uneven"), "steps": 22, "workers": 2},
+        "accumulated": {"folder": str(folder / "uneven"), "steps": 11, "workers": 0, "accumulation": 2},
+        "one file": {"folder": str(folder / "one file"), "steps": 10, "workers": 1},
+    }
+    for name in cases:
+        (folder / "results" / name).mkdir(parents=True)
+    (folder / "results" / "settings.json").write_text(json.dumps(cases))
+    tests = Path(__file__).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, str(tests / "stream_reading.py"), str(folder / "results" / "settings.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder / "results", images
+
+
+def first_pass(results, name):
+    """Of each process, the keys of the images it was given in its first pass."""
+    seen = [json.loads((results / name / f"seen-{rank}.json").read_text()) for rank in range(2)]
+    return [[key for key, number in rows if number == 0] for rows in seen]
+
+
+@pytest.mark.parametrize(("name", "count"), [("uneven", 50), ("accumulated", 50), ("one file", 30)])
+def test_processes_and_workers_share_each_pass(name, count, two_processes):
+    results, images = two_processes
+    mine, other = first_pass(results, name)
+    assert sorted(mine + other) == sorted(map(zlib.crc32, images[:count]))
+    assert len(mine) >= 10
+    assert len(other) >= 10
+
+
+def test_each_shard_is_read_by_one_worker_of_one_process(two_processes):
+    results, _ = two_processes
+    mine, other = first_pass(results, "shards")
+    assert (len(mine), len(other)) == (16, 16)
+    assert not set(mine) & set(other)
+    lines = [line for rank in range(2) for line in (results / "shards" / f"opened-{rank}.txt").read_text().splitlines()]
+    readers = dict(line.split()[::-1] for line in lines)
+    assert sorted(readers) == ["0.tar", "1.tar", "2.tar", "3.tar"]
+    assert len(set(lines)) == len(set(readers.values())) == 4

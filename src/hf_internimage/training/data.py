@@ -233,7 +233,7 @@ def _find(arguments: DataArguments, split: str) -> Dataset | IterableDataset | N
     streaming = arguments.streaming and split == "train"
     if arguments.dataset_name is None:
         folder = getattr(arguments, f"{split}_dir")
-        return None if folder is None else read_folder(Path(folder), streaming, arguments.data_cache_dir)
+        return None if folder is None else read_folder(folder, streaming, arguments.data_cache_dir)
     options: dict[str, Any] = {"revision": arguments.dataset_revision, "cache_dir": arguments.data_cache_dir}
     if arguments.streaming:
         builder = load_dataset_builder(arguments.dataset_name, arguments.dataset_config_name, **options)

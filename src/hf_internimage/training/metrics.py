@@ -48,8 +48,8 @@ def keep_scores(logits: Any, labels: Any = None) -> torch.Tensor:
 class ComputeMetrics:
     """Trainer's `compute_metrics`, for predictions that `keep_best` or `keep_scores` made.
 
-    Works with `batch_eval_metrics`, too. Gives `accuracy` and, with more than five classes, `top5_accuracy`; with `multi_label`, `mean_average_precision`
-    and `f1`.
+    Works with `batch_eval_metrics`, too. Gives `accuracy` and, with more than five classes, `top5_accuracy`; with
+    `multi_label`, `mean_average_precision` and `f1`.
 
     Args:
         classes: how many the model has.

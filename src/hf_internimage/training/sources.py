@@ -2,11 +2,13 @@
 """Folders and streams -> splits of `datasets`."""
 
 import glob
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, load_dataset
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, IterableDataset, load_dataset
+from datasets.table import InMemoryTable
 from transformers.utils import logging
 
 from .images import read_bytes
@@ -20,65 +22,79 @@ SPLITS = {
 }
 _IMAGE_ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
 _IMAGE_ENDINGS |= {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+_METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 _STREAM_SHARDS = 1024  # of an image folder
 
 
-def read_folder(folder: Path, streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
-    """What a folder holds, recognised by its files."""
-    if not folder.is_dir():
+def read_folder(folder: str, streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
+    """What a folder holds, recognised by its files: a folder of images for each class, or files that datasets reads.
+
+    Raises:
+        ValueError: naming the folder or file, if it holds nothing of this, several kinds, or a class without images.
+    """
+    if not os.path.isdir(folder):
         raise ValueError(f"{folder}: is not a folder; give one that holds images, Parquet files or .tar files.")
-    files = sorted(path for path in folder.rglob("*") if not _hidden(path, folder))
+    files = _list_files(folder)
+    images = [path for path in files if os.path.splitext(path)[1].lower() in _IMAGE_ENDINGS]
     kinds = {
-        "parquet": [path for path in files if path.suffix == ".parquet" and path.name != "metadata.parquet"],
-        "webdataset": [path for path in files if path.suffix == ".tar"],
-        "imagefolder": [path for path in files if path.name.partition(".")[0] == "metadata" and path.is_file()],
+        "imagefolder": [path for path in files if os.path.basename(path) in _METADATA],
+        "parquet": [path for path in files if path.endswith(".parquet") and os.path.basename(path) not in _METADATA],
+        "webdataset": [path for path in files if path.endswith(".tar")],
     }
     present = [kind for kind, paths in kinds.items() if paths]
-    if len(present) > 1:
-        some = ", ".join(str(kinds[kind][0]) for kind in present)
-        raise ValueError(f"{folder}: holds data of several kinds ({some}); keep them in separate folders.")
     if not present:
-        return _read_class_folders(folder, files, streaming)
-    kind = present[0]
-    paths = files if kind == "imagefolder" else kinds[kind]
-    data_files = [glob.escape(str(path)) for path in paths if path.is_file()]
-    return load_dataset(kind, data_files={"train": data_files}, split="train", streaming=streaming, cache_dir=cache_dir)
+        return _read_class_folders(folder, images, sorted(set(files) - set(images)), streaming)
+    if len(present) > 1 or (images and present != ["imagefolder"]):
+        some = [*(kinds[kind][0] for kind in present), *images]
+        raise ValueError(
+            f"{folder}: holds data of several kinds ({some[0]}, {some[1]}); keep them in separate folders."
+        )
+    (kind,) = present
+    patterns = [glob.escape(path) for path in (files if kind == "imagefolder" else kinds[kind])]
+    return load_dataset(kind, data_files={"train": patterns}, split="train", streaming=streaming, cache_dir=cache_dir)
 
 
-def _read_class_folders(folder: Path, files: list[Path], streaming: bool) -> Dataset | IterableDataset:
+def _list_files(folder: str) -> list[str]:
+    """All files below a folder, but hidden ones; the same order everywhere."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [os.path.join(parent, name) for name in sorted(names) if not name.startswith(".")]
+    return found
+
+
+def _read_class_folders(
+    folder: str, images: list[str], others: list[str], streaming: bool
+) -> Dataset | IterableDataset:
     """One class for each folder in `folder`, in the order of their names; images may lie deeper."""
-    names = [path.name for path in files if path.is_dir() and path.parent == folder]
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     usual = {name for split in SPLITS.values() for name in split}
     if names and usual.issuperset(map(str.lower, names)):
         raise ValueError(f"{folder}: holds splits, not classes ({listed(names)}); set train_dir, validation_dir, ...")
-    images = [path for path in files if path.suffix.lower() in _IMAGE_ENDINGS and path.is_file()]
     if not images:
         raise ValueError(f"{folder}: holds no images, Parquet files or .tar files; check the path.")
-    loose = next((path for path in images if path.parent == folder), None)
-    if loose is not None:
+    index_of = {name: index for index, name in enumerate(names)}
+    start = len(os.path.join(folder, ""))
+    labels = [index_of.get(path[start:].partition(os.sep)[0]) for path in images]
+    if None in labels:
+        loose = images[labels.index(None)]
         raise ValueError(f"{loose}: belongs to no class; put it into a folder named after its class.")
-    others = [path for path in files if path.is_file() and path.suffix.lower() not in _IMAGE_ENDINGS]
+    empty = [os.path.join(folder, names[index]) for index in sorted(set(index_of.values()) - set(labels))]
+    if empty:
+        raise ValueError(f"{listed(empty)}: holds no image; add images of that class or remove the folder.")
     if others:
         logger.warning(
             f"Left out {len(others)} files in {folder} that are no images by their names, such as {others[0]}."
         )
-    classes = {name: index for index, name in enumerate(names)}
-    labels = [classes[path.relative_to(folder).parts[0]] for path in images]
-    empty = [str(folder / name) for name, index in classes.items() if index not in set(labels)]
-    if empty:
-        raise ValueError(f"{listed(empty)}: holds no image; add images of that class or remove the folder.")
-    columns = {"image": [{"bytes": None, "path": str(path)} for path in images], "label": labels}
-    dataset = Dataset.from_dict(
-        columns, features=Features({"image": Image(decode=False), "label": ClassLabel(names=names)})
-    )
+    features = Features({"image": Image(decode=False), "label": ClassLabel(names=names)})
+    # Dataset.from_dict would look at every file.
+    paths = pa.StructArray.from_arrays([pa.nulls(len(images), pa.binary()), pa.array(images)], ["bytes", "path"])
+    table = InMemoryTable.from_arrays([paths, pa.array(labels)], schema=features.arrow_schema)
+    dataset = Dataset(table, info=DatasetInfo(features=features))
     if not streaming:
         return dataset
     mixed = dataset.shuffle(seed=0).flatten_indices(keep_in_memory=True)  # a shard of each class would mix badly
     return mixed.to_iterable_dataset(num_shards=min(_STREAM_SHARDS, len(mixed)))
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def keep_stream(stream: IterableDataset, count: int | None, key: str, cache_dir: str | None) -> Dataset:

@@ -196,9 +196,7 @@ class RecipeTrainer(Trainer):
         if self.multi_label:
             loss = F.binary_cross_entropy_with_logits(logits, labels.float(), weight=weights)
         else:
-            loss = F.cross_entropy(
-                logits, labels, weight=weights, label_smoothing=self.args.label_smoothing_factor
-            )
+            loss = F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.args.label_smoothing_factor)
         return (loss, outputs) if return_outputs else loss
 
     # ---- Averaged weights ----
