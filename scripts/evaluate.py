@@ -165,6 +165,20 @@ def predict(model: torch.nn.Module, loader: Any, accelerator: Accelerator, devic
     return Predictions(kept, labels, losses, (pixels.shape[-2], pixels.shape[-1]), seconds)
 
 
+def load_model(options: EvaluationArguments) -> tuple[Any, Any]:
+    """The checkpoint's model and image processor.
+
+    Raises:
+        ValueError: naming the checkpoint, if it cannot be loaded.
+    """
+    source = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
+    try:
+        model = AutoModelForImageClassification.from_pretrained(options.model, dtype=DTYPES[options.dtype], **source)
+        return model, AutoImageProcessor.from_pretrained(options.model, **source)
+    except OSError as error:
+        raise ValueError(f"{options.model}: cannot be loaded: {error}") from error
+
+
 def evaluate_model(options: EvaluationArguments, data_options: DataArguments) -> dict[str, Any]:
     """The result as it is written to the JSON file.
 
@@ -181,10 +195,8 @@ def evaluate_model(options: EvaluationArguments, data_options: DataArguments) ->
         loaded = load_data(data_options, splits=[options.split])
     split: Any = getattr(loaded, options.split)
 
-    source = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
-    model: Any = AutoModelForImageClassification.from_pretrained(options.model, dtype=DTYPES[options.dtype], **source)
+    model, processor = load_model(options)
     model = model.to(device).eval()
-    processor = AutoImageProcessor.from_pretrained(options.model, **source)
     classes = model.config.num_labels
     model_names = [model.config.id2label[index] for index in range(classes)]
     indices, matched = match_labels(loaded.label_names, model_names, options.match_labels)

@@ -17,13 +17,14 @@ import os
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-# scripts/evaluate.py would stand in the way of the package `evaluate`.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+# Python puts a script's folder first on the path, where scripts/evaluate.py would be found instead of the package.
+if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path.pop(0)
 
 import torch
 import transformers
@@ -39,6 +40,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import IntervalStrategy
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 import hf_internimage
@@ -66,13 +68,13 @@ class ModelArguments:
         default=None, metadata={"help": "Checkpoint to start from: a folder, or a repository on the Hub."}
     )
     model_type: str = field(
-        default="internimage", metadata={"help": "Without a checkpoint: type of the new model, as transformers names it."}
+        default="internimage", metadata={"help": "Without a checkpoint: type of the new model, in transformers' words."}
     )
     size: str | None = field(
         default=None, metadata={"help": "Without a checkpoint: size of a new InternImage: t, s, b, l, xl, h or g."}
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": 'Fields of the configuration, as JSON: \'{"channels": 32, "depths": [1, 1, 2]}\'.'}
+        default=None, metadata={"help": 'Fields of the configuration, as JSON: {"channels": 32, "depths": [1, 1, 2]}.'}
     )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the images in pixels; default: that of the checkpoint or size."}
@@ -135,7 +137,7 @@ class Parts:
 
 def parse(argv: list[str]) -> Parts:
     """The arguments' dataclasses, from files of settings and the command line."""
-    kinds = (ModelArguments, data.DataArguments, AugmentationArguments, RecipeArguments, RunArguments, TrainingArguments)
+    kinds = [part.type for part in fields(Parts)]
     parser = HfArgumentParser(
         kinds,  # type: ignore[arg-type]
         description=__doc__,
@@ -207,7 +209,7 @@ def build_model(arguments: ModelArguments, label_names: list[str], multi_label: 
     if arguments.model_type == "internimage" and arguments.size is not None:
         config: Any = InternImageConfig.from_size(arguments.size, **overrides)
     elif arguments.size is not None:
-        raise UsageError(f"size={arguments.size} is one of InternImage's: use config_overrides for {arguments.model_type}.")
+        raise UsageError(f"size={arguments.size} is InternImage's: use config_overrides for {arguments.model_type}.")
     else:
         config = AutoConfig.for_model(arguments.model_type, **overrides)
     return AutoModelForImageClassification.from_config(config)
@@ -235,7 +237,7 @@ def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> Any:
             **changed,
         )
     if model.config.model_type == "internimage":
-        return hub.default_image_processor(model.config)
+        return hub.default_image_processor(model.config)  # type: ignore[arg-type]
     from transformers import CLIPImageProcessor  # does the same, and needs no package of ours
 
     side = size or getattr(model.config, "image_size", None) or 224
@@ -262,7 +264,7 @@ def find_checkpoint(training: TrainingArguments) -> Path | None:
         UsageError: if it is not there, or training anew would overwrite what an earlier run left.
     """
     named = training.resume_from_checkpoint
-    last = last_complete_checkpoint(training.output_dir)
+    last = last_complete_checkpoint(str(training.output_dir))
     if named in (None, True, "true", "True"):
         return last
     if named in (False, "false", "False"):
@@ -270,7 +272,7 @@ def find_checkpoint(training: TrainingArguments) -> Path | None:
             raise UsageError(f"{last} is of an earlier training: choose another output_dir, or go on from it.")
         return None
     if not Path(named, "trainer_state.json").is_file():
-        raise UsageError(f"resume_from_checkpoint={named} holds no complete checkpoint (trainer_state.json is missing).")
+        raise UsageError(f"resume_from_checkpoint={named} holds no complete checkpoint: trainer_state.json is missing.")
     return Path(named)
 
 
@@ -374,7 +376,7 @@ def run(parts: Parts) -> None:
     model = build_model(parts.model, loaded.label_names, loaded.multi_label)
     processor = build_processor(parts.model, model)
     trainer = build_trainer(parts, loaded, model, processor)
-    output = Path(training.output_dir)
+    output = Path(str(training.output_dir))
 
     if training.do_train:
         if checkpoint is not None:
@@ -404,18 +406,16 @@ def judge(trainer: RecipeTrainer, split: Any, prefix: str, parts: Parts, loaded:
     Returns: the evaluation as `cards.evaluated_card` takes it.
     """
     processor = trainer.processing_class
-    prediction = trainer.predict(
-        split.with_transform(loaded.evaluation_transform(processor)), metric_key_prefix=prefix
-    )
+    prediction = trainer.predict(split.with_transform(loaded.evaluation_transform(processor)), metric_key_prefix=prefix)
     found: Any = prediction.metrics
     trainer.log_metrics(prefix, found)
     trainer.save_metrics(prefix, found)
     names = {"top1": "accuracy", "top5": "top5_accuracy", "loss": "loss"}
-    source = parts.data.dataset_name or parts.data.validation_dir or parts.data.train_dir or parts.data.test_dir
+    folder = parts.data.test_dir if prefix == "test" else parts.data.validation_dir or parts.data.train_dir
     evaluation = {
         "model": parts.training.hub_model_id or parts.training.output_dir,
         "dataset": {
-            "name": source,
+            "name": parts.data.dataset_name or folder,
             "config": parts.data.dataset_config_name,
             "split": "test" if prefix == "test" else "validation",
             "revision": parts.data.dataset_revision,
@@ -435,7 +435,7 @@ def judge(trainer: RecipeTrainer, split: Any, prefix: str, parts: Parts, loaded:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     if trainer.is_world_process_zero():
-        output = Path(parts.training.output_dir)
+        output = Path(str(parts.training.output_dir))
         (output / f"{prefix}_evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
         if not loaded.multi_label:
             draw_predictions(prediction, split, loaded, output, prefix)
@@ -470,13 +470,15 @@ def draw_predictions(prediction: Any, split: Any, loaded: data.LoadedData, outpu
 
 def publish(trainer: RecipeTrainer, parts: Parts, evaluation: dict[str, Any] | None) -> None:
     """Make the output folder a repository that works without this package, with its card; push it if asked to."""
-    training, output = parts.training, Path(parts.training.output_dir)
-    if trainer.model.config.model_type != "internimage":
+    training, output = parts.training, Path(str(parts.training.output_dir))
+    processor: Any = trainer.processing_class
+    model: Any = trainer.model
+    if model.config.model_type != "internimage":
         if training.push_to_hub:
             trainer.push_to_hub()
         return
     gathered = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    model: Any = AutoModelForImageClassification.from_pretrained(output) if gathered else trainer.model
+    model = AutoModelForImageClassification.from_pretrained(output) if gathered else model
     model_id = training.hub_model_id or re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") or "internimage"
     base = parts.model.model_name_or_path
     card: Any = hub.short_card(model, model_id, license=parts.run.license)
@@ -492,7 +494,7 @@ def publish(trainer: RecipeTrainer, parts: Parts, evaluation: dict[str, Any] | N
         commit = hub.push(
             model,
             model_id,
-            image_processor=trainer.processing_class,
+            image_processor=processor,
             card=card,
             private=training.hub_private_repo,
             token=training.hub_token,
@@ -501,7 +503,7 @@ def publish(trainer: RecipeTrainer, parts: Parts, evaluation: dict[str, Any] | N
         )
         logger.warning(f"Pushed to {commit.repo_url}.")
     else:
-        hub.save_for_hub(model, output, image_processor=trainer.processing_class, card=card)
+        hub.save_for_hub(model, output, image_processor=processor, card=card)
 
 
 def training_facts(trainer: RecipeTrainer, parts: Parts) -> dict[str, Any]:
@@ -512,7 +514,7 @@ def training_facts(trainer: RecipeTrainer, parts: Parts) -> dict[str, Any]:
         "Epochs": f"{trainer.state.epoch:g}" if trainer.state.epoch else None,
         "Steps": trainer.state.global_step,
         "Batch size": total,
-        "Optimizer": training.optim.value,
+        "Optimizer": OptimizerNames(training.optim).value,
         "Learning rate": f"{training.learning_rate * trainer.learning_rate_factor:g}",
         "Layer decay": recipe.layer_decay if recipe.layer_decay != 1 else None,
         "Weight decay": training.weight_decay or None,
@@ -545,7 +547,7 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         if parts is None or parts.training.world_size == 1 or not _LOST_PEER.search(str(error)):
             raise
-        last = last_complete_checkpoint(parts.training.output_dir)
+        last = last_complete_checkpoint(str(parts.training.output_dir))
         print(
             f"error: process {parts.training.process_index} lost the others: one was killed, or its machine is gone. "
             + (f"The same command goes on from {last}." if last else "There is no checkpoint yet: start again."),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A short training, run by tests in one process or several: `torchrun distributed_training.py SETTINGS.json`.
 
-accelerate refuses FSDP without a GPU; PyTorch itself does not. For the test of FSDP2 on CPUs the processes are therefore
-declared to be of a kind that accelerate shards.
+accelerate refuses FSDP without a GPU; PyTorch itself does not. For the test of FSDP2 on CPUs the processes are
+therefore declared to be of a kind that accelerate shards.
 """
 
 import json

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from datasets import config
 from torch import nn
 from transformers import PreTrainedConfig, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -19,6 +20,7 @@ from hf_internimage.training.streams import TrainingStream
 from hf_internimage.training.trainer import RecipeArguments, RecipeTrainer
 
 torch.set_num_threads(1)
+config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # after each pass over Parquet files
 MAIN = os.getpid()
 opened: list[Path] = []  # where to note it, while there is such a file
 

@@ -320,7 +320,7 @@ def test_results_that_cannot_be(path, value, message):
 
 
 @pytest.mark.parametrize("field", ["model_id", "base_model", "dataset"])
-@pytest.mark.parametrize("value", ["/work/model", "a/b/c", "", "a b"])
+@pytest.mark.parametrize("value", ["/data/model", "a/b/c", "", "a b"])
 def test_names_that_are_no_repository(field, value):
     with pytest.raises(ValueError, match=f"{field} is '{value}', expected the name of a repository on the Hub"):
         evaluated_card(RESULT, **{"model_id": "me/model", field: value})

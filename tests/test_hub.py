@@ -271,6 +271,8 @@ def test_the_destination_is_no_file(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="file is a file; give the path of a folder"):
         hub.save_for_hub(small(), tmp_path / "file")
+    with pytest.raises(ValueError, match="file is a file; give the path of a folder"):
+        hub.push(small(), NAME, folder=tmp_path / "file")
     assert contents(tmp_path) == {"file": b"mine"}
 
 

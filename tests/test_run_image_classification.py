@@ -160,7 +160,8 @@ def test_batch_of_all_devices(tmp_path, monkeypatch):
 
 
 def test_later_settings_win(tmp_path):
-    (tmp_path / "a.yaml").write_text("learning_rate: 1.0e-3\nseed: 5\ntrain_dir: images\nconfig_overrides: {depths: [1]}\n")
+    text = "learning_rate: 1.0e-3\nseed: 5\ntrain_dir: images\nconfig_overrides: {depths: [1]}\n"
+    (tmp_path / "a.yaml").write_text(text)
     (tmp_path / "b.json").write_text('{"learning_rate": 2e-3, "num_train_epochs": 3}')
     files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.json")]
     parts = script.parse([*files, "--num_train_epochs", "4", f"--output_dir={tmp_path}"])
@@ -186,7 +187,7 @@ def test_later_settings_win(tmp_path):
         (["--train_dir=images", "--config_overrides={]"], "config_overrides is no JSON"),
         (["--train_dir=images", "--config_overrides=[1]"], r"config_overrides is [1], expected a JSON object"),
         (["--train_dir=images", "--size=q"], "size is 'q'"),
-        (["--train_dir=images", "--model_type=convnext", "--size=t"], "size=t is one of InternImage's"),
+        (["--train_dir=images", "--model_type=convnext", "--size=t"], "size=t is InternImage's"),
         (["--train_dir=images", "--model_type=nothing"], "nothing"),
         (["--train_dir=images", "--total_train_batch_size=30"], "total_train_batch_size=30 is no multiple of 8 images"),
         (["--train_dir=images", "--resume_from_checkpoint=images"], "holds no complete checkpoint"),
@@ -225,7 +226,8 @@ def model_arguments(**kwargs):
 
 def test_new_models():
     names = ["cat", "dog"]
-    model = script.build_model(model_arguments(config_overrides=SMALL, image_size=32, drop_path_rate=0.2), names, False)
+    arguments = model_arguments(config_overrides=SMALL, image_size=32, drop_path_rate=0.2)
+    model = script.build_model(arguments, names, False)
     assert type(model) is InternImageForImageClassification
     assert (model.config.channels, model.config.image_size, model.config.drop_path_rate) == (16, 32, 0.2)
     assert model.config.id2label == {0: "cat", 1: "dog"}
@@ -272,7 +274,8 @@ def test_a_run_writes_everything(trained):
         "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "modeling_internimage.py",
         "training.png", "eval_confusions.png", "eval_mistakes.png", "eval_predictions.csv", "eval_evaluation.json",
         "test_confusions.png", "test_mistakes.png", "test_predictions.csv", "test_evaluation.json",
-        "train_results.json", "eval_results.json", "test_results.json", "all_results.json", "trainer_state.json", "runs",
+        "train_results.json", "eval_results.json", "test_results.json", "all_results.json", "trainer_state.json",
+        "runs",
     } <= names  # fmt: skip
     assert list(trained.glob("runs/*/events*"))
     assert accuracy(trained) > 0.8

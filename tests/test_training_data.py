@@ -35,9 +35,10 @@ COUNT = 24
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quiet_cache(tmp_path_factory):
-    """Nothing is left in the user's cache."""
+def _datasets(tmp_path_factory):
+    """Leaves nothing in the user's cache, and does not sleep after each pass over Parquet files."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets_config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
         patch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         datasets_logging.disable_progress_bar()
         yield

@@ -52,7 +52,8 @@ def test_two_processes_are_one(results, mode):
     assert found[mode]["world"] == 2
     assert found[mode]["sharded"].startswith("FSDP" if mode == "fsdp2" else "InternImage")
     for key in ("losses", "norms"):
-        torch.testing.assert_close(torch.tensor(found[mode][key]), torch.tensor(found["one"][key]), rtol=1e-4, atol=1e-5)
+        got, expected = torch.tensor(found[mode][key]), torch.tensor(found["one"][key])
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     assert found[mode]["eval_loss"] == pytest.approx(found["one"]["eval_loss"], rel=1e-4)
     assert found["one"]["losses"][-1] != found["one"]["losses"][0]
     model, info = InternImageForImageClassification.from_pretrained(folder / mode / "final", output_loading_info=True)
@@ -80,7 +81,8 @@ def test_shards_fit_other_numbers_of_processes(results, tmp_path):
     folder, found = results
     again = run(tmp_path / "four", "fsdp2", 4, resume=str(folder / "fsdp2" / "checkpoint-3"))
     assert again["world"] == 4
-    torch.testing.assert_close(torch.tensor(again["losses"]), torch.tensor(found["fsdp2"]["losses"]), rtol=1e-4, atol=1e-5)
+    got, expected = torch.tensor(again["losses"]), torch.tensor(found["fsdp2"]["losses"])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     checkpoint = folder / "fsdp2" / "checkpoint-6"
     merge_fsdp_weights(checkpoint / "pytorch_model_fsdp_0", tmp_path / "whole")
     model = InternImageForImageClassification.from_pretrained(folder / "fsdp2" / "final")

@@ -116,9 +116,9 @@ def test_groups_refuse():
     model = InternImageForImageClassification(tiny_config())
     with pytest.raises(ValueError, match="layer_decay is 0"):
         parameter_groups(model, 1.0, 0.0, layer_decay=0)
-    with pytest.raises(ValueError, match="geometry_scale is 1.5"):
+    with pytest.raises(ValueError, match=r"geometry_scale is 1\.5"):
         parameter_groups(model, 1.0, 0.0, geometry_scale=1.5)
-    with pytest.raises(ValueError, match="Linear leave both at 1"):
+    with pytest.raises(ValueError, match=r"Linear leave both at 1"):
         parameter_groups(torch.nn.Linear(2, 2), 1.0, 0.0, layer_decay=0.9)
     model.model.requires_grad_(False)
     assert sum(len(group["params"]) for group in parameter_groups(model, 1.0, 0.0)) == len(
@@ -133,7 +133,8 @@ def test_schedule_of_t():
     """300 epochs of 312 steps, 20 of them warm-up, rates for 4096 images: 8 times those for 512."""
     steps, warmup = 300 * 312, 20 * 312
     settings = {"base": 4e-3, "steps": steps, "warmup_steps": warmup, "warmup_start": 4e-6, "minimum": 4e-5}
-    at = {step: cosine_learning_rate(step, **settings) for step in (0, warmup // 2, warmup, steps // 2, steps, steps + 9)}
+    seen = (0, warmup // 2, warmup, steps // 2, steps, steps + 9)
+    at = {step: cosine_learning_rate(step, **settings) for step in seen}
     assert at[0] == 4e-6
     assert at[warmup // 2] == pytest.approx((4e-6 + 4e-3) / 2)
     # the cosine has gone on during the warm-up: 1/15 of it
@@ -286,7 +287,8 @@ def test_flip():
     straight = augmentation((64, 64), **whole)(image, 0)
     mirrored = augmentation((64, 64), flip_probability=1, **whole)(image, 0)
     assert torch.equal(mirrored, straight.flip(-1))
-    count = sum(not torch.equal(augmentation((64, 64), flip_probability=0.5, **whole)(image, s), straight) for s in range(200))
+    augment = augmentation((64, 64), flip_probability=0.5, **whole)
+    count = sum(not torch.equal(augment(image, seed), straight) for seed in range(200))
     assert 70 < count < 130
 
 
@@ -306,7 +308,8 @@ def test_erasing_fills_one_rectangle_with_noise():
     assert noise.std().item() == pytest.approx(1, abs=0.02)
     assert 0.015 < min(areas) < 0.1
     assert 0.2 < max(areas) < 0.36
-    count = sum(not torch.equal(augmentation((64, 64), erase_probability=0.25, **whole)(image, s), straight) for s in range(300))
+    augment = augmentation((64, 64), erase_probability=0.25, **whole)
+    count = sum(not torch.equal(augment(image, seed), straight) for seed in range(300))
     assert 50 < count < 100
 
 

@@ -59,6 +59,11 @@ print(classify("cat.jpg"))
 ```
 """
 
+_WITHOUT_PACKAGE = """
+Without the package, `pipeline("image-classification", model="{repository}", trust_remote_code=True)` runs the source
+files of this repository, in plain PyTorch.
+"""
+
 _BACKBONE = """
 As a backbone, for detection, segmentation and other dense tasks:
 
@@ -317,7 +322,7 @@ def evaluated_card(
         summary=f"{_INTRODUCTION} This is an image classifier{origin}.",
         facts=[(label, _cell(value)) for label, value in facts],
         accuracy=_measured(metrics, int(samples)),
-        use=(_CLASSIFY + _BACKBONE).format(repository=model_id, height=height, width=width).strip(),
+        use=(_CLASSIFY + _WITHOUT_PACKAGE + _BACKBONE).format(repository=model_id, height=height, width=width).strip(),
         training=[(_cell(label), _cell(value)) for label, value in (training or {}).items()],
         limits=[
             f"Measured on one data set only, {_cell(data_name)}: other images may be classified much worse.",

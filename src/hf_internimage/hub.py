@@ -33,7 +33,6 @@ AUTO_MAP = {
 }
 MAX_SHARD_SIZE = "5GB"
 _AUTO_CLASSES = {reference.split(".")[1]: auto for auto, reference in AUTO_MAP.items() if auto != "AutoConfig"}
-_OUR_PROCESSORS = ("InternImageImageProcessor", "InternImageImageProcessorPil")
 # Does the same as ours, and is a part of transformers: it needs neither this package nor trust in any code.
 _BUILT_IN_PROCESSOR = "CLIPImageProcessor"
 _CARD = "README.md"
@@ -99,12 +98,8 @@ def save_for_hub(
         ValueError: for a model or image processor that such a repository cannot hold, or a folder that is a file.
         OSError: if files cannot be written.
     """
-    _check_model(model)
-    processor = default_image_processor(model.config) if image_processor is None else image_processor
-    _check_processor(processor)
+    processor = _checked(model, image_processor, folder)
     destination = Path(folder).resolve()
-    if destination.exists() and not destination.is_dir():
-        raise ValueError(f"{folder} is a file; give the path of a folder.")
     text = None if card is None else str(card)
     if text is None and not (destination / _CARD).exists():
         text = str(short_card(model, destination.name))
@@ -145,9 +140,7 @@ def push(
         ValueError: as `save_for_hub`, and for an impossible name of a repository.
         PushError: if the Hub cannot be reached or refuses. If the upload failed, the files are kept in its `folder`.
     """
-    _check_model(model)
-    processor = default_image_processor(model.config) if image_processor is None else image_processor
-    _check_processor(processor)
+    processor = _checked(model, image_processor, folder)
     api = HfApi(token=token)
     with _explained(api, repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -219,9 +212,24 @@ An [InternImage](https://arxiv.org/abs/2211.05778) model (`{build}`) with {model
 {use}
 ```
 
-This runs the source files of this repository, in plain PyTorch. With the package `hf_internimage` imported, its own
-classes are used, whose operator is faster, and `trust_remote_code` is not needed.
+This runs the source files of this repository: in plain PyTorch, or with the faster operator of the package
+`hf_internimage` where that is installed. After `import hf_internimage` the package's own classes are taken, and
+`trust_remote_code` is not needed.
 """)
+
+
+def _checked(
+    model: "InternImagePreTrainedModel",
+    image_processor: "BaseImageProcessor | None",
+    folder: str | os.PathLike | None,
+) -> "BaseImageProcessor":
+    """The image processor to save; raises ValueError for arguments that cannot work."""
+    _check_model(model)
+    processor = default_image_processor(model.config) if image_processor is None else image_processor
+    _check_processor(processor)
+    if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):
+        raise ValueError(f"{folder} is a file; give the path of a folder.")
+    return processor
 
 
 def _check_model(model: "InternImagePreTrainedModel") -> None:

@@ -122,8 +122,9 @@ class Augmentation:
         return image
 
     def jitter(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
-        for enhance in generator.permutation([ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]):
-            image = enhance(image).enhance(1 + self.arguments.color_jitter * generator.uniform(-1, 1))
+        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for index in generator.permutation(len(enhancers)):
+            image = enhancers[index](image).enhance(1 + self.arguments.color_jitter * generator.uniform(-1, 1))
         return image
 
     def erase(self, pixels: np.ndarray, generator: np.random.Generator) -> None:

@@ -14,7 +14,7 @@ from PIL.Image import Image as PILImage
 from transformers.utils import logging
 
 from .images import MAX_PIXELS, ImageTransform, ProcessorPixels
-from .labels import Vocabulary, count_labels, encode_labels, find_label_column, has_labels, read_vocabulary
+from .labels import Vocabulary, encode_labels, find_label_column, has_labels, label_array, read_vocabulary
 from .sources import SPLITS, is_image, keep_stream, listed, read_folder
 
 logger = logging.get_logger(__name__)
@@ -123,6 +123,7 @@ class LoadedData:
     label_names: list[str]
     multi_label: bool
     max_pixels: int = MAX_PIXELS
+    _counts: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def transform(self, prepare: Callable[[PILImage, list[int]], torch.Tensor]) -> ImageTransform:
         """For `Dataset.with_transform` or `TrainingStream`: examples of a split -> `pixel_values` and `labels`."""
@@ -142,7 +143,10 @@ class LoadedData:
         """
         if not isinstance(self.train, Dataset):
             raise ValueError("The training data are a stream, whose classes are not counted; set streaming to False.")
-        return count_labels(self.train, self.label_column, len(self.label_names))
+        if self._counts is None:
+            labels = label_array(self.train, self.label_column)
+            self._counts = np.bincount(labels, minlength=len(self.label_names))
+        return self._counts
 
     def class_weights(self) -> torch.Tensor:
         """Weights (classes,), float32, that make all classes count alike; their mean over the images is 1.
@@ -285,7 +289,7 @@ def _prepare(
 def _hold_out(train: Dataset, column: str, vocabulary: Vocabulary, share: float, seed: int) -> tuple[Dataset, Dataset]:
     """Training data, and a random share of them; of each class the same, where images have one label."""
     generator = np.random.default_rng(seed)
-    labels = np.zeros(len(train), int) if vocabulary.multi_label else np.asarray(train[column])
+    labels = np.zeros(len(train), int) if vocabulary.multi_label else label_array(train, column)
     held = []
     for label in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == label))

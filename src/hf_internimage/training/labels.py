@@ -232,17 +232,17 @@ class _Labels:
         return {**example, self.column: [table[one] for one in label] if isinstance(label, list) else table[label]}
 
 
-def count_labels(dataset: Dataset, column: str, classes: int) -> np.ndarray:
-    """Images of each class (classes,) in an encoded split; an image with several labels counts for each."""
-    return np.bincount(_flat(_values(dataset, column)).to_numpy(zero_copy_only=False), minlength=classes)
+def label_array(dataset: Dataset, column: str) -> np.ndarray:
+    """The labels of an encoded split one after the other, (N,) int64; of all lists, where an image has several."""
+    return _flat(_values(dataset, column)).to_numpy(zero_copy_only=False)
 
 
 __all__ = [
     "Vocabulary",
-    "count_labels",
     "encode_labels",
     "find_label_column",
     "has_labels",
+    "label_array",
     "leaf_of",
     "read_vocabulary",
 ]

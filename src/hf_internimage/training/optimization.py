@@ -81,7 +81,7 @@ def parameter_groups(
     for name, value in (("layer_decay", layer_decay), ("geometry_scale", geometry_scale)):
         if not 0 < value <= 1:
             raise ValueError(f"{name} is {value}, expected more than 0 and at most 1.")
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if scaled and getattr(config, "model_type", None) != "internimage":
         raise ValueError(
             f"layer_decay={layer_decay} and geometry_scale={geometry_scale} number InternImage's layers; for "

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -75,8 +75,8 @@ def accumulation_steps(total: int, per_device: int, devices: int) -> int:
     """
     if total % (per_device * devices):
         raise ValueError(
-            f"total_train_batch_size={total} is no multiple of {per_device} images on each of {devices} devices: choose "
-            f"a per_device_train_batch_size that divides {total / devices:g}."
+            f"total_train_batch_size={total} is no multiple of {per_device} images on each of {devices} devices: "
+            f"choose a per_device_train_batch_size that divides {total / devices:g}."
         )
     return total // (per_device * devices)
 
@@ -118,6 +118,8 @@ class RecipeTrainer(Trainer):
     Raises:
         ValueError: for averages with ZeRO-3.
     """
+
+    model: Any  # None between construction and the first use only
 
     def __init__(self, *args: Any, recipe: RecipeArguments, class_weights: torch.Tensor | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -163,7 +165,7 @@ class RecipeTrainer(Trainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         if self.lr_scheduler is None and self.args.lr_scheduler_type == "cosine":
             self.lr_scheduler = cosine_schedule(
-                optimizer or self.optimizer,
+                optimizer or cast(torch.optim.Optimizer, self.optimizer),
                 steps=num_training_steps,
                 warmup_steps=self.args.get_warmup_steps(num_training_steps),
                 warmup_start=self.recipe.warmup_learning_rate * self.learning_rate_factor,
@@ -267,9 +269,10 @@ class RecipeTrainer(Trainer):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state_dict = get_model_state_dict(self.model, options=options)
         if self.args.should_save:
-            original = next(kind for kind in type(self.model).__mro__ if not issubclass(kind, FSDPModule))
+            sharded: Any = self.model
+            original: Any = next(kind for kind in type(sharded).__mro__ if not issubclass(kind, FSDPModule))
             with torch.device("meta"):
-                whole = original(self.model.config)
+                whole = original(sharded.config)
             whole.save_pretrained(folder, state_dict=state_dict)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
@@ -279,7 +282,7 @@ class RecipeTrainer(Trainer):
         if not self.is_fsdp_enabled or _internal_call:
             super().save_model(output_dir, _internal_call)
             return
-        self.save_whole(output_dir or self.args.output_dir)
+        self.save_whole(str(output_dir or self.args.output_dir))
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
