@@ -424,7 +424,7 @@ def judge(trainer: RecipeTrainer, split: Any, prefix: str, parts: Parts, loaded:
         "metrics": {name: found[f"{prefix}_{key}"] for name, key in names.items() if f"{prefix}_{key}" in found},
         "image_size": list(target_size(processor)),
         "batch_size": parts.training.eval_batch_size,
-        "dtype": "float32",
+        "dtype": "bfloat16" if parts.training.bf16 else "float16" if parts.training.fp16 else "float32",
         "device": str(trainer.args.device),
         "images_per_second": found[f"{prefix}_samples_per_second"],
         "versions": {

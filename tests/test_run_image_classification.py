@@ -368,6 +368,31 @@ def test_streaming(digits, tmp_path):
     assert accuracy(tmp_path / "out") > 0.6
 
 
+def test_several_labels_an_image(digits, tmp_path):
+    """Each digit has its own label, and "loop" where there is one."""
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        rows = []
+        for file in sorted((digits / split).glob("*/*.png")):
+            name = f"{file.parent.name}-{file.name}"
+            shutil.copyfile(file, tmp_path / split / name)
+            labels = [file.parent.name, *(["loop"] if file.parent.name != "one" else [])]
+            rows.append(json.dumps({"file_name": name, "labels": labels}))
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(rows))
+    arguments = settings(
+        digits, tmp_path / "out", train_dir=tmp_path / "train", validation_dir=tmp_path / "validation", mixup_alpha=0.1
+    )
+    assert script.main([*arguments, "--class_weighting"]) == 0
+    metrics = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert metrics["eval_mean_average_precision"] > 0.8
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.config.problem_type == "multi_label_classification"
+    assert sorted(model.config.id2label.values()) == ["loop", "one", "two", "zero"]
+    best = {found["label"]: found["score"] for found in pipeline("image-classification", model=str(tmp_path / "out"))(
+        str(next((tmp_path / "validation").glob("zero-*.png"))))}  # fmt: skip
+    assert best["zero"] + best["loop"] > 1.1  # each label has its own probability
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_images_are_named(workers, digits, tmp_path, capsys):
     images = tmp_path / "images"

@@ -44,7 +44,7 @@ class TrainingStream(TorchIterableDataset):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if stream.num_shards < world_size:
+        if stream.num_shards < world_size and hasattr(stream, "reshard"):  # not in early versions 4 of datasets
             stream = stream.reshard()
         self.shared = stream.num_shards < world_size
         if self.shared and rank == 0:
