@@ -18,7 +18,6 @@ import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from dataclasses import dataclass, field, fields
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
 import torch
-import transformers
 import yaml
 from transformers import (
     AutoConfig,
@@ -43,11 +41,11 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
-import hf_internimage
 from hf_internimage import InternImageConfig, InternImageImageProcessorPil, cards, hub
 from hf_internimage.training import data, metrics, reports
 from hf_internimage.training.augmentation import Augmentation, AugmentationArguments, AugmentedPixels
 from hf_internimage.training.images import check_images, decode_image
+from hf_internimage.training.results import evaluation_result, write_json
 from hf_internimage.training.streams import TrainingStream
 from hf_internimage.training.trainer import (
     RecipeArguments,
@@ -410,33 +408,29 @@ def judge(trainer: RecipeTrainer, split: Any, prefix: str, parts: Parts, loaded:
     found: Any = prediction.metrics
     trainer.log_metrics(prefix, found)
     trainer.save_metrics(prefix, found)
-    names = {"top1": "accuracy", "top5": "top5_accuracy", "loss": "loss"}
-    folder = parts.data.test_dir if prefix == "test" else parts.data.validation_dir or parts.data.train_dir
-    evaluation = {
-        "model": parts.training.hub_model_id or parts.training.output_dir,
-        "dataset": {
-            "name": parts.data.dataset_name or folder,
-            "config": parts.data.dataset_config_name,
-            "split": "test" if prefix == "test" else "validation",
-            "revision": parts.data.dataset_revision,
-        },
-        "samples": len(split),
-        "metrics": {name: found[f"{prefix}_{key}"] for name, key in names.items() if f"{prefix}_{key}" in found},
-        "image_size": list(target_size(processor)),
-        "batch_size": parts.training.eval_batch_size,
-        "dtype": "bfloat16" if parts.training.bf16 else "float16" if parts.training.fp16 else "float32",
-        "device": str(trainer.args.device),
-        "images_per_second": found[f"{prefix}_samples_per_second"],
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "hf_internimage": hf_internimage.__version__,
-        },
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    measured = {
+        name: found[f"{prefix}_{name}"]
+        for name in ("accuracy", "top5_accuracy", "mean_average_precision", "f1", "loss")
+        if f"{prefix}_{name}" in found
     }
+    training = parts.training
+    evaluation = evaluation_result(
+        trainer.model,
+        training.hub_model_id or str(training.output_dir),
+        parts.data,
+        "test" if prefix == "test" else "validation",
+        samples=len(split),
+        metrics=measured,
+        image_size=target_size(processor),
+        batch_size=training.eval_batch_size,
+        dtype="bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
+        device=training.device,
+        images_per_second=found[f"{prefix}_samples_per_second"],
+        processes=training.world_size,
+    )
     if trainer.is_world_process_zero():
         output = Path(str(parts.training.output_dir))
-        (output / f"{prefix}_evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
+        write_json(evaluation, output / f"{prefix}_evaluation.json")
         if not loaded.multi_label:
             draw_predictions(prediction, split, loaded, output, prefix)
     return evaluation
