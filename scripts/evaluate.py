@@ -13,12 +13,10 @@ of a data set's classes and the model's, those of one name belong together. All 
 import json
 import os
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +26,18 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 import torch
 import torch.nn.functional as F
-import transformers
 from accelerate.accelerator import Accelerator
 from accelerate.utils import concatenate, send_to_device
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoModelForImageClassification, EvalPrediction, HfArgumentParser
 from transformers.utils import logging
 
-import hf_internimage
 from hf_internimage.ops import BackendError
 from hf_internimage.training.data import DataArguments, load_data
 from hf_internimage.training.metrics import ComputeMetrics, keep_best, keep_scores
+from hf_internimage.training.results import BACKEND_VARIABLE, evaluation_result, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BACKEND_VARIABLE = "HF_INTERNIMAGE_BACKEND"
 
 
 @dataclass
@@ -146,7 +142,7 @@ class Predictions:
 def predict(model: torch.nn.Module, loader: Any, accelerator: Accelerator, device: torch.device) -> Predictions:
     """Run the model on every batch; on the first one twice, to warm up."""
     dtype = next(model.parameters()).dtype
-    parts = []
+    parts: list[Any] = []
     started = None
     for batch in loader:
         pixels, labels = batch["pixel_values"].to(device, dtype), batch["labels"].to(device)
@@ -156,7 +152,7 @@ def predict(model: torch.nn.Module, loader: Any, accelerator: Accelerator, devic
         logits = model(pixel_values=pixels).logits.float()
         if labels.ndim == 2:  # several labels an image
             losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
-            part = (keep_scores(logits), labels, losses)
+            part: Any = (keep_scores(logits), labels, losses)
         else:
             part = (keep_best(logits), labels, F.cross_entropy(logits, labels, reduction="none"))
         parts.append(send_to_device(accelerator.gather_for_metrics(part), "cpu"))
@@ -210,52 +206,21 @@ def evaluate_model(options: EvaluationArguments, data_options: DataArguments) ->
     found = predict(model, loader, accelerator, device)
     labels: Any = found.labels
     measured = ComputeMetrics(classes, loaded.multi_label)(EvalPrediction(found.kept, labels))
-    names = {"accuracy": "top1", "top5_accuracy": "top5"}
-    return {
-        "model": options.model,
-        "dataset": {
-            "name": data_options.dataset_name or getattr(data_options, f"{options.split}_dir"),
-            "config": data_options.dataset_config_name,
-            "split": getattr(data_options, f"{options.split}_split_name") or options.split,
-            "revision": data_options.dataset_revision,
-        },
-        "samples": len(labels),
-        "metrics": {
-            **{names.get(name, name): value for name, value in measured.items()},
-            "loss": found.losses.mean().item(),
-        },
-        "labels_matched_by": matched,
-        "image_size": list(found.image_size),
-        "batch_size": options.batch_size,
-        "processes": accelerator.num_processes,
-        "dtype": options.dtype,
-        "backend": backend_of(model, device, options.dtype),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "images_per_second": round(len(labels) / found.seconds, 2),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "hf_internimage": hf_internimage.__version__,
-        },
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def backend_of(model: Any, device: torch.device, dtype: str) -> str | None:
-    """The backend that runs InternImage's operator; None for other models."""
-    if model.config.model_type != "internimage":
-        return None
-    start = f"dcnv3 on {device.type}, {dtype}: "
-    found = (line.removeprefix(start) for line in hf_internimage.ops.explain().splitlines() if line.startswith(start))
-    return os.environ.get(BACKEND_VARIABLE) or next(found, None)
-
-
-def write_json(result: dict[str, Any], path: Path) -> None:
-    """Write a file that appears complete or not at all."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.resolve().parent, delete=False) as file:
-        json.dump(result, file, indent=2)
-        file.write("\n")
-    os.replace(file.name, path)
+    return evaluation_result(
+        model,
+        options.model,
+        data_options,
+        options.split,
+        samples=len(labels),
+        metrics={**measured, "loss": found.losses.mean().item()},
+        image_size=found.image_size,
+        batch_size=options.batch_size,
+        dtype=options.dtype,
+        device=device,
+        images_per_second=len(labels) / found.seconds,
+        processes=accelerator.num_processes,
+        labels_matched_by=matched,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

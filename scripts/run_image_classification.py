@@ -441,11 +441,12 @@ def draw_predictions(prediction: Any, split: Any, loaded: data.LoadedData, outpu
     (classes, scores), truth = prediction.predictions, prediction.label_ids
     names = loaded.label_names
     files = split.select_columns([loaded.image_column])
+    paths = files.flatten()[f"{loaded.image_column}.path"]
     with open(output / f"{prefix}_predictions.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["row", "file", "label", "found", "score"])
-        for row, (right, best, score) in enumerate(zip(truth, classes[:, 0], scores[:, 0], strict=True)):
-            path = files[row][loaded.image_column].get("path") or ""
+        found = zip(paths, truth, classes[:, 0], scores[:, 0], strict=True)
+        for row, (path, right, best, score) in enumerate(found):
             table.writerow([row, path, names[right], names[best], f"{score:.6f}"])
     reports.draw_confusions(truth, classes[:, 0], names, output / f"{prefix}_confusions.png")
     worst = reports.worst_mistakes(truth, classes, scores)

@@ -5,6 +5,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -176,7 +177,7 @@ def draw_mistakes(
     with style(names) as labels:
         figure = Figure(figsize=(2.0 * _COLUMNS + 0.4, 2.7 * rows + 0.6), dpi=110, layout="constrained")
         figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=13)
-        axes = figure.subplots(rows, _COLUMNS, squeeze=False).ravel() if rows else []
+        axes: Any = figure.subplots(rows, _COLUMNS, squeeze=False).ravel() if rows else []
         for axis in axes:
             axis.set_axis_off()
         for axis, image, right, wrong, score in zip(axes, images, truth, found, scores, strict=False):
