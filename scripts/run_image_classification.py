@@ -11,7 +11,6 @@ the model, its image processor, its card, the metrics as JSON, and pictures of t
 worst mistakes. Needs the extra `train`.
 """
 
-import csv
 import json
 import os
 import re
@@ -38,14 +37,13 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import IntervalStrategy
-from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
-from hf_internimage import InternImageConfig, InternImageImageProcessorPil, cards, hub
+from hf_internimage import InternImageConfig, InternImageImageProcessorPil, hub
 from hf_internimage.training import data, metrics, reports
 from hf_internimage.training.augmentation import Augmentation, AugmentationArguments, AugmentedPixels
-from hf_internimage.training.images import check_images, decode_image
-from hf_internimage.training.results import evaluation_result, write_json
+from hf_internimage.training.images import check_images, target_size
+from hf_internimage.training.outcome import judge, publish
 from hf_internimage.training.streams import TrainingStream
 from hf_internimage.training.trainer import (
     RecipeArguments,
@@ -213,6 +211,28 @@ def build_model(arguments: ModelArguments, label_names: list[str], multi_label: 
     return AutoModelForImageClassification.from_config(config)
 
 
+def check_labels(arguments: ModelArguments, label_names: list[str]) -> None:
+    """Before an evaluation without training: the checkpoint's classes have to be those of the data.
+
+    Raises:
+        UsageError: if they are not, or there is no checkpoint.
+    """
+    if arguments.model_name_or_path is None:
+        raise UsageError("Without training there has to be a checkpoint: set model_name_or_path, or do_train.")
+    config = AutoConfig.from_pretrained(
+        arguments.model_name_or_path,
+        revision=arguments.model_revision,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    theirs = [config.id2label[index] for index in sorted(config.id2label)]
+    unnamed = theirs == [f"LABEL_{index}" for index in range(len(label_names))]
+    if theirs != label_names and not unnamed:
+        raise UsageError(
+            f"The model's {len(theirs)} classes ({', '.join(theirs[:3])}...) are not the data's {len(label_names)} "
+            f"({', '.join(label_names[:3])}...) in that order: use scripts/evaluate.py, which matches them by name."
+        )
+
+
 def _json_object(text: str | None) -> dict[str, Any]:
     try:
         value = json.loads(text) if text else {}
@@ -245,14 +265,6 @@ def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> Any:
         image_mean=InternImageImageProcessorPil.image_mean,
         image_std=InternImageImageProcessorPil.image_std,
     )
-
-
-def target_size(processor: Any) -> tuple[int, int]:
-    """Height and width in pixels of what an image processor makes."""
-    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    if "height" in dict(size):
-        return size["height"], size["width"]
-    return size["shortest_edge"], size["shortest_edge"]
 
 
 def find_checkpoint(training: TrainingArguments) -> Path | None:
@@ -371,6 +383,8 @@ def run(parts: Parts) -> None:
         if parts.run.check_data:
             check(loaded)
     settle(parts, loaded)
+    if not training.do_train:
+        check_labels(parts.model, loaded.label_names)
     model = build_model(parts.model, loaded.label_names, loaded.multi_label)
     processor = build_processor(parts.model, model)
     trainer = build_trainer(parts, loaded, model, processor)
@@ -388,139 +402,15 @@ def run(parts: Parts) -> None:
         if loaded.validation is None:
             logger.warning("There are no validation data to evaluate on.")
         else:
-            evaluation = judge(trainer, loaded.validation, "eval", parts, loaded)
+            evaluation = judge(trainer, loaded.validation, "eval", parts.data, loaded)
     if training.do_predict:
         if loaded.test is None:
             raise UsageError("There are no test data: set test_dir or test_split_name.")
-        judge(trainer, loaded.test, "test", parts, loaded)
-    if training.do_train and trainer.is_world_process_zero():
-        reports.draw_training(trainer.state.log_history, output / "training.png")
-        publish(trainer, parts, evaluation)
-
-
-def judge(trainer: RecipeTrainer, split: Any, prefix: str, parts: Parts, loaded: data.LoadedData) -> dict[str, Any]:
-    """Evaluate on a split; write its metrics, confusions, worst mistakes and predictions to the output folder.
-
-    Returns: the evaluation as `cards.evaluated_card` takes it.
-    """
-    processor = trainer.processing_class
-    prediction = trainer.predict(split.with_transform(loaded.evaluation_transform(processor)), metric_key_prefix=prefix)
-    found: Any = prediction.metrics
-    trainer.log_metrics(prefix, found)
-    trainer.save_metrics(prefix, found)
-    measured = {
-        name: found[f"{prefix}_{name}"]
-        for name in ("accuracy", "top5_accuracy", "mean_average_precision", "f1", "loss")
-        if f"{prefix}_{name}" in found
-    }
-    training = parts.training
-    evaluation = evaluation_result(
-        trainer.model,
-        training.hub_model_id or str(training.output_dir),
-        parts.data,
-        "test" if prefix == "test" else "validation",
-        samples=len(split),
-        metrics=measured,
-        image_size=target_size(processor),
-        batch_size=training.eval_batch_size,
-        dtype="bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
-        device=training.device,
-        images_per_second=found[f"{prefix}_samples_per_second"],
-        processes=training.world_size,
-    )
-    if trainer.is_world_process_zero():
-        output = Path(str(parts.training.output_dir))
-        write_json(evaluation, output / f"{prefix}_evaluation.json")
-        if not loaded.multi_label:
-            draw_predictions(prediction, split, loaded, output, prefix)
-    return evaluation
-
-
-def draw_predictions(prediction: Any, split: Any, loaded: data.LoadedData, output: Path, prefix: str) -> None:
-    """The predictions as a table, the confusions, and the mistakes made with most confidence."""
-    (classes, scores), truth = prediction.predictions, prediction.label_ids
-    names = loaded.label_names
-    files = split.select_columns([loaded.image_column])
-    paths = files.flatten()[f"{loaded.image_column}.path"]
-    with open(output / f"{prefix}_predictions.csv", "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["row", "file", "label", "found", "score"])
-        found = zip(paths, truth, classes[:, 0], scores[:, 0], strict=True)
-        for row, (path, right, best, score) in enumerate(found):
-            table.writerow([row, path, names[right], names[best], f"{score:.6f}"])
-    reports.draw_confusions(truth, classes[:, 0], names, output / f"{prefix}_confusions.png")
-    worst = reports.worst_mistakes(truth, classes, scores)
-    wrong = int((truth != classes[:, 0]).sum())
-    reports.draw_mistakes(
-        [decode_image(files[row][loaded.image_column], loaded.max_pixels) for row in worst],
-        truth[worst],
-        classes[worst, 0],
-        scores[worst, 0],
-        names,
-        output / f"{prefix}_mistakes.png",
-        f"{wrong:,} of {len(truth):,} images are classified wrong"
-        + (f"; the {len(worst)} with the highest scores:" if worst else "."),
-    )
-
-
-def publish(trainer: RecipeTrainer, parts: Parts, evaluation: dict[str, Any] | None) -> None:
-    """Make the output folder a repository that works without this package, with its card; push it if asked to."""
-    training, output = parts.training, Path(str(parts.training.output_dir))
-    processor: Any = trainer.processing_class
-    model: Any = trainer.model
-    if model.config.model_type != "internimage":
-        if training.push_to_hub:
-            trainer.push_to_hub()
-        return
-    gathered = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    model = AutoModelForImageClassification.from_pretrained(output) if gathered else model
-    model_id = training.hub_model_id or re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") or "internimage"
-    base = parts.model.model_name_or_path
-    card: Any = hub.short_card(model, model_id, license=parts.run.license)
-    if evaluation is not None and "top1" in evaluation["metrics"]:
-        card = cards.evaluated_card(
-            evaluation,
-            model_id=model_id,
-            base_model=base if base is not None and not Path(base).exists() else None,
-            license=parts.run.license,
-            training=training_facts(trainer, parts),
-        )
-    if training.push_to_hub:
-        commit = hub.push(
-            model,
-            model_id,
-            image_processor=processor,
-            card=card,
-            private=training.hub_private_repo,
-            token=training.hub_token,
-            revision=training.hub_revision,
-            folder=output,
-        )
-        logger.warning(f"Pushed to {commit.repo_url}.")
-    else:
-        hub.save_for_hub(model, output, image_processor=processor, card=card)
-
-
-def training_facts(trainer: RecipeTrainer, parts: Parts) -> dict[str, Any]:
-    """What a model card says about the training."""
-    training, recipe = parts.training, parts.recipe
-    total = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    facts = {
-        "Epochs": f"{trainer.state.epoch:g}" if trainer.state.epoch else None,
-        "Steps": trainer.state.global_step,
-        "Batch size": total,
-        "Optimizer": OptimizerNames(training.optim).value,
-        "Learning rate": f"{training.learning_rate * trainer.learning_rate_factor:g}",
-        "Layer decay": recipe.layer_decay if recipe.layer_decay != 1 else None,
-        "Weight decay": training.weight_decay or None,
-        "Label smoothing": training.label_smoothing_factor or None,
-        "Mixup, CutMix": f"{recipe.mixup_alpha:g}, {recipe.cutmix_alpha:g}"
-        if recipe.mixup_alpha or recipe.cutmix_alpha
-        else None,
-        "Averaged weights": recipe.ema_decay or None,
-        "Seed": training.seed,
-    }
-    return {name: value for name, value in facts.items() if value is not None}
+        judge(trainer, loaded.test, "test", parts.data, loaded)
+    if training.do_train:
+        if trainer.is_world_process_zero():
+            reports.draw_training(trainer.state.log_history, output / "training.png")
+        publish(trainer, evaluation, base_model=parts.model.model_name_or_path, license=parts.run.license)
 
 
 _LOST_PEER = re.compile(r"closed by peer|reset by peer|gloo|NCCL|timed? ?out|DistBackend", re.IGNORECASE)

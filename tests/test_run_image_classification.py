@@ -21,6 +21,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, CL
 from transformers.utils import logging
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
+from hf_internimage.training.images import target_size
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 RECIPES = sorted((SCRIPTS / "recipes").glob("*.yaml"))
@@ -231,7 +232,7 @@ def test_new_models():
     assert type(model) is InternImageForImageClassification
     assert (model.config.channels, model.config.image_size, model.config.drop_path_rate) == (16, 32, 0.2)
     assert model.config.id2label == {0: "cat", 1: "dog"}
-    assert script.target_size(script.build_processor(model_arguments(image_size=32), model)) == (32, 32)
+    assert target_size(script.build_processor(model_arguments(image_size=32), model)) == (32, 32)
     overrides = '{"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}'
     other = script.build_model(model_arguments(model_type="convnext", config_overrides=overrides), names, True)
     assert other.config.problem_type == "multi_label_classification"
@@ -252,9 +253,9 @@ def test_checkpoint_gets_a_new_head_and_size(tmp_path):
     model = script.build_model(arguments, ["a", "b", "c"], False)
     assert model.head.out_features == 3
     assert torch.equal(model.model.patch_embed.conv1.weight, before.model.patch_embed.conv1.weight)
-    assert script.target_size(script.build_processor(arguments, model)) == (48, 48)
+    assert target_size(script.build_processor(arguments, model)) == (48, 48)
     arguments = model_arguments(model_name_or_path=str(tmp_path))
-    assert script.target_size(script.build_processor(arguments, model)) == (224, 224)
+    assert target_size(script.build_processor(arguments, model)) == (224, 224)
 
 
 # ---- Whole runs ----
@@ -309,6 +310,17 @@ def test_evaluation_only_gives_the_same(trained, digits, tmp_path):
     assert not (output / "model.safetensors").exists()
 
 
+def test_evaluation_of_other_classes_is_refused(trained, digits, tmp_path, capsys):
+    """Without training, a head for other classes would be random, and one of another order wrong."""
+    arguments = settings(digits, tmp_path, model_name_or_path=trained, train_dir=None, config_overrides=None)
+    shutil.copytree(digits / "validation", tmp_path / "other")
+    (tmp_path / "other" / "zero").rename(tmp_path / "other" / "a zero")
+    assert script.main([*arguments, "--do_eval", f"--validation_dir={tmp_path / 'other'}"]) == 1
+    assert "use scripts/evaluate.py, which matches them by name" in capsys.readouterr().err
+    assert script.main([*settings(digits, tmp_path, train_dir=None), "--do_eval"]) == 1
+    assert "there has to be a checkpoint" in capsys.readouterr().err
+
+
 def test_resuming_gives_the_same_bits(trained, digits, tmp_path):
     """A run that lost its end goes on from its last whole checkpoint, with augmentation and mixing as they were."""
     output = tmp_path / trained.name
@@ -350,7 +362,7 @@ def test_other_models_by_the_same_command(digits, tmp_path):
     assert script.main([*arguments, "--model_type=convnext"]) == 0
     model = AutoModelForImageClassification.from_pretrained(output)
     assert model.config.id2label[2] == "zero"
-    assert script.target_size(AutoImageProcessor.from_pretrained(output)) == (16, 16)
+    assert target_size(AutoImageProcessor.from_pretrained(output)) == (16, 16)
 
 
 def test_streaming(digits, tmp_path):

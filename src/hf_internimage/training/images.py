@@ -192,6 +192,14 @@ class ProcessorPixels:
         return self.processor(image, return_tensors="pt")["pixel_values"][0]
 
 
+def target_size(processor: Any) -> tuple[int, int]:
+    """Height and width in pixels of what an image processor makes."""
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    if "height" in dict(size):
+        return size["height"], size["width"]
+    return size["shortest_edge"], size["shortest_edge"]
+
+
 def check_images(
     dataset: Any, image_column: str, max_pixels: int = MAX_PIXELS, workers: int = 8
 ) -> Iterator[tuple[int, str]]:
@@ -216,4 +224,13 @@ def check_images(
                 row += 1
 
 
-__all__ = ["MAX_PIXELS", "ImageTransform", "ProcessorPixels", "check_images", "decode_image", "name_of", "read_bytes"]
+__all__ = [
+    "MAX_PIXELS",
+    "ImageTransform",
+    "ProcessorPixels",
+    "check_images",
+    "decode_image",
+    "name_of",
+    "read_bytes",
+    "target_size",
+]

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""The end of a training: judged on data, saved as a repository, pushed."""
+
+import csv
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForImageClassification
+from transformers.training_args import OptimizerNames
+from transformers.utils import logging
+
+from .. import cards, hub
+from .data import DataArguments, LoadedData
+from .images import decode_image, target_size
+from .reports import draw_confusions, draw_mistakes, worst_mistakes
+from .results import evaluation_result, write_json
+from .trainer import RecipeTrainer
+
+logger = logging.get_logger(__name__)
+
+
+def judge(
+    trainer: RecipeTrainer, split: Any, prefix: str, arguments: DataArguments, loaded: LoadedData
+) -> dict[str, Any]:
+    """Evaluate on a split; write its metrics, confusions, worst mistakes and predictions to the output folder.
+
+    Returns: the evaluation as `cards.evaluated_card` takes it.
+    """
+    processor = trainer.processing_class
+    prediction = trainer.predict(split.with_transform(loaded.evaluation_transform(processor)), metric_key_prefix=prefix)
+    found: Any = prediction.metrics
+    trainer.log_metrics(prefix, found)
+    trainer.save_metrics(prefix, found)
+    measured = {
+        name: found[f"{prefix}_{name}"]
+        for name in ("accuracy", "top5_accuracy", "mean_average_precision", "f1", "loss")
+        if f"{prefix}_{name}" in found
+    }
+    training = trainer.args
+    evaluation = evaluation_result(
+        trainer.model,
+        training.hub_model_id or str(training.output_dir),
+        arguments,
+        "test" if prefix == "test" else "validation",
+        samples=len(split),
+        metrics=measured,
+        image_size=target_size(processor),
+        batch_size=training.eval_batch_size,
+        dtype="bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
+        device=training.device,
+        images_per_second=found[f"{prefix}_samples_per_second"],
+        processes=training.world_size,
+    )
+    if trainer.is_world_process_zero():
+        output = Path(str(training.output_dir))
+        write_json(evaluation, output / f"{prefix}_evaluation.json")
+        if not loaded.multi_label:
+            draw_predictions(prediction, split, loaded, output, prefix)
+    return evaluation
+
+
+def draw_predictions(prediction: Any, split: Any, loaded: LoadedData, output: Path, prefix: str) -> None:
+    """The predictions as a table, the confusions, and the mistakes made with most confidence."""
+    (classes, scores), truth = prediction.predictions, prediction.label_ids
+    names = loaded.label_names
+    files = split.select_columns([loaded.image_column])
+    paths = files.flatten()[f"{loaded.image_column}.path"]
+    with open(output / f"{prefix}_predictions.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["row", "file", "label", "found", "score"])
+        found = zip(paths, truth, classes[:, 0], scores[:, 0], strict=True)
+        for row, (path, right, best, score) in enumerate(found):
+            table.writerow([row, path, names[right], names[best], f"{score:.6f}"])
+    draw_confusions(truth, classes[:, 0], names, output / f"{prefix}_confusions.png")
+    worst = worst_mistakes(truth, classes, scores)
+    wrong = int((truth != classes[:, 0]).sum())
+    draw_mistakes(
+        [decode_image(files[row][loaded.image_column], loaded.max_pixels) for row in worst],
+        truth[worst],
+        classes[worst, 0],
+        scores[worst, 0],
+        names,
+        output / f"{prefix}_mistakes.png",
+        f"{wrong:,} of {len(truth):,} images are classified wrong"
+        + (f"; the {len(worst)} with the highest scores:" if worst else "."),
+    )
+
+
+def publish(
+    trainer: RecipeTrainer,
+    evaluation: dict[str, Any] | None,
+    *,
+    base_model: str | None = None,
+    license: str | None = None,
+) -> None:
+    """Make the output folder a repository that works without this package, with its card; push it if asked to.
+
+    All processes have to call this. Models other than InternImage are pushed by Trainer's own means.
+
+    Args:
+        trainer: after `save_whole` into its output folder.
+        evaluation: what `judge` returned, for the card.
+        base_model: what the training began with: a folder, or a repository on the Hub, which the card names.
+        license: SPDX identifier in lower case; not stated if None.
+
+    Raises:
+        PushError: if the Hub does not take it; the folder keeps everything.
+    """
+    training, output = trainer.args, Path(str(trainer.args.output_dir))
+    processor: Any = trainer.processing_class
+    model: Any = trainer.model
+    if model.config.model_type != "internimage":
+        if training.push_to_hub:
+            trainer.push_to_hub()  # by all processes
+        return
+    if not trainer.is_world_process_zero():
+        return
+    gathered = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    model = AutoModelForImageClassification.from_pretrained(output) if gathered else model
+    model_id = training.hub_model_id or re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") or "internimage"
+    card: Any = hub.short_card(model, model_id, license=license)
+    if (
+        evaluation is not None
+        and {"top1", "loss"} <= set(evaluation["metrics"])
+        and math.isfinite(evaluation["metrics"]["loss"])
+    ):
+        card = cards.evaluated_card(
+            evaluation,
+            model_id=model_id,
+            base_model=None if base_model is None or Path(base_model).exists() else base_model,
+            license=license,
+            training=training_facts(trainer),
+        )
+    if training.push_to_hub:
+        commit = hub.push(
+            model,
+            model_id,
+            image_processor=processor,
+            card=card,
+            private=training.hub_private_repo,
+            token=training.hub_token,
+            revision=training.hub_revision,
+            folder=output,
+        )
+        logger.warning(f"Pushed to {commit.repo_url}.")
+    else:
+        hub.save_for_hub(model, output, image_processor=processor, card=card)
+
+
+def training_facts(trainer: RecipeTrainer) -> dict[str, Any]:
+    """What a model card says about the training."""
+    training, recipe = trainer.args, trainer.recipe
+    total = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    facts = {
+        "Epochs": f"{trainer.state.epoch:g}" if trainer.state.epoch else None,
+        "Steps": trainer.state.global_step,
+        "Batch size": total,
+        "Optimizer": OptimizerNames(training.optim).value,
+        "Learning rate": f"{training.learning_rate * trainer.learning_rate_factor:g}",
+        "Layer decay": recipe.layer_decay if recipe.layer_decay != 1 else None,
+        "Weight decay": training.weight_decay or None,
+        "Label smoothing": training.label_smoothing_factor or None,
+        "Mixup, CutMix": f"{recipe.mixup_alpha:g}, {recipe.cutmix_alpha:g}"
+        if recipe.mixup_alpha or recipe.cutmix_alpha
+        else None,
+        "Averaged weights": recipe.ema_decay or None,
+        "Seed": training.seed,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+__all__ = ["judge", "publish"]
