@@ -18,7 +18,7 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_import import ISLAND, PACKAGE
-from test_loading import assert_loaded_fully, every_class, run_python
+from test_loading import WITHOUT_THE_PACKAGE, assert_loaded_fully, every_class, run_python
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -42,17 +42,6 @@ from hf_internimage import (
 WRITTEN = {*ISLAND, "README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
 ODD_SIZE = {"size": {"shortest_edge": 96}, "crop_size": {"height": 64, "width": 96}}
 NAME = "tester/tiny.h-1"  # as a module, transformers has to rename it
-# Runs first in an interpreter that imitates the package's absence.
-WITHOUT_THE_PACKAGE = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_internimage":
-            raise ModuleNotFoundError(f"No module named {name!r}", name="hf_internimage")
-
-sys.meta_path.insert(0, Absent())
-"""
 
 
 def contents(folder):

@@ -13,7 +13,7 @@ from golden_data import awaken, tiny_config
 from loopback_hub import LoopbackHub, loopback_hub  # noqa: F401
 from PIL import Image
 from safetensors.torch import load
-from test_loading import run_python
+from test_loading import WITHOUT_THE_PACKAGE, run_python
 from transformers.core_model_loading import revert_weight_conversion
 
 from hf_internimage import InternImageForImageClassification, InternImageImageProcessorPil
@@ -38,16 +38,6 @@ def raised(call, *arguments, **options):
 def read(*arguments, **options):
     return Path(hf_hub_download(*arguments, **options)).read_bytes()
 
-"""
-PACKAGE_ABSENT = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hf_internimage":
-            raise ModuleNotFoundError(f"No module named {name!r}", name="hf_internimage")
-
-sys.meta_path.insert(0, Absent())
 """
 
 
@@ -745,7 +735,7 @@ def test_code_from_the_hub(hub, tmp_path):
             logits = model.eval()(torch.load({str(tmp_path / "pixel_values.pt")!r})).logits
         torch.save(logits, {str(tmp_path / "logits.pt")!r})
     """
-    run(hub, tmp_path / "home", PACKAGE_ABSENT + textwrap.dedent(code))
+    run(hub, tmp_path / "home", WITHOUT_THE_PACKAGE + textwrap.dedent(code))
     with torch.no_grad():
         torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(pixel_values).logits)
     assert requests(hub, "GET", "modeling_internimage.py") == [200]

@@ -212,6 +212,19 @@ def test_pipeline_on_an_official_folder(name, tmp_path, caplog):
     assert len(features(picture)[0]) == model_case(name)[0]["config"]["channels"] * 8
 
 
+# Runs first in an interpreter that imitates the package's absence.
+WITHOUT_THE_PACKAGE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hf_internimage":
+            raise ModuleNotFoundError(f"No module named {name!r}", name="hf_internimage")
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
 def run_python(code, **environment):
     """The code in a new interpreter, offline; its standard output."""
     full = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
@@ -272,15 +285,9 @@ def test_saved_folder_runs_without_the_package(tmp_path):
     }
     torch.save(model_input("tiny_h"), tmp_path / "input.pt")
     printed = run_python(
-        f"""
-        import json, sys
-
-        class Absent:
-            def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] == "hf_internimage":
-                    raise ModuleNotFoundError(f"No module named {{name!r}}", name="hf_internimage")
-
-        sys.meta_path.insert(0, Absent())
+        WITHOUT_THE_PACKAGE
+        + textwrap.dedent(f"""
+        import json
         import torch
         from transformers import AutoModelForImageClassification
 
@@ -288,7 +295,7 @@ def test_saved_folder_runs_without_the_package(tmp_path):
         assert "hf_internimage" not in sys.modules
         with torch.no_grad():
             print(json.dumps(model.eval()(torch.load({str(tmp_path / "input.pt")!r})).logits.tolist()))
-        """,
+        """),
         HF_MODULES_CACHE=str(tmp_path / "modules"),
     )
     case, expected = model_case("tiny_h")

@@ -5,6 +5,7 @@ import csv
 import json
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from loopback_hub import loopback_hub  # noqa: F401
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
-from test_loading import run_python
+from test_loading import WITHOUT_THE_PACKAGE, run_python
 from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPImageProcessorPil, pipeline
 from transformers.utils import logging
 
@@ -444,20 +445,13 @@ def test_pushing_and_loading_without_the_package(digits, tmp_path, loopback_hub)
     assert not any(name.startswith(("checkpoint-", "runs")) or name.endswith((".png", ".csv")) for name in files)
     picture = next((digits / "test" / "two").glob("*.png"))
     printed = run_python(
-        f"""
-        import sys
-
-        class Absent:
-            def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] == "hf_internimage":
-                    raise ModuleNotFoundError(f"No module named {{name!r}}", name="hf_internimage")
-
-        sys.meta_path.insert(0, Absent())
+        WITHOUT_THE_PACKAGE
+        + textwrap.dedent(f"""
         from transformers import pipeline
 
         classify = pipeline("image-classification", model="hf-internimage-tests/digits", trust_remote_code=True)
         print([(found["label"], round(found["score"], 5)) for found in classify({str(picture)!r})])
-        """,
+        """),
         **environment,
     )
     classify = pipeline("image-classification", model=str(tmp_path / "out"))
