@@ -18,7 +18,7 @@ from hf_internimage.ops import dcnv3
 
 ROOT = Path(__file__).parents[1]
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
-sys.path.insert(0, str(ROOT / "scripts"))  # as for the script itself
+sys.path.append(str(ROOT / "scripts"))  # last: evaluate.py would hide the package of that name
 
 benchmark = importlib.import_module("benchmark")
 measuring = importlib.import_module("benchmarking.measuring")

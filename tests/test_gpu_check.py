@@ -18,7 +18,7 @@ import torch
 from hf_internimage.ops import native
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))  # as for the script itself
+sys.path.append(str(ROOT / "scripts"))  # last: evaluate.py would hide the package of that name
 
 gpu_check = importlib.import_module("gpu_check")
 environment = importlib.import_module("benchmarking.environment")

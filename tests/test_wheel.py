@@ -106,7 +106,7 @@ def assert_holds_the_package(wheel):
     expected = {
         path.relative_to(package.parent).as_posix()
         for path in package.rglob("*")
-        if path.is_file() and path.suffix in (".py", ".txt", ".typed")
+        if path.is_file() and path.suffix in (".md", ".py", ".txt", ".typed")
     }
     expected.add("hf_internimage/py.typed")
     expected |= {f"hf_internimage/ops/dcnv3_cuda/{name}" for name in ("nvrtc.cu", "dcnv3.cuh", "types.cuh")}
