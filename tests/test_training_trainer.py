@@ -320,6 +320,20 @@ def test_half_written_checkpoints_are_passed_over(tmp_path):
     assert json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
 
 
+def test_a_checkpoint_written_over_an_older_one_is_incomplete_until_its_end(tmp_path, monkeypatch):
+    trainer(tmp_path, save_strategy="steps", save_steps=2).train()
+    again = trainer(tmp_path, save_strategy="steps", save_steps=2)
+
+    def fail(output_dir):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(again, "_save_rng_state", fail)
+    with pytest.raises(OSError, match="disk full"):
+        again.train()
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert not (tmp_path / "checkpoint-2" / "trainer_state.json").exists()
+
+
 def test_epochs_are_told_also_after_resuming(tmp_path):
     class Reading(Noise):
         def __init__(self, epoch):

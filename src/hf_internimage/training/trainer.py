@@ -16,13 +16,15 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .averaging import WeightAverage
 from .mixing import MixingArguments, mix
 from .optimization import cosine_schedule, parameter_groups
 from .streams import TrainingStream
+
+_PROCESSES = "processes.json"  # how many wrote a checkpoint
 
 
 @dataclass
@@ -90,7 +92,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
         try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
             processes = json.loads((folder / _PROCESSES).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
@@ -98,9 +100,6 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
         if step.isdigit() and all((folder / name).is_file() for name in names):
             found.append((int(step), folder))
     return max(found)[1] if found else None
-
-
-_PROCESSES = "processes.json"  # how many wrote a checkpoint
 
 
 class RecipeTrainer(Trainer):
@@ -241,6 +240,7 @@ class RecipeTrainer(Trainer):
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         if self.args.should_save:
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run: not complete until written anew
             (folder / _PROCESSES).write_text(f"{self.args.world_size}\n", encoding="utf-8")
         if self.average is not None:
             self.average.save(folder, main=self.args.should_save)
