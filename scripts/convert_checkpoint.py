@@ -32,6 +32,7 @@ from hf_internimage import (
     InternImageForImageClassification,
     InternImageImageProcessorPil,
     conversion,
+    hub,
 )
 from hf_internimage.checkpoints import CHECKPOINTS, imagenet_1k_labels
 
@@ -253,9 +254,7 @@ def _prepare(
         weights = conversion.cast_weights(state_dict, _DTYPES[args.dtype])
     model.load_state_dict(weights, strict=True, assign=True)
 
-    processor = InternImageImageProcessorPil(
-        size={"shortest_edge": max(height, width)}, crop_size={"height": height, "width": width}
-    )
+    processor = hub.image_processor_for(height, width)
     name = f"InternImage-{size.upper()}" if size else "InternImage"
     summary = [
         f"{name}, {classes} classes ({origin}), {height}x{width} pixels, {args.dtype}",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
     from .configuration_internimage import InternImageConfig
+    from .image_processing_pil_internimage import InternImageImageProcessorPil
     from .modeling_internimage import InternImagePreTrainedModel
 
 AUTO_MAP = {
@@ -57,15 +58,19 @@ def default_image_processor(config: "InternImageConfig") -> "BaseImageProcessor"
 
     Raises: ValueError if the model does not take three channels.
     """
-    from .image_processing_pil_internimage import InternImageImageProcessorPil
-
     if config.num_channels != 3:
         raise ValueError(
             f"num_channels is {config.num_channels}, and the default image processor makes 3 channels; give "
             "image_processor."
         )
     sides = [config.image_size] if isinstance(config.image_size, int) else list(config.image_size)
-    height, width = sides[0], sides[-1]
+    return image_processor_for(sides[0], sides[-1])
+
+
+def image_processor_for(height: int, width: int) -> "InternImageImageProcessorPil":
+    """The preprocessing of the released models, for images of this size in pixels."""
+    from .image_processing_pil_internimage import InternImageImageProcessorPil
+
     return InternImageImageProcessorPil(
         size={"shortest_edge": max(height, width)}, crop_size={"height": height, "width": width}
     )
@@ -360,4 +365,13 @@ def _reason(error: Exception, api: HfApi) -> str:
     return f"the Hub or its client refused ({said})"
 
 
-__all__ = ["AUTO_MAP", "MAX_SHARD_SIZE", "PushError", "default_image_processor", "push", "save_for_hub", "short_card"]
+__all__ = [
+    "AUTO_MAP",
+    "MAX_SHARD_SIZE",
+    "PushError",
+    "default_image_processor",
+    "image_processor_for",
+    "push",
+    "save_for_hub",
+    "short_card",
+]

@@ -51,23 +51,24 @@ class WeightAverage:
         weights = [_local(tensor).float() for tensor in self.weights.values()]
         torch._foreach_lerp_(averages, weights, 1 - self.decay)
 
-    @torch.no_grad()
     def apply(self) -> None:
         """Put the averages into the model, for good."""
-        for name, weight in self.weights.items():
-            _local(weight).copy_(_local(self.averages[name]))
+        self._put(self.averages)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """The model holds the averages within this context, its own weights after it."""
-        own = {name: _local(weight).clone() for name, weight in self.weights.items()}
-        self.apply()
+        own = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self._put(self.averages)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, weight in self.weights.items():
-                    _local(weight).copy_(own[name])
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, torch.Tensor]) -> None:
+        for name, weight in self.weights.items():
+            _local(weight).copy_(_local(values[name]))
 
     def save(self, folder: Path, *, main: bool) -> None:
         """Write the averages into a checkpoint's folder; every process has to call this.
@@ -89,13 +90,12 @@ class WeightAverage:
             FileNotFoundError: if the checkpoint has no averages of this kind.
             ValueError: if they are those of another model.
         """
+        name = FOLDER_NAME if self.sharded else FILE_NAME
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"{folder} has no {name}: train it on without ema_decay, or anew.")
         if self.sharded:
-            if not (folder / FOLDER_NAME).is_dir():
-                raise FileNotFoundError(f"{folder} has no {FOLDER_NAME}: train it on without ema_decay, or anew.")
             load_shards(dict(self.averages), storage_reader=FileSystemReader(folder / FOLDER_NAME))
             return
-        if not (folder / FILE_NAME).is_file():
-            raise FileNotFoundError(f"{folder} has no {FILE_NAME}: train it on without ema_decay, or anew.")
         saved = load_file(folder / FILE_NAME)
         if differing := sorted(set(saved) ^ set(self.averages)):
             raise ValueError(f"{folder / FILE_NAME} is of another model: it differs in {differing[:3]}.")

@@ -122,7 +122,8 @@ class RecipeTrainer(Trainer):
 
     def __init__(self, *args: Any, recipe: RecipeArguments, class_weights: torch.Tensor | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.recipe, self.class_weights = recipe, class_weights
+        self.recipe = recipe
+        self.class_weights = None if class_weights is None else class_weights.to(self.args.device)
         self.average: WeightAverage | None = None
         self.learning_rate_factor = 1.0
         if recipe.learning_rate_batch_size:
@@ -192,7 +193,7 @@ class RecipeTrainer(Trainer):
             targets = labels.float() if self.multi_label else F.one_hot(labels, classes).float()
             inputs["pixel_values"], labels = mix(inputs["pixel_values"], targets, self.recipe)
         outputs = model(**inputs)
-        weights = None if self.class_weights is None else self.class_weights.to(outputs.logits.device)
+        weights = self.class_weights
         logits = outputs.logits.float()
         if self.multi_label:
             loss = F.binary_cross_entropy_with_logits(logits, labels.float(), weight=weights)
@@ -210,9 +211,10 @@ class RecipeTrainer(Trainer):
             self.average = None
         return result
 
-    def start_average(self) -> None:
-        if self.average is None and self.recipe.ema_decay:
+    def start_average(self) -> WeightAverage:
+        if self.average is None:
             self.average = WeightAverage(self.model, self.recipe.ema_decay)
+        return self.average
 
     @contextlib.contextmanager
     def _weights_to_judge(self) -> Iterator[None]:
@@ -249,9 +251,7 @@ class RecipeTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.recipe.ema_decay:
-            self.start_average()
-            assert self.average is not None
-            self.average.load(Path(checkpoint))
+            self.start_average().load(Path(checkpoint))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
