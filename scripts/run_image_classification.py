@@ -11,12 +11,8 @@ the model, its image processor, its card, the metrics as JSON, and pictures of t
 worst mistakes. Needs the extra `train`.
 """
 
-import json
-import os
-import re
 import sys
-from argparse import RawDescriptionHelpFormatter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +20,11 @@ from typing import Any
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-import torch
-import yaml
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     EarlyStoppingCallback,
-    HfArgumentParser,
     PreTrainedModel,
     TrainingArguments,
     set_seed,
@@ -42,16 +35,12 @@ from transformers.utils import logging
 from hf_internimage import InternImageConfig, InternImageImageProcessorPil, hub
 from hf_internimage.training import data, metrics, reports
 from hf_internimage.training.augmentation import Augmentation, AugmentationArguments, AugmentedPixels
+from hf_internimage.training.classification import ClassificationRecipe, ClassificationTrainer
+from hf_internimage.training.command_line import UsageError, find_checkpoint, json_object, parse, run_script
 from hf_internimage.training.images import check_images, target_size
 from hf_internimage.training.outcome import judge, publish
 from hf_internimage.training.streams import TrainingStream
-from hf_internimage.training.trainer import (
-    RecipeArguments,
-    RecipeTrainer,
-    TellEpoch,
-    accumulation_steps,
-    last_complete_checkpoint,
-)
+from hf_internimage.training.trainer import TellEpoch
 
 logger = logging.get_logger("run_image_classification")
 
@@ -96,27 +85,13 @@ class RunArguments:
     license: str | None = field(default=None, metadata={"help": "Licence of the weights, for the model's card."})
 
 
-# Where these differ from transformers' own.
+# Where these differ from the other scripts' and transformers' own.
 DEFAULTS: dict[str, Any] = {
     "output_dir": "image_classification_output",
-    "remove_unused_columns": False,  # the image's column is not an argument of the model
-    "report_to": "tensorboard",
     "lr_scheduler_type": "cosine",
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "save_total_limit": 2,
-    "logging_steps": 20,
-    "load_best_model_at_end": True,
     "metric_for_best_model": "accuracy",
-    "ddp_find_unused_parameters": False,
     "per_device_eval_batch_size": 64,
-    "dataloader_pin_memory": torch.accelerator.is_available(),
-    "hub_strategy": "end",
 }
-
-
-class UsageError(Exception):
-    """A mistake of the caller: shown as one line."""
 
 
 @dataclass
@@ -126,65 +101,19 @@ class Parts:
     model: ModelArguments
     data: data.DataArguments
     augmentation: AugmentationArguments
-    recipe: RecipeArguments
+    recipe: ClassificationRecipe
     run: RunArguments
     training: TrainingArguments
 
 
-def parse(argv: list[str]) -> Parts:
+def read_arguments(argv: list[str]) -> Parts:
     """The arguments' dataclasses, from files of settings and the command line."""
-    kinds = [part.type for part in fields(Parts)]
-    parser = HfArgumentParser(
-        kinds,  # type: ignore[arg-type]
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(**DEFAULTS)
-    known = {action.dest for action in parser._actions}
-    while argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        path = Path(argv[0])
-        try:
-            settings = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-        except (OSError, yaml.YAMLError) as error:
-            raise UsageError(f"{path} cannot be read: {error}") from error
-        if not isinstance(settings, dict):
-            raise UsageError(f"{path} holds no settings, expected lines such as `learning_rate: 1e-4`.")
-        if unknown := sorted(set(settings) - known):
-            raise UsageError(f"{path} has the unknown setting {unknown[0]!r}; --help lists all.")
-        # As text, so that the parser converts and checks them as it does the command line's.
-        parser.set_defaults(**{name: _as_argument(value) for name, value in settings.items()})
-        argv = argv[1:]
-    # Asked for nothing in particular, it trains and evaluates. Trainer's arguments turn do_eval on by themselves.
-    actions = ("do_train", "do_eval", "do_predict")
-    parser.set_defaults(**{name: parser.get_default(name) or None for name in actions})
-    chosen, _ = parser.parse_known_args(argv)
-    if all(getattr(chosen, name) is None for name in actions):
-        parser.set_defaults(do_train=True, do_eval=True)
-    try:
-        if chosen.total_train_batch_size is not None:  # before the training arguments: DeepSpeed takes the number there
-            steps = accumulation_steps(
-                chosen.total_train_batch_size, chosen.per_device_train_batch_size, count_devices(chosen.use_cpu)
-            )
-            parser.set_defaults(gradient_accumulation_steps=steps)
-        return Parts(*parser.parse_args_into_dataclasses(args=argv))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def count_devices(use_cpu: bool) -> int:
-    """Devices of all processes together: one each under a launcher, else all GPUs of this machine."""
-    return int(os.environ.get("WORLD_SIZE", "0")) or (1 if use_cpu else max(1, torch.cuda.device_count()))
-
-
-def _as_argument(value: Any) -> Any:
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    return parse(Parts, argv, __doc__, DEFAULTS)
 
 
 def build_model(arguments: ModelArguments, label_names: list[str], multi_label: bool) -> PreTrainedModel:
     """The checkpoint with a head for these labels, or a new model."""
-    overrides = _json_object(arguments.config_overrides)
+    overrides = json_object("config_overrides", arguments.config_overrides)
     if arguments.image_size is not None:
         overrides["image_size"] = arguments.image_size
     if arguments.drop_path_rate is not None:
@@ -233,16 +162,6 @@ def check_labels(arguments: ModelArguments, label_names: list[str]) -> None:
         )
 
 
-def _json_object(text: str | None) -> dict[str, Any]:
-    try:
-        value = json.loads(text) if text else {}
-    except json.JSONDecodeError as error:
-        raise UsageError(f"config_overrides is no JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"config_overrides is {text}, expected a JSON object.")
-    return value
-
-
 def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> Any:
     """The checkpoint's image processor, or a new one; for images of the wanted size."""
     size = arguments.image_size
@@ -267,26 +186,9 @@ def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> Any:
     )
 
 
-def find_checkpoint(training: TrainingArguments) -> Path | None:
-    """The checkpoint to go on from: the one named, or the last complete one of the output folder.
-
-    Raises:
-        UsageError: if it is not there, or training anew would overwrite what an earlier run left.
-    """
-    named = training.resume_from_checkpoint
-    last = last_complete_checkpoint(str(training.output_dir))
-    if named in (None, True, "true", "True"):
-        return last
-    if named in (False, "false", "False"):
-        if last is not None:
-            raise UsageError(f"{last} is of an earlier training: choose another output_dir, or go on from it.")
-        return None
-    if not Path(named, "trainer_state.json").is_file():
-        raise UsageError(f"resume_from_checkpoint={named} holds no complete checkpoint: trainer_state.json is missing.")
-    return Path(named)
-
-
-def build_trainer(parts: Parts, loaded: data.LoadedData, model: PreTrainedModel, processor: Any) -> RecipeTrainer:
+def build_trainer(
+    parts: Parts, loaded: data.LoadedData, model: PreTrainedModel, processor: Any
+) -> ClassificationTrainer:
     """The trainer with its data, augmented in training and prepared by the image processor in evaluation."""
     training, recipe = parts.training, parts.recipe
     evaluation = loaded.evaluation_transform(processor)
@@ -312,7 +214,7 @@ def build_trainer(parts: Parts, loaded: data.LoadedData, model: PreTrainedModel,
             train = loaded.train.with_transform(transform)
     if parts.run.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(parts.run.early_stopping_patience))
-    return RecipeTrainer(
+    return ClassificationTrainer(
         model=model,
         args=training,
         recipe=recipe,
@@ -413,33 +315,8 @@ def run(parts: Parts) -> None:
         publish(trainer, evaluation, base_model=parts.model.model_name_or_path, license=parts.run.license)
 
 
-_LOST_PEER = re.compile(r"closed by peer|reset by peer|gloo|NCCL|timed? ?out|DistBackend", re.IGNORECASE)
-
-
 def main(argv: list[str] | None = None) -> int:
-    parts = None
-    try:
-        parts = parse(sys.argv[1:] if argv is None else argv)
-        logging.set_verbosity(parts.training.get_process_log_level())
-        run(parts)
-    except (UsageError, hub.PushError, OSError, ValueError) as error:
-        if parts is not None and parts.training.log_level == "debug":
-            raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        # What a worker process raised comes as its traceback, whose last line says what happened.
-        print(f"error: {lines[-1] if 'DataLoader worker' in lines[0] else chr(10).join(lines)}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if parts is None or parts.training.world_size == 1 or not _LOST_PEER.search(str(error)):
-            raise
-        last = last_complete_checkpoint(str(parts.training.output_dir))
-        print(
-            f"error: process {parts.training.process_index} lost the others: one was killed, or its machine is gone. "
-            + (f"The same command goes on from {last}." if last else "There is no checkpoint yet: start again."),
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+    return run_script(read_arguments, run, argv)
 
 
 if __name__ == "__main__":

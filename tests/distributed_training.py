@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_internimage import InternImageForImageClassification
-from hf_internimage.training.trainer import RecipeArguments, RecipeTrainer
+from hf_internimage.training.classification import ClassificationRecipe, ClassificationTrainer
 
 torch.set_num_threads(1)
 
@@ -78,12 +78,12 @@ def main(settings: dict) -> None:
     )
     if sharding:
         shard_on_cpus(arguments)
-    trainer = RecipeTrainer(
+    trainer = ClassificationTrainer(
         model=model,
         args=arguments,
         train_dataset=Stripes(),
         eval_dataset=Stripes(),
-        recipe=RecipeArguments(ema_decay=0.5, layer_decay=0.9, geometry_lr_scale=0.1),
+        recipe=ClassificationRecipe(ema_decay=0.5, layer_decay=0.9, geometry_lr_scale=0.1),
         callbacks=[KillAt(*settings["kill"])] if "kill" in settings else [],
     )
     trainer.train(resume_from_checkpoint=settings.get("resume"))

@@ -22,6 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, CL
 from transformers.utils import logging
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
+from hf_internimage.training import command_line
 from hf_internimage.training.images import target_size
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -90,7 +91,7 @@ def accuracy(output, prefix="eval"):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_settings_of_the_script(recipe, tmp_path):
-    parts = script.parse([str(recipe), "--train_dir", "images", "--output_dir", str(tmp_path), "--bf16", "false"])
+    parts = script.read_arguments([str(recipe), "--train_dir", "images", "--output_dir", str(tmp_path), "--bf16", "false"])
     for name, value in yaml.safe_load(recipe.read_text()).items():
         if name == "bf16":
             continue
@@ -118,7 +119,7 @@ TABLE = {
 
 @pytest.mark.parametrize("size", TABLE)
 def test_recipes_are_the_originals(size, tmp_path):
-    parts = script.parse(
+    parts = script.read_arguments(
         [str(SCRIPTS / "recipes" / f"{size}.yaml"), "--train_dir=images", f"--output_dir={tmp_path}", "--bf16=false"]
     )
     training, recipe, augmentation = parts.training, parts.recipe, parts.augmentation
@@ -153,12 +154,12 @@ def test_recipes_are_the_originals(size, tmp_path):
 def test_batch_of_all_devices(tmp_path, monkeypatch):
     arguments = ["--train_dir=x", f"--output_dir={tmp_path}", "--use_cpu=true", "--total_train_batch_size=4096"]
     arguments.append("--per_device_train_batch_size=128")
-    assert script.parse(arguments).training.gradient_accumulation_steps == 32
-    monkeypatch.setattr(script, "count_devices", lambda use_cpu: 8)
-    assert script.parse(arguments).training.gradient_accumulation_steps == 4
+    assert script.read_arguments(arguments).training.gradient_accumulation_steps == 32
+    monkeypatch.setattr(command_line, "count_devices", lambda use_cpu: 8)
+    assert script.read_arguments(arguments).training.gradient_accumulation_steps == 4
     monkeypatch.undo()
     monkeypatch.setenv("WORLD_SIZE", "16")
-    assert script.count_devices(True) == 16
+    assert command_line.count_devices(True) == 16
 
 
 def test_later_settings_win(tmp_path):
@@ -166,13 +167,13 @@ def test_later_settings_win(tmp_path):
     (tmp_path / "a.yaml").write_text(text)
     (tmp_path / "b.json").write_text('{"learning_rate": 2e-3, "num_train_epochs": 3}')
     files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.json")]
-    parts = script.parse([*files, "--num_train_epochs", "4", f"--output_dir={tmp_path}"])
+    parts = script.read_arguments([*files, "--num_train_epochs", "4", f"--output_dir={tmp_path}"])
     assert (parts.training.learning_rate, parts.training.seed, parts.training.num_train_epochs) == (2e-3, 5, 4)
     assert json.loads(parts.model.config_overrides) == {"depths": [1]}
     assert parts.training.do_train
     assert parts.training.do_eval
     assert not parts.training.do_predict
-    assert not script.parse([*files, "--do_predict", f"--output_dir={tmp_path}"]).training.do_train
+    assert not script.read_arguments([*files, "--do_predict", f"--output_dir={tmp_path}"]).training.do_train
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ from transformers import HfArgumentParser, TrainingArguments
 from hf_internimage import InternImageImageProcessorPil
 from hf_internimage.training import data as data_module
 from hf_internimage.training import sources
+from hf_internimage.training.classification import ClassificationRecipe, ClassificationTrainer
 from hf_internimage.training.data import DataArguments, load_data
 from hf_internimage.training.images import check_images, decode_image
 from hf_internimage.training.streams import TrainingStream
-from hf_internimage.training.trainer import RecipeArguments, RecipeTrainer
 
 NAMES = ["ant", "bee", "cat"]
 COUNT = 24
@@ -654,7 +654,7 @@ def test_stream_resumes_where_it_was(digits, tmp_path):
     def train(name, **arguments):
         data = load(tmp_path / "a", streaming=True)
         model = Recorder()
-        trainer = RecipeTrainer(
+        trainer = ClassificationTrainer(
             model=model,
             args=TrainingArguments(
                 output_dir=str(tmp_path / name),
@@ -668,7 +668,7 @@ def test_stream_resumes_where_it_was(digits, tmp_path):
                 save_steps=4,
             ),
             train_dataset=TrainingStream(data.train, data.transform(key_as_pixels), 0, 8),
-            recipe=RecipeArguments(),
+            recipe=ClassificationRecipe(),
         )
         trainer.train(**arguments)
         return model.seen

@@ -8,14 +8,19 @@ import pytest
 import torch
 from golden_data import tiny_config
 from PIL import Image
+from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification
 from hf_internimage.training.augmentation import OPERATIONS, Augmentation, AugmentationArguments
+from hf_internimage.training.dense import DenseRecipe
 from hf_internimage.training.mixing import MixingArguments, mix
 from hf_internimage.training.optimization import (
     cosine_learning_rate,
     cosine_schedule,
+    dense_parameter_groups,
+    drop_schedule,
     layer_from_the_end,
+    layer_from_the_start,
     learning_rate_scale,
     parameter_groups,
 )
@@ -377,3 +382,102 @@ def test_odd_images(size):
 def test_augmentation_refuses(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}"):
         AugmentationArguments(**wrong)
+
+
+# ---- Segmentation and detection ----
+
+
+def test_layers_are_counted_from_the_start_as_in_segmentation():
+    depths = [2, 1, 3, 2]
+    place = {
+        "patch_embed.conv1.weight": 0,
+        "levels.0.blocks.0.norm1.0.weight": 1,
+        "levels.0.blocks.1.mlp.fc1.weight": 2,
+        "levels.0.norm.0.weight": 3,
+        "levels.0.downsample.conv.weight": 3,
+        "levels.1.blocks.0.dcn.offset.weight": 3,
+        "levels.1.downsample.conv.weight": 4,
+        "levels.2.blocks.2.mlp.fc2.bias": 6,
+        "levels.2.post_norms.1.0.weight": 5,  # the original counts it like a block
+        "levels.2.downsample.conv.weight": 7,
+        "levels.3.blocks.1.mlp.fc1.weight": 8,
+        "levels.3.norm.0.weight": 7,
+        "decode_head.classifier.weight": None,
+    }
+    assert {name: layer_from_the_start(name, depths) for name in place} == place
+
+
+@pytest.fixture
+def segmenter():
+    torch.manual_seed(0)
+    backbone = tiny_config(out_features=["stage1", "stage2", "stage3", "stage4"])
+    return UperNetForSemanticSegmentation(
+        UperNetConfig(backbone_config=backbone, hidden_size=8, auxiliary_channels=8, num_labels=3)
+    )
+
+
+def test_dense_groups_have_the_rates_of_the_original(segmenter):
+    groups = dense_parameter_groups(segmenter, 1.0, 0.05, layer_decay=0.5, backbone_scale=0.1)
+    found = rates(segmenter, groups)
+    depths = segmenter.config.backbone_config.depths
+    expected = {
+        "decode_head.classifier.weight": (1.0, 0.05),
+        "decode_head.psp_modules.0.1.batch_norm.weight": (1.0, 0.0),
+        "backbone.patch_embed.conv1.weight": (0.1 * 0.5 ** (sum(depths) + 1), 0.05),
+        f"backbone.levels.3.blocks.{depths[-1] - 1}.mlp.fc1.weight": (0.1 * 0.5, 0.05),
+        f"backbone.levels.3.blocks.{depths[-1] - 1}.mlp.fc1.bias": (0.1 * 0.5, 0.0),
+    }
+    assert {name: found[name] for name in expected} == {name: pytest.approx(pair) for name, pair in expected.items()}
+
+
+def test_dense_groups_without_an_internimage_have_one_rate():
+    linear = torch.nn.Linear(2, 2)
+    assert {group["lr"] for group in dense_parameter_groups(linear, 1.0, 0.1)} == {1.0}
+    with pytest.raises(ValueError, match=r"layer_decay=0\.9 .* InternImage backbone, which Linear does not have"):
+        dense_parameter_groups(linear, 1.0, 0.1, layer_decay=0.9)
+    with pytest.raises(ValueError, match="sampling_scale is 0"):
+        dense_parameter_groups(linear, 1.0, 0.1, sampling_scale=0)
+
+
+def test_sampling_points_of_deformable_attention_have_a_rate_of_their_own():
+    class Detector(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sampling_offsets = torch.nn.Linear(2, 2)
+            self.value_proj = torch.nn.Linear(2, 2)
+
+    model = Detector()
+    found = rates(model, dense_parameter_groups(model, 1.0, 0.0, sampling_scale=0.001))
+    assert found["sampling_offsets.weight"][0] == 0.001
+    assert found["value_proj.weight"][0] == 1.0
+
+
+def test_drop_schedule_is_mmcv_s():
+    def values(**arguments):
+        optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 2.0}], lr=2.0)
+        schedule = drop_schedule(optimizer, **arguments)
+        found = []
+        for _ in range(arguments["steps"] + 1):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    assert values(steps=4, power=1.0) == pytest.approx([2.0, 1.5, 1.0, 0.5, 0.0])
+    # regular rate x (1 - (1 - step / warm-up) (1 - ratio))
+    warm = values(steps=10, power=1.0, warmup_steps=4, warmup_start=0.2)
+    assert warm[:5] == pytest.approx([2.0 * (1 - s / 10) * (1 - (1 - s / 4) * 0.8) for s in range(5)])
+    assert values(steps=12, drops=[8 / 12, 11 / 12]) == pytest.approx([2.0] * 8 + [0.2] * 3 + [0.02] * 2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lr_drops": [1.5]}, "lr_drops is"),
+        ({"warmup_start_ratio": 2}, "warmup_start_ratio is 2"),
+        ({"polynomial_power": -1}, "polynomial_power is -1"),
+    ],
+)
+def test_impossible_dense_recipes_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        DenseRecipe(**wrong)

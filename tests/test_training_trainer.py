@@ -14,13 +14,9 @@ from transformers import ConvNextConfig, ConvNextForImageClassification, Trainer
 
 from hf_internimage import InternImageForImageClassification
 from hf_internimage.training.averaging import FILE_NAME, WeightAverage
-from hf_internimage.training.trainer import (
-    RecipeArguments,
-    RecipeTrainer,
-    TellEpoch,
-    accumulation_steps,
-    last_complete_checkpoint,
-)
+from hf_internimage.training.classification import ClassificationRecipe, ClassificationTrainer
+from hf_internimage.training.dense import DenseRecipe, DenseTrainer
+from hf_internimage.training.trainer import TellEpoch, accumulation_steps, last_complete_checkpoint
 
 
 class Noise(Dataset):
@@ -46,7 +42,7 @@ def model(**kwargs):
 
 def trainer(folder, recipe=None, network=None, data=None, class_weights=None, callbacks=(), **arguments):
     arguments = {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3, **arguments}
-    return RecipeTrainer(
+    return ClassificationTrainer(
         model=network or model(),
         args=TrainingArguments(
             output_dir=str(folder),
@@ -56,7 +52,7 @@ def trainer(folder, recipe=None, network=None, data=None, class_weights=None, ca
             logging_steps=1,
             **{"save_strategy": "no", "lr_scheduler_type": "cosine", **arguments},
         ),
-        recipe=recipe or RecipeArguments(),
+        recipe=recipe or ClassificationRecipe(),
         train_dataset=data or Noise(),
         eval_dataset=data or Noise(),
         class_weights=class_weights,
@@ -146,10 +142,8 @@ def test_average_refuses(tmp_path):
 
 def test_training_averages_evaluates_and_ends_with_the_average(tmp_path):
     record = Record()
-    run = trainer(
-        tmp_path, RecipeArguments(ema_decay=0.8), callbacks=[record], save_strategy="steps", save_steps=2, eval_steps=3,
-        eval_strategy="steps",
-    )  # fmt: skip
+    steps = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 3}
+    run = trainer(tmp_path, ClassificationRecipe(ema_decay=0.8), callbacks=[record], **steps)
     run.train()
     expected = record.weights[0]
     for weights in record.weights[1:]:
@@ -173,7 +167,7 @@ def test_training_averages_evaluates_and_ends_with_the_average(tmp_path):
 def test_best_model_is_the_best_average(tmp_path):
     run = trainer(
         tmp_path,
-        RecipeArguments(ema_decay=0.5),
+        ClassificationRecipe(ema_decay=0.5),
         learning_rate=0.3,  # so that it gets worse
         save_strategy="steps",
         save_steps=1,
@@ -190,7 +184,7 @@ def test_best_model_is_the_best_average(tmp_path):
 
 
 def test_resuming_continues_the_average(tmp_path):
-    recipe = RecipeArguments(ema_decay=0.7, mixup_alpha=0.8, cutmix_alpha=1.0)
+    recipe = ClassificationRecipe(ema_decay=0.7, mixup_alpha=0.8, cutmix_alpha=1.0)
     arguments = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "label_smoothing_factor": 0.1}
     straight = trainer(tmp_path / "straight", recipe, model(drop_path_rate=0.2), **arguments)
     straight.train()
@@ -225,7 +219,7 @@ def test_loss_with_smoothing_and_class_weights(tmp_path):
 
 
 def test_loss_of_mixed_images_is_that_of_both_labels(tmp_path):
-    run = trainer(tmp_path, RecipeArguments(mixup_alpha=0.8), label_smoothing_factor=0.1)
+    run = trainer(tmp_path, ClassificationRecipe(mixup_alpha=0.8), label_smoothing_factor=0.1)
     inputs, labels = batch(), batch()["labels"]
     torch.manual_seed(4)
     loss, outputs = run.compute_loss(run.model.train(), inputs, return_outputs=True)
@@ -255,7 +249,7 @@ def test_loss_of_several_labels(tmp_path):
 
 
 def test_rates_scale_with_the_batch_and_follow_the_cosine(tmp_path):
-    recipe = RecipeArguments(
+    recipe = ClassificationRecipe(
         learning_rate_batch_size=4, warmup_learning_rate=1e-5, minimum_learning_rate=1e-6, layer_decay=0.5
     )
     run = trainer(tmp_path, recipe, warmup_steps=2, weight_decay=0.05, gradient_accumulation_steps=2)
@@ -276,11 +270,47 @@ def test_other_schedules_and_models(tmp_path):
     other = ConvNextForImageClassification(
         ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, num_labels=3)
     )
-    run = trainer(tmp_path, RecipeArguments(ema_decay=0.5, mixup_alpha=0.2), other)
+    run = trainer(tmp_path, ClassificationRecipe(ema_decay=0.5, mixup_alpha=0.2), other)
     run.train()
     assert np.isfinite(run.evaluate()["eval_loss"])
     with pytest.raises(ValueError, match="ConvNextForImageClassification leave both at 1"):
-        trainer(tmp_path, RecipeArguments(layer_decay=0.9), other).train()
+        trainer(tmp_path, ClassificationRecipe(layer_decay=0.9), other).train()
+
+
+class Mean(torch.nn.Module):
+    """A model whose forward takes any keyword, which Trainer believes to count the items of its loss."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = torch.nn.Linear(3, 3)
+
+    def forward(self, pixel_values, labels=None, **kwargs):
+        logits = self.linear(pixel_values.mean((2, 3)))
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_accumulated_batches_give_the_mean_gradient(tmp_path):
+    def first_step(batch_size, steps):
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            report_to="none",
+            use_cpu=True,
+            max_steps=1,
+            logging_steps=1,
+            save_strategy="no",
+            lr_scheduler_type="polynomial",
+            max_grad_norm=1e9,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=steps,
+        )
+        run = DenseTrainer(model=Mean(), args=arguments, recipe=DenseRecipe(), train_dataset=Noise(8))
+        run.train()
+        return next(entry for entry in run.state.log_history if "grad_norm" in entry)
+
+    whole, halves = first_step(8, 1), first_step(4, 2)
+    assert halves["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
+    assert halves["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
 
 def test_accumulation():
@@ -297,7 +327,7 @@ def test_accumulation_refuses():
 @pytest.mark.parametrize("wrong", [{"ema_decay": 1.0}, {"total_train_batch_size": 0}, {"learning_rate_batch_size": -1}])
 def test_recipe_refuses(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}"):
-        RecipeArguments(**wrong)
+        ClassificationRecipe(**wrong)
 
 
 # ---- Checkpoints and epochs ----

@@ -3,7 +3,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import nn
 _GEOMETRY = ("offset", "attention_weights", "center_feature_scale_proj", "alpha_beta")
 # What wrappers put into the names of parameters.
 _WRAPPERS = re.compile(r"\b(module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+# What a DINO detector's deformable attention finds its sampling points by.
+_SAMPLING = ("sampling_offsets", "reference_points")
 _PLACE = re.compile(
     r"^(?:model\.)?(?:(?P<stem>patch_embed)|levels\.(?P<stage>\d+)\.(?:blocks\.(?P<block>\d+)|(?P<end>downsample|norm)))\."
 )
@@ -78,22 +80,42 @@ def parameter_groups(
     Source: OpenGVLab/InternImage@31c962d, classification/optimizer.py.
     """
     scaled = layer_decay != 1 or geometry_scale != 1
-    for name, value in (("layer_decay", layer_decay), ("geometry_scale", geometry_scale)):
-        if not 0 < value <= 1:
-            raise ValueError(f"{name} is {value}, expected more than 0 and at most 1.")
+    _check_scales(layer_decay=layer_decay, geometry_scale=geometry_scale)
     config: Any = getattr(model, "config", None)
     if scaled and getattr(config, "model_type", None) != "internimage":
         raise ValueError(
             f"layer_decay={layer_decay} and geometry_scale={geometry_scale} number InternImage's layers; for "
             f"{type(model).__name__} leave both at 1."
         )
+
+    def scale(name: str) -> float:
+        return learning_rate_scale(name, config.depths, layer_decay, geometry_scale) if scaled else 1.0
+
+    def decayed(name: str, parameter: nn.Parameter) -> bool:
+        return parameter.dim() > 1 and not name.endswith(".bias")
+
+    return _grouped(model, learning_rate, weight_decay, scale, decayed)
+
+
+def _check_scales(**scales: float) -> None:
+    for name, value in scales.items():
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} is {value}, expected more than 0 and at most 1.")
+
+
+def _grouped(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    scale_of: Callable[[str], float],
+    is_decayed: Callable[[str, nn.Parameter], bool],
+) -> list[dict[str, Any]]:
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         name = _WRAPPERS.sub("", name)
-        scale = learning_rate_scale(name, config.depths, layer_decay, geometry_scale) if scaled else 1.0
-        decayed = parameter.dim() > 1 and not name.endswith(".bias")
+        scale, decayed = scale_of(name), is_decayed(name, parameter)
         group = groups.setdefault(
             (scale, decayed),
             {
@@ -106,6 +128,86 @@ def parameter_groups(
         group["params"].append(parameter)
     # The last group has the full rate, from the head: the one that logs show should be the first.
     return sorted(groups.values(), key=lambda group: -group["lr"])
+
+
+def layer_from_the_start(name: str, depths: Sequence[int]) -> int | None:
+    """The number of a backbone parameter's layer as the original's segmentation and detection count.
+
+    0 for the stem, 1 for the first block; a stage's downsampling and norm count as the next stage's first block, also
+    after the last stage, where that is the first block of this stage. The norms between the third stage's blocks are
+    counted by their own index, as if it were a block's. None for what is no layer of the backbone.
+
+    Args:
+        name: in the backbone, such as `levels.0.blocks.0.norm1.0.weight`.
+
+    Source: OpenGVLab/InternImage@31c962d, segmentation/mmcv_custom and detection/mmcv_custom.
+    """
+    parts = name.split(".")
+    if parts[0] == "patch_embed":
+        return 0
+    if parts[0] != "levels":
+        return None
+    stage = int(parts[1])
+    if parts[2] in ("blocks", "post_norms"):
+        return 1 + sum(depths[:stage]) + int(parts[3])
+    return 1 + sum(depths[: min(stage + 1, len(depths) - 1)])
+
+
+def dense_parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    *,
+    layer_decay: float = 1.0,
+    backbone_scale: float = 1.0,
+    sampling_scale: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer, for a segmentation or detection model.
+
+    Args:
+        model: any; with `layer_decay` one whose backbone is an InternImage, or several of them (the composite one).
+        learning_rate: of everything outside the backbone.
+        weight_decay: of tensors with two or more dimensions that are neither bias nor of a norm.
+        layer_decay: factor of the learning rate from each block of the backbone to the one before it. The last block
+            is one factor below the head.
+        backbone_scale: factor of the whole backbone's learning rate.
+        sampling_scale: factor for the sampling points of deformable attention (`sampling_offsets` and
+            `reference_points`; the original's offset_lr_scale, which means no offsets of DCNv3).
+
+    Returns:
+        Dicts with `params`, `lr`, `weight_decay`, and `name` for logs.
+
+    Raises:
+        ValueError: for a scale without an InternImage, or no positive scale.
+
+    Source: OpenGVLab/InternImage@31c962d, segmentation/mmcv_custom. One difference: there, queries and the class and
+    mask predictors of Mask2Former have the stem's learning rate; here the full one.
+    """
+    _check_scales(layer_decay=layer_decay, backbone_scale=backbone_scale, sampling_scale=sampling_scale)
+    trunks = {
+        _WRAPPERS.sub("", f"{name}." if name else ""): module.config.depths
+        for name, module in model.named_modules()
+        if getattr(getattr(module, "config", None), "model_type", None) in ("internimage", "cb_internimage")
+        and hasattr(module, "levels")
+    }
+    if not trunks and (layer_decay != 1 or backbone_scale != 1):
+        raise ValueError(
+            f"layer_decay={layer_decay} and backbone_scale={backbone_scale} are for an InternImage backbone, which "
+            f"{type(model).__name__} does not have; leave both at 1."
+        )
+
+    def scale(name: str) -> float:
+        result = sampling_scale if any(part in name for part in _SAMPLING) else 1.0
+        for trunk, depths in trunks.items():
+            layer = layer_from_the_start(name.removeprefix(trunk), depths) if name.startswith(trunk) else None
+            if layer is not None:
+                result *= backbone_scale * layer_decay ** (sum(depths) + 1 - layer)
+        return result
+
+    def decayed(name: str, parameter: nn.Parameter) -> bool:
+        return parameter.dim() > 1 and not name.endswith(".bias") and "norm" not in name
+
+    return _grouped(model, learning_rate, weight_decay, scale, decayed)
 
 
 def cosine_learning_rate(
@@ -142,10 +244,46 @@ def cosine_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(base) for base in bases])
 
 
+def drop_schedule(
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    warmup_steps: int = 0,
+    warmup_start: float = 0.0,
+    power: float = 0.0,
+    drops: Sequence[float] = (),
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The schedules of the original's segmentation (polynomial) and detection (drops to a tenth).
+
+    The factor of every group's rate at step s is (1 - s / steps)^power, times 0.1 for each drop that has been passed.
+    Within the warm-up it is multiplied by a line from `warmup_start` to 1 (mmcv's definition: the polynomial begins
+    with the warm-up, not after it).
+
+    Args:
+        steps: of the whole training.
+        warmup_steps: of them.
+        warmup_start: factor at the first step.
+        power: 1 for a straight line to 0; 0 for none.
+        drops: shares of the training, between 0 and 1.
+    """
+
+    def factor(step: int) -> float:
+        progress = min(step / max(steps, 1), 1.0)
+        regular = (1 - progress) ** power * 0.1 ** sum(progress >= drop for drop in drops)
+        if step >= warmup_steps:
+            return regular
+        return regular * (warmup_start + (1 - warmup_start) * step / warmup_steps)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 __all__ = [
     "cosine_learning_rate",
     "cosine_schedule",
+    "dense_parameter_groups",
+    "drop_schedule",
     "layer_from_the_end",
+    "layer_from_the_start",
     "learning_rate_scale",
     "parameter_groups",
 ]

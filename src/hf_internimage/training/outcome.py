@@ -12,17 +12,17 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from .. import cards, hub
+from .classification import ClassificationTrainer
 from .data import DataArguments, LoadedData
 from .images import decode_image, target_size
 from .reports import draw_confusions, draw_mistakes, worst_mistakes
 from .results import evaluation_result, write_json
-from .trainer import RecipeTrainer
 
 logger = logging.get_logger(__name__)
 
 
 def judge(
-    trainer: RecipeTrainer, split: Any, prefix: str, arguments: DataArguments, loaded: LoadedData
+    trainer: ClassificationTrainer, split: Any, prefix: str, arguments: DataArguments, loaded: LoadedData
 ) -> dict[str, Any]:
     """Evaluate on a split; write its metrics, confusions, worst mistakes and predictions to the output folder.
 
@@ -89,7 +89,7 @@ def draw_predictions(prediction: Any, split: Any, loaded: LoadedData, output: Pa
 
 
 def publish(
-    trainer: RecipeTrainer,
+    trainer: ClassificationTrainer,
     evaluation: dict[str, Any] | None,
     *,
     base_model: str | None = None,
@@ -149,7 +149,7 @@ def publish(
         hub.save_for_hub(model, output, image_processor=processor, card=card)
 
 
-def training_facts(trainer: RecipeTrainer) -> dict[str, Any]:
+def training_facts(trainer: ClassificationTrainer) -> dict[str, Any]:
     """What a model card says about the training."""
     training, recipe = trainer.args, trainer.recipe
     total = training.train_batch_size * training.gradient_accumulation_steps * training.world_size

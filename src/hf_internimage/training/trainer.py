@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""transformers' Trainer with the original's recipe: rates by layer, its cosine, mixing, averaged weights."""
+"""transformers' Trainer with what the original's recipes share: rates by layer, averaged weights, sound checkpoints."""
 
 import contextlib
 import json
@@ -10,26 +10,24 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .averaging import WeightAverage
-from .mixing import MixingArguments, mix
-from .optimization import cosine_schedule, parameter_groups
 from .streams import TrainingStream
 
 _PROCESSES = "processes.json"  # how many wrote a checkpoint
 
 
 @dataclass
-class RecipeArguments(MixingArguments):
-    """What the original's recipe adds to transformers' training arguments."""
+class RecipeArguments:
+    """What the original's recipes add to transformers' training arguments, whatever the task."""
 
     total_train_batch_size: int | None = field(
         default=None,
@@ -42,14 +40,8 @@ class RecipeArguments(MixingArguments):
             "real total over this one."
         },
     )
-    warmup_learning_rate: float = field(default=0.0, metadata={"help": "Learning rate at the warm-up's first step."})
-    minimum_learning_rate: float = field(default=0.0, metadata={"help": "Learning rate at the end of the cosine."})
     layer_decay: float = field(
         default=1.0, metadata={"help": "Factor of the learning rate from each block to the one before it."}
-    )
-    geometry_lr_scale: float = field(
-        default=1.0,
-        metadata={"help": "Factor of the learning rate of offsets and centre scales (the original's DCN_LR_MUL)."},
     )
     ema_decay: float = field(
         default=0.0,
@@ -60,7 +52,6 @@ class RecipeArguments(MixingArguments):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("total_train_batch_size", "learning_rate_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -103,15 +94,14 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 class RecipeTrainer(Trainer):
-    """Trainer that trains by the original's recipe, for InternImage and for any other image classifier.
+    """Trainer with what the original's recipes have in common: rates by layer, averaged weights, whole checkpoints.
 
     With `ema_decay`, evaluation and prediction use the averaged weights, checkpoints keep both, and the model holds
-    the averages when `train` returns. With `lr_scheduler_type="cosine"` (set it: transformers' default is linear) the
-    rates follow `optimization.cosine_learning_rate`. Works with DDP, FSDP2, and DeepSpeed (averages up to ZeRO-2).
+    the averages when `train` returns. Losses are means over a batch: with accumulation, the mean over its batches.
+    Works with DDP, FSDP2, and DeepSpeed (averages up to ZeRO-2).
 
     Args:
         recipe: see `RecipeArguments`.
-        class_weights: weight of each class in the training loss, (classes,), or None.
         Everything else is Trainer's.
 
     Raises:
@@ -120,18 +110,15 @@ class RecipeTrainer(Trainer):
 
     model: Any  # None between construction and the first use only
 
-    def __init__(self, *args: Any, recipe: RecipeArguments, class_weights: torch.Tensor | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, recipe: RecipeArguments, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.recipe = recipe
-        self.class_weights = None if class_weights is None else class_weights.to(self.args.device)
+        self.model_accepts_loss_kwargs = False  # nor does a model's loss that takes any keyword count items
         self.average: WeightAverage | None = None
         self.learning_rate_factor = 1.0
         if recipe.learning_rate_batch_size:
             total = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             self.learning_rate_factor = total / recipe.learning_rate_batch_size
-        config = getattr(self.model, "config", None)
-        self.multi_label = getattr(config, "problem_type", None) == "multi_label_classification"
-        self.label_smoother = None  # ours is part of compute_loss
         if recipe.ema_decay:
             if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
                 raise ValueError("ema_decay does not work with DeepSpeed's ZeRO-3: use FSDP2, or ZeRO-2 at most.")
@@ -146,60 +133,29 @@ class RecipeTrainer(Trainer):
 
     # ---- Optimizer and schedule ----
 
+    def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+        """Groups for the optimizer, with their rates; `learning_rate` is scaled to the batch."""
+        raise NotImplementedError
+
+    def learning_rates(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | None:
+        """The recipe's schedule over so many steps, or None for one of transformers'."""
+        raise NotImplementedError
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            groups = parameter_groups(
-                self.model if model is None else model,
-                self.args.learning_rate * self.learning_rate_factor,
-                self.args.weight_decay,
-                layer_decay=self.recipe.layer_decay,
-                geometry_scale=self.recipe.geometry_lr_scale,
-            )
+            learning_rate = self.args.learning_rate * self.learning_rate_factor
+            groups = self.parameter_groups(self.model if model is None else model, learning_rate)
             build, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            options["lr"] = self.args.learning_rate * self.learning_rate_factor
+            options["lr"] = learning_rate
             self.optimizer = build(groups, **options)
         return self.optimizer
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        if self.lr_scheduler is None and self.args.lr_scheduler_type == "cosine":
-            self.lr_scheduler = cosine_schedule(
-                optimizer or cast(torch.optim.Optimizer, self.optimizer),
-                steps=num_training_steps,
-                warmup_steps=self.args.get_warmup_steps(num_training_steps),
-                warmup_start=self.recipe.warmup_learning_rate * self.learning_rate_factor,
-                minimum=self.recipe.minimum_learning_rate * self.learning_rate_factor,
-            )
-            self._created_lr_scheduler = True
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        if self.lr_scheduler is None:
+            optimizer = optimizer or cast(torch.optim.Optimizer, self.optimizer)
+            self.lr_scheduler = self.learning_rates(optimizer, num_training_steps)
+            self._created_lr_scheduler = self.lr_scheduler is not None
         return super().create_scheduler(num_training_steps, optimizer)
-
-    # ---- Loss ----
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """The recipe's loss on mixed images in training; the model's own loss in evaluation."""
-        if not model.training:
-            return super().compute_loss(model, inputs, return_outputs)
-        inputs = dict(inputs)
-        labels = inputs.pop("labels")
-        classes = self.model.config.num_labels
-        if self.recipe.mixup_alpha or self.recipe.cutmix_alpha:
-            targets = labels.float() if self.multi_label else F.one_hot(labels, classes).float()
-            inputs["pixel_values"], labels = mix(inputs["pixel_values"], targets, self.recipe)
-        outputs = model(**inputs)
-        weights = self.class_weights
-        logits = outputs.logits.float()
-        if self.multi_label:
-            loss = F.binary_cross_entropy_with_logits(logits, labels.float(), weight=weights)
-        else:
-            loss = F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.args.label_smoothing_factor)
-        return (loss, outputs) if return_outputs else loss
 
     # ---- Averaged weights ----
 
