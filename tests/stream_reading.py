@@ -15,9 +15,9 @@ from torch import nn
 from transformers import PreTrainedConfig, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from hf_internimage.training.classification import ClassificationRecipe, ClassificationTrainer
 from hf_internimage.training.data import DataArguments, load_data
 from hf_internimage.training.streams import TrainingStream
-from hf_internimage.training.trainer import RecipeArguments, RecipeTrainer
 
 torch.set_num_threads(1)
 config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # after each pass over Parquet files
@@ -76,7 +76,7 @@ def read(case: dict, output: Path) -> None:
     rank, world = arguments.process_index, arguments.world_size
     model = Recorder()
     stream = TrainingStream(data.train, data.transform(key_as_pixels), arguments.seed, 8, rank, world)
-    trainer = RecipeTrainer(model=model, args=arguments, train_dataset=stream, recipe=RecipeArguments())
+    trainer = ClassificationTrainer(model=model, args=arguments, train_dataset=stream, recipe=ClassificationRecipe())
     opened[:] = [output / f"opened-{rank}.txt"]
     opened[0].touch()
     trainer.train()
