@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Time and memory of the DCNv3 operator by itself, and of InternImage beside ConvNeXt and Swin of the same size.
+"""Time and memory of the DCNv3 operator by itself, of InternImage beside ConvNeXt and Swin of the same size, and of
+converted segmentation and detection models.
 
 The operator's golden tests run first; nothing is measured if they fail. Competitors take turns in one process, so that
 a noisy machine is noisy for all of them; quote the ratios, not the milliseconds.
 
     python scripts/benchmark.py --threads 1 all --output benchmarks/results/cpu.json
+    python scripts/benchmark.py --systems converted/* --output benchmarks/results/systems_cpu.json
     python scripts/benchmark.py --from benchmarks/results/cpu.json --table table.md --plot chart.png
 """
 
@@ -32,12 +34,14 @@ from benchmarking.operators import (
     runnable_backends,
 )
 from benchmarking.report import can_plot, plot, to_markdown
+from benchmarking.systems import measure_systems
 
 from hf_internimage import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 OPERATOR_TESTS = ROOT / "tests" / "test_dcnv3_golden.py"
 PARTS = ("operator", "models")
+SYSTEMS = "systems"
 BATCHES = (1, 8)
 
 
@@ -58,6 +62,14 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ends the program with a message where it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        default=[],
+        help="measure these converted models, each alone, in place of operator and models",
+    )
     parser.add_argument("--sizes", nargs="+", choices=["t", "s", "b"], default=["t"])
     parser.add_argument("--cases", nargs="+", metavar="TEXT", help="only cases with one of these texts in their name")
     parser.add_argument(
@@ -81,6 +93,10 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
         arguments.seconds = 0.0 if arguments.quick else 20.0
     if arguments.quick:
         arguments.sizes = [TINY]
+    if arguments.systems:
+        arguments.parts = []
+        if arguments.plot:
+            parser.error("--plot draws operator and models: leave it out with --systems.")
     for name in ("parts", "sizes", "threads", "modes"):
         setattr(arguments, name, list(dict.fromkeys(getattr(arguments, name))))
     return arguments
@@ -122,7 +138,7 @@ def describe(arguments: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
             "transformers": transformers.__version__,
             "python": platform.python_version(),
         },
-        **{part: [] for part in PARTS},
+        **{part: [] for part in (*PARTS, SYSTEMS)},
     }
 
 
@@ -155,6 +171,8 @@ def measure(
             settings = Settings(arguments.device, arguments.dtype, threads, arguments.seconds, mode)
             for row in measure_models(models, settings):
                 yield "models", row
+        for row in measure_systems(arguments.systems, settings):
+            yield SYSTEMS, row
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -176,13 +194,13 @@ def main(argv: list[str] | None = None) -> int:
         result = read_result(arguments.source)
     else:
         operators, models = choose_cases(arguments)
-        if not operators and not models:
+        if not operators and not models and not arguments.systems:
             print("No case has such a name, so nothing is measured.", file=sys.stderr)
             return 1
         if not operator_is_right():
             return 1
         result = describe(arguments, sys.argv[1:] if argv is None else argv)
-        print(json.dumps({key: value for key, value in result.items() if key not in PARTS}), flush=True)
+        print(json.dumps({key: value for key, value in result.items() if key not in (*PARTS, SYSTEMS)}), flush=True)
         for part, row in measure(arguments, operators, models):
             result[part].append(row)
             print(json.dumps(row), flush=True)

@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification, conversion
 from hf_internimage.checkpoints import CHECKPOINTS, imagenet_1k_labels
+from hf_internimage.conversion.prepare_classifier import published_image_size
 
 # Layer-scale tensors of the released classifiers: golden/manifests/original_pth.md.
 LAYER_SCALES = {"t": 0, "s": 66, "b": 66, "l": 74, "xl": 78, "h": 0, "g": 0}
@@ -61,7 +62,7 @@ def test_published_names_and_shapes(checkpoint):
 
     assert checkpoint.repo_id == reference["repository"]
     assert checkpoint.image_size == reference["preprocessor_config"]["crop_size"]
-    assert script._published_image_size(checkpoint.size, checkpoint.num_labels) == checkpoint.image_size
+    assert published_image_size(checkpoint.size, checkpoint.num_labels) == checkpoint.image_size
 
 
 def test_published_checkpoints_are_all_there():

@@ -24,7 +24,22 @@ def to_markdown(result: Row) -> str:
         lines += [f"### Models: {label}", "", *_model_table(rows), ""]
     for label, rows in _series(result["operator"]):
         lines += [f"### Operator: {label}", "", *_operator_table(rows), ""]
+    if result.get("systems"):
+        lines += ["### Systems", "", *_system_table(result["systems"]), ""]
     return "\n".join(lines)
+
+
+def _system_table(rows: list[Row]) -> list[str]:
+    lines = _header(
+        ["Model", "Input"],
+        ["Parameters, M", "Threads", "Seconds an image", "Peak memory, GiB", "Seconds to load"],
+    )
+    for row in rows:
+        numbers = (row["parameters"] / 1e6, row["seconds"], row["peak_memory_mib"] / 1024, row["load_seconds"])
+        millions, seconds, memory, load = map(_number, numbers)
+        size = f"{row['height']}x{row['width']}"
+        lines.append(_line(f"`{row['name']}`", size, millions, str(row["threads"]), seconds, memory, load))
+    return lines
 
 
 def _series(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:

@@ -13,27 +13,58 @@ from ._registration import register_with_transformers
 __version__ = "0.1.0"
 
 _HOME = {
+    "CBInternImageBackbone": "modeling_cb_internimage",
+    "CBInternImageConfig": "configuration_cb_internimage",
     "InternImageBackbone": "modeling_internimage",
     "InternImageConfig": "configuration_internimage",
+    "InternImageDetectionImageProcessor": "image_processing_internimage_detection",
+    "InternImageDinoConfig": "configuration_internimage_dino",
+    "InternImageDinoForObjectDetection": "modeling_internimage_dino",
+    "InternImageDinoPreTrainedModel": "modeling_internimage_dino",
     "InternImageForImageClassification": "modeling_internimage",
     "InternImageImageProcessor": "image_processing_internimage",
     "InternImageImageProcessorPil": "image_processing_pil_internimage",
+    "InternImageMaskRCNNConfig": "configuration_internimage_mask_rcnn",
     "InternImageModel": "modeling_internimage",
     "InternImagePreTrainedModel": "modeling_internimage",
+    "InternImageSegmentationImageProcessor": "image_processing_internimage_segmentation",
     "dcnv3": "ops",
 }
-_MODULES = ("cards", "checkpoints", "complexity", "conversion", "hub", "ops", "training")
+_MODULES = (
+    "cards",
+    "checkpoints",
+    "complexity",
+    "conversion",
+    "heads",
+    "hub",
+    "ops",
+    "rcnn",
+    "segmentation",
+    "training",
+)
 
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
+    from .configuration_cb_internimage import CBInternImageConfig as CBInternImageConfig
     from .configuration_internimage import InternImageConfig as InternImageConfig
+    from .configuration_internimage_dino import InternImageDinoConfig as InternImageDinoConfig
+    from .configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig as InternImageMaskRCNNConfig
     from .image_processing_internimage import InternImageImageProcessor as InternImageImageProcessor
+    from .image_processing_internimage_detection import (
+        InternImageDetectionImageProcessor as InternImageDetectionImageProcessor,
+    )
+    from .image_processing_internimage_segmentation import (
+        InternImageSegmentationImageProcessor as InternImageSegmentationImageProcessor,
+    )
     from .image_processing_pil_internimage import InternImageImageProcessorPil as InternImageImageProcessorPil
+    from .modeling_cb_internimage import CBInternImageBackbone as CBInternImageBackbone
     from .modeling_internimage import InternImageBackbone as InternImageBackbone
     from .modeling_internimage import InternImageForImageClassification as InternImageForImageClassification
     from .modeling_internimage import InternImageModel as InternImageModel
     from .modeling_internimage import InternImagePreTrainedModel as InternImagePreTrainedModel
+    from .modeling_internimage_dino import InternImageDinoForObjectDetection as InternImageDinoForObjectDetection
+    from .modeling_internimage_dino import InternImageDinoPreTrainedModel as InternImageDinoPreTrainedModel
     from .ops import dcnv3 as dcnv3
 
 

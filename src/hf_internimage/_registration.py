@@ -15,32 +15,46 @@ from types import ModuleType
 
 
 def _register_config(auto: ModuleType) -> None:
+    from .configuration_cb_internimage import CBInternImageConfig
     from .configuration_internimage import InternImageConfig
+    from .configuration_internimage_dino import InternImageDinoConfig
+    from .configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig
 
-    InternImageConfig.register_for_auto_class()
-    auto.AutoConfig.register("internimage", InternImageConfig, exist_ok=True)
+    for config in (InternImageConfig, CBInternImageConfig, InternImageDinoConfig):
+        config.register_for_auto_class()
+        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
+    # No remote code: its model needs torchvision and the folder `rcnn`, which registers it when imported.
+    auto.AutoConfig.register(InternImageMaskRCNNConfig.model_type, InternImageMaskRCNNConfig, exist_ok=True)
 
 
 def _register_models(auto: ModuleType) -> None:
-    from .configuration_internimage import InternImageConfig
+    from .modeling_cb_internimage import CBInternImageBackbone
     from .modeling_internimage import InternImageBackbone, InternImageForImageClassification, InternImageModel
+    from .modeling_internimage_dino import InternImageDinoForObjectDetection
 
-    classes = {
-        "AutoModel": InternImageModel,
-        "AutoModelForImageClassification": InternImageForImageClassification,
-        "AutoBackbone": InternImageBackbone,
-    }
-    for auto_name, model in classes.items():
+    classes = (
+        ("AutoModel", InternImageModel),
+        ("AutoModelForImageClassification", InternImageForImageClassification),
+        ("AutoBackbone", InternImageBackbone),
+        ("AutoBackbone", CBInternImageBackbone),
+        ("AutoModelForObjectDetection", InternImageDinoForObjectDetection),
+    )
+    for auto_name, model in classes:
         model.register_for_auto_class(auto_name)
-        getattr(auto, auto_name).register(InternImageConfig, model, exist_ok=True)
-    # The list of names behind a pipeline's "model is not supported" message.
+        getattr(auto, auto_name).register(model.config_class, model, exist_ok=True)
+    # The lists of names behind a pipeline's "model is not supported" message.
     auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.setdefault("internimage", "InternImageForImageClassification")
+    auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault("internimage_dino", "InternImageDinoForObjectDetection")
 
 
 def _register_image_processors(auto: ModuleType) -> None:
     from transformers.utils import is_torchvision_available
 
     from .configuration_internimage import InternImageConfig
+    from .configuration_internimage_dino import InternImageDinoConfig
+    from .configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig
+    from .image_processing_internimage_detection import InternImageDetectionImageProcessor
+    from .image_processing_internimage_segmentation import InternImageSegmentationImageProcessor
     from .image_processing_pil_internimage import InternImageImageProcessorPil
 
     processors: dict[str, type] = {"pil": InternImageImageProcessorPil}
@@ -49,6 +63,15 @@ def _register_image_processors(auto: ModuleType) -> None:
 
         processors["torchvision"] = InternImageImageProcessor
     auto.AutoImageProcessor.register(InternImageConfig, image_processor_classes=processors, exist_ok=True)
+    # Models with this one have transformers' own configurations, whose processors stay theirs. It is found by the name
+    # in preprocessor_config.json, for which any key will do; both backends are the one class.
+    segmentation = InternImageSegmentationImageProcessor
+    both: dict[str, type] = {"pil": segmentation, "torchvision": segmentation}
+    auto.AutoImageProcessor.register(segmentation, image_processor_classes=both, exist_ok=True)
+    detection = InternImageDetectionImageProcessor
+    both = {"pil": detection, "torchvision": detection}
+    for config in (InternImageDinoConfig, InternImageMaskRCNNConfig):
+        auto.AutoImageProcessor.register(config, image_processor_classes=both, exist_ok=True)
 
 
 _ACTIONS: dict[str, Callable[[ModuleType], None]] = {
@@ -56,10 +79,20 @@ _ACTIONS: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.image_processing_auto": _register_image_processors,
 }
-# The first of these imports modeling_auto, and ours import the first: while one of them is half executed, registering
+# Ours import those of transformers, and those import modeling_auto: while one of them is half executed, registering
 # would import from a half-executed module. It happens as soon as they are done.
 _BLOCKERS = frozenset(
-    {"transformers.modeling_layers", f"{__package__}.layers_internimage", f"{__package__}.modeling_internimage"}
+    {
+        "transformers.modeling_layers",
+        "transformers.loss.loss_deformable_detr",
+        "transformers.models.deformable_detr.configuration_deformable_detr",
+        "transformers.models.deformable_detr.modeling_deformable_detr",
+        f"{__package__}.layers_internimage",
+        f"{__package__}.loss_internimage_dino",
+        f"{__package__}.modeling_cb_internimage",
+        f"{__package__}.modeling_internimage",
+        f"{__package__}.modeling_internimage_dino",
+    }
 )
 
 

@@ -20,14 +20,14 @@ from .configuration_internimage import SIZES
 REPORTED = "reported by the authors, not measured by us"
 _PAPER = "https://arxiv.org/abs/2211.05778"
 _HUB = "https://huggingface.co"
-_LIBRARY = "transformers"
+LIBRARY = "transformers"
 _TASK = "image-classification"
 # Where the data can be found on the Hub; the joint set is nowhere as a whole.
 _DATASETS = {IMAGENET_1K: "ILSVRC/imagenet-1k", IMAGENET_22K: "timm/imagenet-22k-wds"}
 _FOLDER_TYPE = "imagefolder"  # what `datasets` calls a folder of images
 _MISSING = object()
 
-_INTRODUCTION = (
+INTRODUCTION = (
     "InternImage is a convolutional network built on DCNv3, a deformable convolution: each output value is a weighted "
     f"sum of samples of the image at learned positions ([paper]({_PAPER}), CVPR 2023)."
 )
@@ -120,7 +120,7 @@ def official_card(checkpoint: PublishedCheckpoint) -> ModelCard:
     card_data = ModelCardData(
         model_name=checkpoint.name if results else None,
         license=checkpoint.licence,
-        library_name=_LIBRARY,
+        library_name=LIBRARY,
         pipeline_tag=_TASK,
         tags=["internimage", _TASK, "dcnv3", "vision"],
         datasets=[_DATASETS[name] for name in checkpoint.data if name in _DATASETS],
@@ -130,10 +130,10 @@ def official_card(checkpoint: PublishedCheckpoint) -> ModelCard:
         eval_results=results or None,
     )
     use = (_CLASSIFY_1K if is_1k else _CLASSIFY) + _BACKBONE + _FINE_TUNE
-    return _card(
+    return fill_template(
         card_data,
         title=f"InternImage-{checkpoint.size.upper()}, {data_name}, {side}x{side}",
-        summary=f"{_INTRODUCTION} This is the published checkpoint {_link(checkpoint.repo_id)}, a classifier of "
+        summary=f"{INTRODUCTION} This is the published checkpoint {_link(checkpoint.repo_id)}, a classifier of "
         f"{checkpoint.num_labels} classes.",
         facts=_official_facts(checkpoint, base),
         accuracy=_official_accuracy(checkpoint),
@@ -181,7 +181,7 @@ def _official_facts(checkpoint: PublishedCheckpoint, base: PublishedCheckpoint |
 def _official_accuracy(checkpoint: PublishedCheckpoint) -> str:
     if checkpoint.top1 is None:
         return f"The authors report no accuracy for this head, and we measured none ([model zoo]({SOURCE}))."
-    return _table(
+    return markdown_table(
         ("Data set", "Metric", "Value", "Source"),
         [
             (
@@ -284,7 +284,7 @@ def evaluated_card(
     card_data = ModelCardData(
         model_name=name,
         license=license,
-        library_name=_LIBRARY,
+        library_name=LIBRARY,
         pipeline_tag=_TASK,
         tags=["internimage", _TASK, "dcnv3", "vision"],
         datasets=[dataset] if dataset else None,
@@ -316,10 +316,10 @@ def evaluated_card(
         ("Computed in", str(_get(result, "dtype"))),
     ]
     facts += _run_facts(result)
-    return _card(
+    return fill_template(
         card_data,
         title=name,
-        summary=f"{_INTRODUCTION} This is an image classifier{origin}.",
+        summary=f"{INTRODUCTION} This is an image classifier{origin}.",
         facts=[(label, _cell(value)) for label, value in facts],
         accuracy=_measured(metrics, int(samples)),
         use=(_CLASSIFY + _WITHOUT_PACKAGE + _BACKBONE).format(repository=model_id, height=height, width=width).strip(),
@@ -359,7 +359,7 @@ def _measured(metrics: list[tuple[str, str, float, dict[str, Any] | None]], samp
             rows.append((label, f"{100 * value:.2f} %", f"{100 * low:.2f} to {100 * high:.2f} %"))
         else:
             rows.append((label, f"{value:.4f}", "-"))
-    table = _table(("Metric", "Value", "95 % interval"), rows)
+    table = markdown_table(("Metric", "Value", "95 % interval"), rows)
     return f"Measured with hf_internimage on the images above.\n\n{table}"
 
 
@@ -371,7 +371,7 @@ def _wilson(share: float, samples: int) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z**2 / samples)), min(1.0, (middle + half) / (1 + z**2 / samples))
 
 
-def _card(card_data: ModelCardData, **parts: Any) -> ModelCard:
+def fill_template(card_data: ModelCardData, **parts: Any) -> ModelCard:
     """The template with its parts filled in; ends with a line break."""
     template = files("hf_internimage").joinpath("data/model_card.md").read_text(encoding="utf-8")
     return ModelCard(ModelCard.from_template(card_data, template_str=template, **parts).content.rstrip() + "\n")
@@ -381,7 +381,7 @@ def _link(repository: str) -> str:
     return f"[{repository}]({_HUB}/{repository})"
 
 
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def markdown_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ("---",) * len(heads), *rows])
 
 

@@ -6,12 +6,13 @@ Where this package is not imported, transformers runs those files with `trust_re
 package's own classes are taken.
 """
 
+import importlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,22 +21,46 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
 if TYPE_CHECKING:
-    from transformers import BaseImageProcessor
+    from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-    from .configuration_internimage import InternImageConfig
     from .image_processing_pil_internimage import InternImageImageProcessorPil
-    from .modeling_internimage import InternImagePreTrainedModel
 
-AUTO_MAP = {
-    "AutoBackbone": "modeling_internimage.InternImageBackbone",
-    "AutoConfig": "configuration_internimage.InternImageConfig",
-    "AutoModel": "modeling_internimage.InternImageModel",
-    "AutoModelForImageClassification": "modeling_internimage.InternImageForImageClassification",
+# For each model_type, what transformers' Auto classes find in a repository.
+AUTO_MAPS = {
+    "internimage": {
+        "AutoBackbone": "modeling_internimage.InternImageBackbone",
+        "AutoConfig": "configuration_internimage.InternImageConfig",
+        "AutoModel": "modeling_internimage.InternImageModel",
+        "AutoModelForImageClassification": "modeling_internimage.InternImageForImageClassification",
+    },
+    "cb_internimage": {
+        "AutoBackbone": "modeling_cb_internimage.CBInternImageBackbone",
+        "AutoConfig": "configuration_cb_internimage.CBInternImageConfig",
+    },
+    "internimage_dino": {
+        "AutoConfig": "configuration_internimage_dino.InternImageDinoConfig",
+        "AutoModelForObjectDetection": "modeling_internimage_dino.InternImageDinoForObjectDetection",
+    },
 }
 MAX_SHARD_SIZE = "5GB"
-_AUTO_CLASSES = {reference.split(".")[1]: auto for auto, reference in AUTO_MAP.items() if auto != "AutoConfig"}
-# Does the same as ours, and is a part of transformers: it needs neither this package nor trust in any code.
+_CLASSES = {
+    reference.split(".")[1]: (model_type, auto, reference)
+    for model_type, auto_map in AUTO_MAPS.items()
+    for auto, reference in auto_map.items()
+    if auto != "AutoConfig"
+}
+_PIPELINES = {
+    "AutoModelForImageClassification": ("image-classification", "classify"),
+    "AutoModelForObjectDetection": ("object-detection", "detect"),
+}
+# Does the same as our classification processors, and is a part of transformers: it needs neither this package nor trust
+# in any code.
 _BUILT_IN_PROCESSOR = "CLIPImageProcessor"
+# Those of our image processors that transformers has no equal of: their source files are saved.
+_PROCESSORS = {
+    "InternImageDetectionImageProcessor": "image_processing_internimage_detection",
+    "InternImageSegmentationImageProcessor": "image_processing_internimage_segmentation",
+}
 _CARD = "README.md"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 _WEIGHTS_ON_THE_HUB = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
@@ -53,16 +78,20 @@ class PushError(RuntimeError):
         self.folder = folder
 
 
-def default_image_processor(config: "InternImageConfig") -> "BaseImageProcessor":
-    """The preprocessing of the released models, at the size `config.image_size`.
+def default_image_processor(config: "PreTrainedConfig") -> "BaseImageProcessor":
+    """The preprocessing of the released models: at the size `config.image_size`; for detectors that of T and L.
 
     Raises: ValueError if the model does not take three channels.
     """
-    if config.num_channels != 3:
+    num_channels = getattr(config, "backbone_config", config).num_channels
+    if num_channels != 3:
         raise ValueError(
-            f"num_channels is {config.num_channels}, and the default image processor makes 3 channels; give "
-            "image_processor."
+            f"num_channels is {num_channels}, and the default image processor makes 3 channels; give image_processor."
         )
+    if config.model_type == "internimage_dino":
+        from .image_processing_internimage_detection import InternImageDetectionImageProcessor
+
+        return InternImageDetectionImageProcessor()
     sides = [config.image_size] if isinstance(config.image_size, int) else list(config.image_size)
     return image_processor_for(sides[0], sides[-1])
 
@@ -77,7 +106,7 @@ def image_processor_for(height: int, width: int) -> "InternImageImageProcessorPi
 
 
 def save_for_hub(
-    model: "InternImagePreTrainedModel",
+    model: "PreTrainedModel",
     folder: str | os.PathLike,
     *,
     image_processor: "BaseImageProcessor | None" = None,
@@ -90,11 +119,13 @@ def save_for_hub(
     replaced, others stay; an error leaves everything as it was.
 
     Args:
-        model: an InternImageForImageClassification, InternImageModel or InternImageBackbone, of this package or loaded
-            by `trust_remote_code=True`. Either way the source files written are this package's.
+        model: an InternImageForImageClassification, InternImageModel, InternImageBackbone, CBInternImageBackbone or
+            InternImageDinoForObjectDetection, of this package or loaded by `trust_remote_code=True`. Either way the
+            source files written are this package's.
         folder: where to; parents are made.
-        image_processor: if None, that of the released models at `config.image_size`. Ours is written as the
-            CLIPImageProcessor of transformers, which gives the same pixels.
+        image_processor: if None, that of the released models at `config.image_size`, or of the released detectors T and
+            L. Ours for classification is written as the CLIPImageProcessor of transformers, which gives the same
+            pixels; the source files of the others are saved.
         card: the model card. If None, a card in the folder stays; where there is none, a short one is written, without
             a licence.
         max_shard_size: larger weights are split into several files.
@@ -112,7 +143,7 @@ def save_for_hub(
 
 
 def push(
-    model: "InternImagePreTrainedModel",
+    model: "PreTrainedModel",
     repo_id: str,
     *,
     image_processor: "BaseImageProcessor | None" = None,
@@ -182,7 +213,7 @@ def push(
             shutil.rmtree(destination, ignore_errors=True)
 
 
-def short_card(model: "InternImagePreTrainedModel", model_id: str, *, license: str | None = None) -> ModelCard:
+def short_card(model: "PreTrainedModel", model_id: str, *, license: str | None = None) -> ModelCard:
     """A model card with what is known of any model: nothing of its data and its accuracy.
 
     Args:
@@ -191,8 +222,8 @@ def short_card(model: "InternImagePreTrainedModel", model_id: str, *, license: s
         license: SPDX identifier in lower case, as the Hub writes it; not stated if None.
     """
     build = type(model).__name__
-    auto = _AUTO_CLASSES[build]
-    task = "image-classification" if auto == "AutoModelForImageClassification" else "image-feature-extraction"
+    auto = _CLASSES[build][1]
+    task, verb = _PIPELINES.get(auto, ("image-feature-extraction", ""))
     data = ModelCardData(
         license=license, library_name="transformers", pipeline_tag=task, tags=["internimage", task, "dcnv3", "vision"]
     )
@@ -200,11 +231,11 @@ def short_card(model: "InternImagePreTrainedModel", model_id: str, *, license: s
 
 processor = AutoImageProcessor.from_pretrained("{model_id}")
 model = {auto}.from_pretrained("{model_id}", trust_remote_code=True)'''
-    if task == "image-classification":
+    if verb:
         use = f'''from transformers import pipeline
 
-classify = pipeline("{task}", model="{model_id}", trust_remote_code=True)
-print(classify("cat.jpg"))'''
+{verb} = pipeline("{task}", model="{model_id}", trust_remote_code=True)
+print({verb}("cat.jpg"))'''
     return ModelCard(f"""---
 {data.to_yaml()}
 ---
@@ -224,7 +255,7 @@ This runs the source files of this repository: in plain PyTorch, or with the fas
 
 
 def _checked(
-    model: "InternImagePreTrainedModel",
+    model: "PreTrainedModel",
     image_processor: "BaseImageProcessor | None",
     folder: str | os.PathLike | None,
 ) -> "BaseImageProcessor":
@@ -237,18 +268,17 @@ def _checked(
     return processor
 
 
-def _check_model(model: "InternImagePreTrainedModel") -> None:
+def _check_model(model: "PreTrainedModel") -> None:
     """Raise ValueError unless the classes of the repository can load what this model holds."""
     import torch
 
-    from . import modeling_internimage
-    from .configuration_internimage import InternImageConfig
     from .conversion import check_tensors, shapes_of
 
     name = type(model).__name__
-    if name not in _AUTO_CLASSES or getattr(getattr(model, "config", None), "model_type", None) != "internimage":
+    model_type, _, reference = _CLASSES.get(name, ("", "", ""))
+    if not reference or getattr(getattr(model, "config", None), "model_type", None) != model_type:
         raise ValueError(
-            f"model is a {name}, expected {', '.join(sorted(_AUTO_CLASSES))}; give the model itself, without wrappers, "
+            f"model is a {name}, expected {', '.join(sorted(_CLASSES))}; give the model itself, without wrappers, "
             "adapters and subclasses."
         )
     if getattr(model, "_hf_peft_config_loaded", False):
@@ -256,11 +286,18 @@ def _check_model(model: "InternImagePreTrainedModel") -> None:
     if not hasattr(model, "hf_device_map") and any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("model has no weights, its parameters are on the meta device; load them first.")
     with torch.device("meta"):
-        described = getattr(modeling_internimage, name)(InternImageConfig.from_dict(model.config.to_dict()))
+        config = _own_class(AUTO_MAPS[model_type]["AutoConfig"]).from_dict(model.config.to_dict())
+        described = _own_class(reference)(config)
     try:
         check_tensors(shapes_of(model.state_dict()), shapes_of(described.state_dict()))
     except ValueError as error:
         raise ValueError(f"model is not what its configuration describes: {error}") from error
+
+
+def _own_class(reference: str) -> Any:
+    """The class of this package that an entry of `AUTO_MAPS` names."""
+    module, name = reference.split(".")
+    return getattr(importlib.import_module(f".{module}", __package__), name)
 
 
 def _check_processor(processor: "BaseImageProcessor") -> None:
@@ -278,7 +315,7 @@ def _check_processor(processor: "BaseImageProcessor") -> None:
 
 
 def _save(
-    model: "InternImagePreTrainedModel",
+    model: "PreTrainedModel",
     processor: "BaseImageProcessor",
     card: str | None,
     destination: Path,
@@ -293,12 +330,19 @@ def _save(
         model.save_pretrained(new, max_shard_size=max_shard_size)
         for path in new.glob("*.py"):  # those of a class that was itself loaded from a repository may be older
             path.unlink()
-        for path in _source_files():
-            shutil.copyfile(path, new / path.name)
-        _set_in_json(new / "config.json", "auto_map", AUTO_MAP)
         processor.save_pretrained(new)
-        if type(processor).__module__.partition(".")[0] == __package__:
+        model_type, _, reference = _CLASSES[type(model).__name__]
+        stems = {reference.split(".")[0]}
+        _set_in_json(new / "config.json", "auto_map", AUTO_MAPS[model_type])
+        name = type(processor).__name__
+        if name in _PROCESSORS:
+            stems.add(_PROCESSORS[name])
+            auto_map = {"AutoImageProcessor": f"{_PROCESSORS[name]}.{name}"}
+            _set_in_json(new / "preprocessor_config.json", "auto_map", auto_map)
+        elif type(processor).__module__.partition(".")[0] == __package__:
             _set_in_json(new / "preprocessor_config.json", "image_processor_type", _BUILT_IN_PROCESSOR)
+        for path in _source_files(stems):
+            shutil.copyfile(path, new / path.name)
         if card is not None:
             (new / _CARD).write_text(card, encoding="utf-8", newline="")
         names = sorted(path.name for path in new.iterdir())
@@ -310,12 +354,12 @@ def _save(
     return names
 
 
-def _source_files() -> list[Path]:
-    """The model's source files: what transformers finds from modeling_internimage.py on."""
+def _source_files(stems: Collection[str]) -> list[Path]:
+    """The source files of these modules: what transformers finds from each on."""
     from transformers.dynamic_module_utils import get_relative_import_files
 
-    modeling = Path(__file__).with_name("modeling_internimage.py")
-    return sorted({modeling, *map(Path, get_relative_import_files(modeling))})
+    modules = [Path(__file__).with_name(f"{stem}.py") for stem in stems]
+    return sorted({*modules, *(Path(file) for module in modules for file in get_relative_import_files(module))})
 
 
 def _set_in_json(path: Path, key: str, value: Any) -> None:
@@ -366,7 +410,7 @@ def _reason(error: Exception, api: HfApi) -> str:
 
 
 __all__ = [
-    "AUTO_MAP",
+    "AUTO_MAPS",
     "MAX_SHARD_SIZE",
     "PushError",
     "default_image_processor",

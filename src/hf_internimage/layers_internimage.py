@@ -283,6 +283,17 @@ class InternImageStage(nn.Module):
         return features, self.downsample(features) if self.downsample is not None else None
 
 
+def make_stages(config: InternImageConfig) -> nn.ModuleList:
+    """The stages of a backbone, with the rates of stochastic depth the configuration describes."""
+    blocks = sum(config.depths)
+    linear = config.drop_path_type == "linear"
+    rates = [config.drop_path_rate * (i / max(blocks - 1, 1) if linear else 1) for i in range(blocks)]
+    ends = [sum(config.depths[: index + 1]) for index in range(len(config.depths))]
+    return nn.ModuleList(
+        InternImageStage(config, index, rates[end - config.depths[index] : end]) for index, end in enumerate(ends)
+    )
+
+
 class InternImageCrossAttention(nn.Module):
     """Multi-head attention of one query over all positions, with separate biases for query, key and value."""
 

@@ -31,10 +31,10 @@ from .layers_internimage import (
     InternImageDeformableConvolution,
     InternImageLayer,
     InternImageProjection,
-    InternImageStage,
     InternImageStem,
     InternImageZeroLinear,
     layer_norm,
+    make_stages,
 )
 
 _HEAD_NAMES = "conv_head|dcnv3_head_x3|dcnv3_head_x4|clip_projector|fc_norm|head"
@@ -102,13 +102,7 @@ class InternImageTrunk(InternImagePreTrainedModel):
         super().__init__(config)
         self.patch_embed = InternImageStem(config)
         self.pos_drop = nn.Dropout(config.drop_rate)
-        blocks = sum(config.depths)
-        linear = config.drop_path_type == "linear"
-        rates = [config.drop_path_rate * (i / max(blocks - 1, 1) if linear else 1) for i in range(blocks)]
-        ends = [sum(config.depths[: index + 1]) for index in range(len(config.depths))]
-        self.levels = nn.ModuleList(
-            InternImageStage(config, index, rates[end - config.depths[index] : end]) for index, end in enumerate(ends)
-        )
+        self.levels = make_stages(config)
         self.post_init()
         if config.with_cp:  # transformers 5.23 renamed the method and warns about the old name
             getattr(self, "activation_checkpointing_enable", self.gradient_checkpointing_enable)()

@@ -11,7 +11,12 @@ KEPT_CLASSES = 5  # of each image
 
 
 def load_metric(multi_label: bool = False) -> Any:
-    """The metric of `classification_accuracy.py`, loaded by `evaluate` without a network.
+    """The metric of `classification_accuracy.py`, see `load_module`."""
+    return load_module("classification_accuracy", config_name="multi_label" if multi_label else "default")
+
+
+def load_module(name: str, **options: Any) -> Any:
+    """A metric of this folder, loaded by `evaluate` without a network.
 
     Raises:
         ImportError: if another module is in the place of that package, as a script named evaluate.py is for its
@@ -24,8 +29,7 @@ def load_metric(multi_label: bool = False) -> Any:
             f"`import evaluate` found {getattr(evaluate, '__file__', 'a folder')} instead of the package evaluate: "
             "take that folder off sys.path."
         )
-    path = Path(__file__).with_name("classification_accuracy.py")
-    return evaluate.load(str(path), config_name="multi_label" if multi_label else "default", keep_in_memory=True)
+    return evaluate.load(str(Path(__file__).with_name(f"{name}.py")), keep_in_memory=True, **options)
 
 
 def keep_best(logits: Any, labels: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,4 +85,4 @@ def _as_numpy(values: Any) -> Any:
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else values
 
 
-__all__ = ["ComputeMetrics", "keep_best", "keep_scores", "load_metric"]
+__all__ = ["ComputeMetrics", "keep_best", "keep_scores", "load_metric", "load_module"]

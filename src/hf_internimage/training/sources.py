@@ -20,8 +20,8 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
-_IMAGE_ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
-_IMAGE_ENDINGS |= {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+IMAGE_ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+IMAGE_ENDINGS |= {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 _METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 _STREAM_SHARDS = 1024  # of an image folder
 
@@ -34,8 +34,8 @@ def read_folder(folder: str, streaming: bool, cache_dir: str | None) -> Dataset 
     """
     if not os.path.isdir(folder):
         raise ValueError(f"{folder}: is not a folder; give one that holds images, Parquet files or .tar files.")
-    files = _list_files(folder)
-    images = [path for path in files if os.path.splitext(path)[1].lower() in _IMAGE_ENDINGS]
+    files = list_files(folder)
+    images = [path for path in files if os.path.splitext(path)[1].lower() in IMAGE_ENDINGS]
     kinds = {
         "imagefolder": [path for path in files if os.path.basename(path) in _METADATA],
         "parquet": [path for path in files if path.endswith(".parquet") and os.path.basename(path) not in _METADATA],
@@ -54,7 +54,7 @@ def read_folder(folder: str, streaming: bool, cache_dir: str | None) -> Dataset 
     return load_dataset(kind, data_files={"train": patterns}, split="train", streaming=streaming, cache_dir=cache_dir)
 
 
-def _list_files(folder: str) -> list[str]:
+def list_files(folder: str) -> list[str]:
     """All files below a folder, but hidden ones; the same order everywhere."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -125,4 +125,4 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(str, names[:most])) + more
 
 
-__all__ = ["SPLITS", "is_image", "keep_stream", "listed", "read_folder"]
+__all__ = ["IMAGE_ENDINGS", "SPLITS", "is_image", "keep_stream", "list_files", "listed", "read_folder"]

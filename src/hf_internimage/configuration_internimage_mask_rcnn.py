@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""Configuration of Mask R-CNN and Cascade Mask R-CNN on InternImage; the model, in `rcnn`, needs torchvision."""
+
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_internimage import InternImageConfig
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+# What Cascade Mask R-CNN has in place of the defaults: OpenGVLab/InternImage@31c962d,
+# detection/configs/coco/cascade_internimage_xl_fpn_3x_coco.py, on mmdet 2.28's cascade_mask_rcnn_r50_fpn.
+CASCADE: dict[str, Any] = {
+    "stage_iou_thresholds": [0.5, 0.6, 0.7],
+    "stage_box_stds": [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]],
+    "stage_loss_weights": [1.0, 0.5, 0.25],
+    "box_head_convs": 4,
+    "box_head_linears": 1,
+    "box_loss": "giou",
+    "box_loss_weight": 10.0,
+    "rpn_smooth_l1_beta": 1 / 9,
+    "rpn_train_proposals": 2000,
+}
+_CASCADE_SIZES = ("l", "xl")
+_SIZES = ("t", "s", "b", *_CASCADE_SIZES)
+_BOX_LOSSES = ("l1", "giou")
+
+
+class InternImageMaskRCNNConfig(PreTrainedConfig):
+    r"""Architecture of a Mask R-CNN with an InternImage backbone. The defaults give Mask R-CNN with InternImage-T.
+
+    With one stage it is Mask R-CNN, with several it is Cascade Mask R-CNN: each stage has its own heads and starts from
+    the boxes of the one before. `from_size` gives the released combinations.
+
+    Args:
+        backbone_config (`InternImageConfig` or `dict`, *optional*): backbone; its four `out_features` must have the
+            strides 4, 8, 16 and 32. InternImage-T with layer scale if None.
+        fpn_channels (`int`): channels of the feature pyramid, the proposal network and the convolutions of the heads.
+        box_head_convs (`int`): 3x3 convolutions, each with a batch norm, at the start of a box head.
+        box_head_linears (`int`): linear layers after them.
+        box_head_size (`int`): features of those linear layers.
+        stage_iou_thresholds (`list[float]`): overlap from which a box counts as an object in training, one per stage.
+        stage_box_stds (`list[list[float]]`): units of the predicted (dx, dy, dw, dh), four numbers per stage.
+        stage_loss_weights (`list[float]`): weight of the losses of each stage.
+        box_loss (`str`): `"l1"` on (dx, dy, dw, dh) or `"giou"` on boxes.
+        box_loss_weight (`float`): weight of that loss.
+        rpn_smooth_l1_beta (`float`): where the proposal network's smooth L1 loss turns from square to linear; 0 for L1.
+        rpn_train_proposals (`int`): proposals per image in training.
+        rpn_test_proposals (`int`): proposals per image in evaluation.
+        rpn_nms_threshold (`float`): overlap above which the lesser of two proposals of a level is removed.
+        score_threshold (`float`): detections need a greater score.
+        nms_threshold (`float`): overlap above which the lesser of two detections of a class is removed.
+        max_detections (`int`): detections per image.
+
+    Raises:
+        ValueError: for a value that cannot work; names the field, the value and the rule.
+
+    Source: https://arxiv.org/abs/1703.06870, https://arxiv.org/abs/1712.00726; OpenGVLab/InternImage@31c962d,
+    detection/configs/coco.
+    """
+
+    model_type = "internimage_mask_rcnn"
+    sub_configs = {"backbone_config": InternImageConfig}
+
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    fpn_channels: int = 256
+    box_head_convs: int = 0
+    box_head_linears: int = 2
+    box_head_size: int = 1024
+    stage_iou_thresholds: list[float] | tuple[float, ...] = (0.5,)
+    stage_box_stds: list[list[float]] | tuple[tuple[float, ...], ...] = ((0.1, 0.1, 0.2, 0.2),)
+    stage_loss_weights: list[float] | tuple[float, ...] = (1.0,)
+    box_loss: str = "l1"
+    box_loss_weight: float = 1.0
+    rpn_smooth_l1_beta: float = 0.0
+    rpn_train_proposals: int = 1000
+    rpn_test_proposals: int = 1000
+    rpn_nms_threshold: float = 0.7
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    max_detections: int = 100
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.backbone_config is None:
+            self.backbone_config = _backbone("t")
+        elif isinstance(self.backbone_config, dict):
+            found = self.backbone_config.get("model_type", InternImageConfig.model_type)
+            if found != InternImageConfig.model_type:
+                raise ValueError(
+                    f"backbone_config has model_type {found!r}, expected {InternImageConfig.model_type!r}."
+                )
+            self.backbone_config = InternImageConfig(**self.backbone_config)
+        self.check_architecture()
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_size(cls, size: str, num_labels: int = 80, **kwargs: Any) -> "InternImageMaskRCNNConfig":
+        """The released architecture `size`: Mask R-CNN with "t", "s" or "b", Cascade Mask R-CNN with "l" or "xl".
+
+        Args:
+            size: name of the size, in either case.
+            num_labels: classes without background; 80 as released, for COCO.
+            kwargs: any other field, in place of the released value.
+
+        Raises:
+            ValueError: for an unknown size.
+        """
+        key = size.lower() if isinstance(size, str) else size
+        if key not in _SIZES:
+            raise ValueError(f"size is {size!r}, expected one of {', '.join(_SIZES)}.")
+        fields: dict[str, Any] = {"backbone_config": _backbone(key), **(CASCADE if key in _CASCADE_SIZES else {})}
+        if "id2label" not in kwargs:
+            fields["num_labels"] = num_labels
+        return cls(**{**fields, **kwargs})
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages: 1 in Mask R-CNN, 3 in Cascade Mask R-CNN."""
+        return len(self.stage_iou_thresholds)
+
+    def check_architecture(self) -> None:
+        """Raise ValueError, naming field, value and rule, if a model of this configuration cannot work."""
+        out_features = list(getattr(self.backbone_config, "out_features", None) or [])
+        if out_features != STAGES:
+            raise ValueError(f"backbone_config.out_features is {out_features}, expected {STAGES}.")
+        if self.num_stages < 1 or not self.num_stages == len(self.stage_box_stds) == len(self.stage_loss_weights):
+            raise ValueError(
+                f"stage_iou_thresholds, stage_box_stds and stage_loss_weights have {self.num_stages}, "
+                f"{len(self.stage_box_stds)} and {len(self.stage_loss_weights)} entries, expected one each per stage."
+            )
+        for stds in self.stage_box_stds:
+            if len(stds) != 4 or min(stds) <= 0:
+                raise ValueError(f"stage_box_stds has {list(stds)}, expected four positive numbers per stage.")
+        if self.box_loss not in _BOX_LOSSES:
+            raise ValueError(f"box_loss is {self.box_loss!r}, expected one of {', '.join(_BOX_LOSSES)}.")
+        for name, least in (
+            ("fpn_channels", 1),
+            ("box_head_convs", 0),
+            ("box_head_linears", 1),
+            ("box_head_size", 1),
+            ("rpn_train_proposals", 1),
+            ("rpn_test_proposals", 1),
+            ("max_detections", 1),
+        ):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected an integer of at least {least}.")
+
+
+def _backbone(size: str) -> InternImageConfig:
+    return InternImageConfig.from_size(size, num_labels=0, layer_scale=1.0, out_features=STAGES)
+
+
+__all__ = ["CASCADE", "STAGES", "InternImageMaskRCNNConfig"]

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""The InternImage inside a segmentation or detection checkpoint: its configuration and its names."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from ..configuration_internimage import SIZES, InternImageConfig
+from .renaming import Rule
+from .tensors import Shapes
+
+ALL_STAGES = ("stage1", "stage2", "stage3", "stage4")
+
+
+def released_size(shapes: Shapes, prefix: str = "backbone.") -> str:
+    """The released size ("t" to "g") whose channels and depths the tensors under `prefix` have.
+
+    Raises:
+        ValueError: if they are not of an InternImage, or of one that was not released.
+    """
+    stem = tuple(shapes.get(f"{prefix}patch_embed.conv2.weight", ()))
+    block = re.compile(rf"{re.escape(prefix)}levels\.(\d+)\.blocks\.(\d+)\.")
+    blocks = {(int(match[1]), int(match[2])) for match in map(block.match, shapes) if match}
+    count = Counter(level for level, _ in blocks)
+    if not stem or not count:
+        raise ValueError(
+            f"Its {len(shapes)} tensors have no InternImage, which has {prefix}patch_embed.conv2.weight and "
+            f"{prefix}levels.*.blocks.*; give an InternImage checkpoint."
+        )
+    channels = stem[0]
+    depths = [count[level] for level in sorted(count)]
+    size = size_of(channels, depths)
+    if size is None:
+        raise ValueError(
+            f"channels={channels} and depths={depths} are those of no released size ({', '.join(SIZES)}); give the "
+            "model's own configuration, or a complete file."
+        )
+    return size
+
+
+def size_of(channels: int, depths: Sequence[int]) -> str | None:
+    """The released size with these channels and depths, if there is one."""
+    for size in SIZES:
+        config = InternImageConfig.from_size(size)
+        if config.channels == channels and list(config.depths) == list(depths):
+            return size
+    return None
+
+
+def backbone_config(
+    shapes: Shapes, prefix: str = "backbone.", out_features: Sequence[str] = ALL_STAGES
+) -> InternImageConfig:
+    """Configuration of the backbone under `prefix`: the released size that its channels and depths belong to.
+
+    A T from segmentation or detection has layer scale, unlike the T of classification: that is read from the names. No
+    classification head is described.
+
+    Raises:
+        ValueError: as `released_size`.
+    """
+    scaled = f"{prefix}levels.0.blocks.0.gamma1" in shapes
+    return InternImageConfig.from_size(
+        released_size(shapes, prefix),
+        num_labels=0,
+        layer_scale=1.0 if scaled else None,
+        use_clip_projector=False,
+        out_features=list(out_features),
+    )
+
+
+def backbone_rules(prefix: str = "backbone.", target: str = "backbone.") -> list[Rule]:
+    """Rules for `rename`: the original's backbone names under `prefix` become those of `InternImageBackbone`."""
+    start = re.escape(prefix)
+    return [
+        (rf"{start}(levels\.\d+\.blocks\.\d+\.)gamma([12])", rf"{target}\1layer_scale\2"),
+        (rf"{start}((?:patch_embed|levels)\.(?:(?!gamma[12]$).)+)", rf"{target}\1"),
+    ]
+
+
+__all__ = ["ALL_STAGES", "backbone_config", "backbone_rules", "released_size", "size_of"]

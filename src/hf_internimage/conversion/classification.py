@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""Image classifiers of the original release in the layout of OpenGVLab's Hub repositories.
+
+Three layouts of one set of tensors:
+
+- original: `levels.0.blocks.0.gamma1`, `head.weight`; usually under the key `model` of a `.pth` file
+- Hub: `model.levels.0.blocks.0.layer_scale1`, `model.head.weight`; what `save_pretrained` writes
+- module: as Hub, but with the head beside the trunk, `head.weight`; what `state_dict()` of the classifier says
+
+Source: names in OpenGVLab/InternImage@31c962d, classification/models/intern_image.py, and in its Hub repositories.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+
+from ..configuration_internimage import SIZES, InternImageConfig
+from ..modeling_internimage import InternImageForImageClassification
+from .backbone import released_size
+from .renaming import Converted
+from .tensors import Shapes, shapes_of
+
+_LAYER_SCALE = re.compile(r"^(levels\.\d+\.blocks\.\d+\.)gamma([12])$")
+_HEAD_WEIGHT, _HEAD_BIAS = "model.head.weight", "model.head.bias"
+
+
+def hub_name(name: str) -> str:
+    """The Hub's name of a tensor, from its name in any of the three layouts, with or without the prefix `module.`."""
+    name = name.removeprefix("module.").removeprefix("model.")
+    return "model." + _LAYER_SCALE.sub(r"\1layer_scale\2", name)
+
+
+def to_hub_layout(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors under the Hub's names.
+
+    Raises:
+        ValueError: for two names that mean the same tensor.
+    """
+    renamed: dict[str, torch.Tensor] = {}
+    origin: dict[str, str] = {}
+    for name, tensor in state_dict.items():
+        target = hub_name(name)
+        if target in renamed:
+            raise ValueError(f"{origin[target]!r} and {name!r} both mean {target!r}; remove one of them.")
+        renamed[target], origin[target] = tensor, name
+    return renamed
+
+
+def count_labels(shapes: Shapes) -> int:
+    """Number of classes: rows of the head's weight, in Hub layout.
+
+    Raises:
+        ValueError: if there is no such matrix.
+    """
+    shape = tuple(shapes.get(_HEAD_WEIGHT, ()))
+    if len(shape) != 2:
+        raise ValueError(
+            f"{_HEAD_WEIGHT} is {shape if _HEAD_WEIGHT in shapes else 'missing'}, expected (classes, features); give a "
+            "complete InternImage classification checkpoint."
+        )
+    return shape[0]
+
+
+def guess_size(shapes: Shapes) -> str:
+    """The released size ("t" to "g") whose channels and depths these tensors, in Hub layout, have.
+
+    Raises:
+        ValueError: if they are not of an InternImage, or of one that was not released.
+    """
+    return released_size(shapes, "model.")
+
+
+def guess_config(shapes: Shapes) -> InternImageConfig:
+    """Configuration of the released size that the tensors, in Hub layout, belong to, with as many labels as they have.
+
+    Only channels and depths are looked at; `check_tensors` says whether everything else fits too.
+
+    Raises:
+        ValueError: as `guess_size` and `count_labels`.
+    """
+    return InternImageConfig.from_size(guess_size(shapes), num_labels=count_labels(shapes))
+
+
+def map_head(
+    state_dict: Mapping[str, torch.Tensor], indices: Sequence[int], count: int = 1000, max_repeats: int = 1
+) -> dict[str, torch.Tensor]:
+    """The same tensors, in Hub layout, with rows of the head picked: class i of the result is `indices[i]` of the old.
+
+    Turns an ImageNet-22K classifier into an ImageNet-1K one with the original's list,
+    classification/meta_data/map22kto1k.txt. That list names row 11136 twice, for the teapot and for the teddy bear,
+    which ImageNet-22K does not have; hence one repeat is allowed.
+
+    Args:
+        state_dict: tensors in Hub layout.
+        indices: rows to pick, 0-based, in the order of the new classes.
+        count: how many there must be.
+        max_repeats: how many of them may be there already.
+
+    Raises:
+        ValueError: for another count, a row the head does not have, more repeats, or no head.
+
+    Source: OpenGVLab/InternImage@31c962d, classification/meta_data.
+    """
+    rows = count_labels(shapes_of(state_dict))
+    if tuple(state_dict[_HEAD_BIAS].shape if _HEAD_BIAS in state_dict else ()) != (rows,):
+        raise ValueError(f"{_HEAD_BIAS} does not have the {rows} values of {_HEAD_WEIGHT}; give a complete checkpoint.")
+    if len(indices) != count:
+        raise ValueError(f"The head map has {len(indices)} indices, expected {count}, one for each new class.")
+    outside = [index for index in indices if not 0 <= index < rows]
+    if outside:
+        raise ValueError(
+            f"The head map has index {outside[0]}, but the head has rows 0 to {rows - 1}; give a map made for {rows} "
+            "classes."
+        )
+    repeats = len(indices) - len(set(indices))
+    if repeats > max_repeats:
+        raise ValueError(f"The head map repeats {repeats} indices, expected at most {max_repeats}; correct the list.")
+    picked = torch.tensor(list(indices), dtype=torch.long, device=state_dict[_HEAD_WEIGHT].device)
+    return {**state_dict, **{name: state_dict[name].index_select(0, picked) for name in (_HEAD_WEIGHT, _HEAD_BIAS)}}
+
+
+def matches(names: Collection[str]) -> bool:
+    """Whether the names are those of an InternImage by itself, in any of the three layouts."""
+    return any(hub_name(name).startswith(("model.patch_embed.", "model.levels.")) for name in names)
+
+
+def convert(state_dict: Mapping[str, torch.Tensor], config: InternImageConfig) -> Converted:
+    """The tensors in Hub layout, which the classifier's `load_state_dict` takes too. Nothing is left out.
+
+    Raises:
+        ValueError: as `to_hub_layout`.
+    """
+    return Converted(to_hub_layout(state_dict), {})
+
+
+def build_model(config: InternImageConfig) -> InternImageForImageClassification:
+    """The classifier of this configuration."""
+    return InternImageForImageClassification(config)
+
+
+__all__ = [
+    "SIZES",
+    "build_model",
+    "convert",
+    "count_labels",
+    "guess_config",
+    "guess_size",
+    "hub_name",
+    "map_head",
+    "matches",
+    "to_hub_layout",
+]

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""What the conversion of every system does with tensors: find them in a file, compare names and shapes, cast."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+Shapes = Mapping[str, Sequence[int]]
+
+LISTED = 3  # names an error lists of each kind
+
+
+def find_state_dict(checkpoint: object) -> dict[str, torch.Tensor]:
+    """The tensors of a loaded file: those under `model`, else those under `state_dict`, else the file itself.
+
+    An exponential moving average beside them (`model_ema`) is left alone, as in the original's own conversion.
+
+    Raises:
+        ValueError: if there is no non-empty dict from names to tensors.
+    """
+    if isinstance(checkpoint, Mapping):
+        for key in ("model", "state_dict"):
+            if isinstance(checkpoint.get(key), Mapping):
+                checkpoint = checkpoint[key]
+                break
+    if not isinstance(checkpoint, Mapping) or not checkpoint:
+        found = "an empty dict" if isinstance(checkpoint, Mapping) else f"a {type(checkpoint).__name__}"
+        raise ValueError(
+            f"Found {found} in place of a state dict; give a file with named tensors, flat or under the key 'model'."
+        )
+    for name, tensor in checkpoint.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(
+                f"Entry {name!r} is a {type(tensor).__name__}, not a tensor; give a state dict, flat or under the key "
+                "'model'."
+            )
+    return dict(checkpoint)
+
+
+def shapes_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape."""
+    return {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+
+
+def dimensions(shapes: Shapes, name: str, count: int) -> tuple[int, ...]:
+    """The shape of one tensor, which must have `count` dimensions.
+
+    Raises:
+        ValueError: if there is no such tensor, or it has another number of dimensions.
+    """
+    shape = tuple(shapes.get(name, ()))
+    if len(shape) != count:
+        found = f"has shape {shape}" if name in shapes else "is missing"
+        raise ValueError(f"{name} {found}, expected {count} dimensions; give a complete checkpoint.")
+    return shape
+
+
+def check_tensors(found: Shapes, expected: Shapes) -> None:
+    """Raise ValueError unless names and shapes agree exactly; it counts and lists what does not."""
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} is {tuple(found[name])}, expected {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+    problems = [f"{len(names)} {kind} ({listing(names)})" for kind, names in kinds if names]
+    if problems:
+        raise ValueError(
+            f"The tensors do not fit the model: {', '.join(problems)}; give a complete file, or the configuration it "
+            "was trained with."
+        )
+
+
+def listing(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+
+
+def cast_weights(state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The same tensors as `dtype`, contiguous, each with memory of its own; `num_batches_tracked` stays an integer.
+
+    Raises:
+        ValueError: for a weight that is not a dense floating-point tensor, is not finite, or is too large for `dtype`.
+    """
+    taken: set[int] = set()
+    result: dict[str, torch.Tensor] = {}
+    for name, tensor in state_dict.items():
+        if not name.endswith("num_batches_tracked"):
+            if tensor.layout is not torch.strided or not tensor.is_floating_point():
+                raise ValueError(
+                    f"{name} is {tensor.dtype} with layout {tensor.layout}, expected dense floating-point values; give "
+                    "a checkpoint that is not quantised."
+                )
+            source, tensor = tensor, tensor.to(dtype)
+            if not _is_finite(tensor):
+                raise ValueError(
+                    f"{name} has values that are too large for {dtype}; choose bfloat16 or float32."
+                    if _is_finite(source.double())
+                    else f"{name} has values that are not finite; give an undamaged checkpoint."
+                )
+        tensor = tensor.contiguous()
+        # Views of one buffer would be refused as tied weights when saved.
+        if tensor.untyped_storage().data_ptr() in taken:
+            tensor = tensor.clone()
+        taken.add(tensor.untyped_storage().data_ptr())
+        result[name] = tensor
+    return result
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return not tensor.numel() or all(math.isfinite(bound) for bound in tensor.aminmax())  # NaN is both bounds
+
+
+__all__ = ["LISTED", "Shapes", "cast_weights", "check_tensors", "dimensions", "find_state_dict", "listing", "shapes_of"]

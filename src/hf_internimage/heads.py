@@ -1,0 +1,438 @@
+# SPDX-License-Identifier: MIT
+"""transformers' own segmentation, detection and matting heads on an InternImage, pretrained weights included.
+
+A head of transformers takes any registered backbone as its `backbone_config`, but each has its own demands on it, and
+none loads pretrained backbone weights. `from_backbone` does both; docs/heads.md has examples and the table of heads.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_ALL, _LAST_THREE, _LAST = (4, 8, 16, 32), (8, 16, 32), (32,)
+_STEM_STRIDE = 4
+_PLAIN, _COMPOSITE = "internimage", "cb_internimage"
+# Fields of a backbone's configuration that checkpoint and head may have different values of: none of them changes what
+# trained weights compute. `num_channels` and `layer_scale` have rules of their own, see `load_backbone`.
+_FREE_FIELDS = {
+    *("core_op", "image_size", "drop_rate", "drop_path_rate", "drop_path_type", "with_cp", "initializer_range"),
+    *("cls_scale", "use_clip_projector", "num_channels", "layer_scale"),
+}
+_FROM_WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+_NAMES_IN_AN_ERROR = 5
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head of transformers that works on an InternImage.
+
+    Attributes:
+        config: name of its configuration class in transformers.
+        model: name of its model class in transformers.
+        strides: the feature maps it reads, by stride in pixels.
+        extra: fields of its configuration that follow from the backbone, made from the configuration class, the
+            backbone's configuration with `out_features` set, the strides of these, and the user's fields.
+        channels: what `num_channels` of the backbone has to be; None if the head does not mind.
+    """
+
+    config: str
+    model: str
+    strides: tuple[int, ...]
+    extra: Callable[..., dict[str, Any]] | None = None
+    channels: int | None = None
+
+
+def _maskformer(
+    config_class: type, backbone: "PreTrainedConfig", strides: list[int], fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Its decoder is a DETR, whose configuration would ask for a timm backbone, which nobody ever uses."""
+    from transformers import DetrConfig
+
+    decoder = fields.get("decoder_config") or {}
+    return {
+        "decoder_config": DetrConfig(**{"backbone_config": backbone, **decoder})
+        if isinstance(decoder, Mapping)
+        else decoder
+    }
+
+
+def _hybrid(
+    config_class: Any, backbone: "PreTrainedConfig", strides: list[int], fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """RT-DETR and its descendants, whose configurations describe the feature maps a second time."""
+    levels = len(strides)
+    width = fields.get("encoder_hidden_dim", config_class.encoder_hidden_dim)
+    described = {
+        "encoder_in_channels": _out_channels(backbone),
+        "feat_strides": strides,
+        "encode_proj_layers": [levels - 1],
+        "decoder_in_channels": [width] * levels,
+        "num_feature_levels": levels,
+        "decoder_n_levels": levels,
+    }
+    return {name: value for name, value in described.items() if hasattr(config_class, name)}
+
+
+def _omdet(
+    config_class: Any, backbone: "PreTrainedConfig", strides: list[int], fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Its layer norms after the backbone are for channels-last maps; and it fails where two widths are equal."""
+    widths = [fields.get(name, getattr(config_class, name)) for name in ("class_embed_dim", "decoder_hidden_dim")]
+    if widths[0] == widths[1]:
+        raise ValueError(
+            f"class_embed_dim and decoder_hidden_dim are both {widths[0]}, with which transformers' OmDet-Turbo fails "
+            "(it then has no task_project); choose different values."
+        )
+    levels = len(strides)
+    return {
+        "apply_layernorm_after_vision_backbone": False,
+        "encoder_in_channels": _out_channels(backbone),
+        "encoder_projection_indices": [levels - 1],
+        "vision_features_channels": [fields.get("encoder_hidden_dim", config_class.encoder_hidden_dim)] * levels,
+        "num_feature_levels": levels,
+    }
+
+
+# Which stages each reads and what else it needs was found by building, running and training each of them.
+HEADS: dict[str, Head] = {
+    "upernet": Head("UperNetConfig", "UperNetForSemanticSegmentation", _ALL),
+    "maskformer": Head("MaskFormerConfig", "MaskFormerForInstanceSegmentation", _ALL, _maskformer),
+    "mask2former": Head("Mask2FormerConfig", "Mask2FormerForUniversalSegmentation", _ALL),
+    "oneformer": Head("OneFormerConfig", "OneFormerForUniversalSegmentation", _ALL),
+    "detr": Head("DetrConfig", "DetrForObjectDetection", _LAST),
+    "detr_segmentation": Head("DetrConfig", "DetrForSegmentation", _ALL),
+    "conditional_detr": Head("ConditionalDetrConfig", "ConditionalDetrForObjectDetection", _LAST),
+    "table_transformer": Head("TableTransformerConfig", "TableTransformerForObjectDetection", _LAST),
+    "deformable_detr": Head("DeformableDetrConfig", "DeformableDetrForObjectDetection", _LAST_THREE),
+    "dab_detr": Head("DabDetrConfig", "DabDetrForObjectDetection", _LAST),
+    "rt_detr": Head("RTDetrConfig", "RTDetrForObjectDetection", _LAST_THREE, _hybrid),
+    "rt_detr_v2": Head("RTDetrV2Config", "RTDetrV2ForObjectDetection", _LAST_THREE, _hybrid),
+    "d_fine": Head("DFineConfig", "DFineForObjectDetection", _LAST_THREE, _hybrid),
+    "deimv2": Head("Deimv2Config", "Deimv2ForObjectDetection", _LAST_THREE, _hybrid),
+    "grounding_dino": Head("GroundingDinoConfig", "GroundingDinoForObjectDetection", _LAST_THREE),
+    "mm_grounding_dino": Head("MMGroundingDinoConfig", "MMGroundingDinoForObjectDetection", _LAST_THREE),
+    "omdet_turbo": Head("OmDetTurboConfig", "OmDetTurboForObjectDetection", _LAST_THREE, _omdet),
+    # pixels and the trimap
+    "vitmatte": Head("VitMatteConfig", "VitMatteForImageMatting", (16,), channels=4),
+}
+
+
+def head_config(head: str | type, backbone: "PreTrainedConfig | str", **fields: Any) -> "PreTrainedConfig":
+    """The configuration of a head of transformers on an InternImage.
+
+    Sets what follows from the backbone: `out_features` as the head reads them, and where it asks for them its channels,
+    strides and number of levels. The backbone's configuration is copied, without its class names and its dtype.
+
+    Args:
+        head: a name of `HEADS`, or a configuration or model class there, or its name. DetrConfig means detection.
+        backbone: an InternImageConfig, or the name of a size ("t" ... "g").
+        fields: any field of the head's configuration, in place of what this function would set; and `out_features`, for
+            other stages than the usual ones. `num_feature_levels` smaller than their number takes the last stages.
+
+    Raises:
+        ValueError: for an unknown head or size, a backbone that is no InternImage or has no such stages, or values with
+            which the head cannot work.
+    """
+    import transformers
+
+    entry = HEADS[_head_name(head)]
+    config_class = getattr(transformers, entry.config)
+    if "backbone_config" in fields:
+        raise ValueError("backbone_config is given twice; give the backbone as the second argument only.")
+    backbone = _backbone_config(backbone)
+    out_features = fields.pop("out_features", None) or _stages(entry, backbone, fields.get("num_feature_levels"))
+    changes: dict[str, Any] = {"out_features": list(out_features)}
+    if entry.channels is not None:
+        changes["num_channels"] = entry.channels
+    backbone = type(backbone)(**{**_own_fields(backbone), **changes})
+    strides = [_stride(backbone, stage) for stage in out_features]
+    settled = entry.extra(config_class, backbone, strides, fields) if entry.extra is not None else {}
+    if "decoder_config" in settled:
+        fields.pop("decoder_config", None)  # is in the one settled
+    return config_class(**{**settled, **fields, "backbone_config": backbone})
+
+
+def from_backbone(
+    head: str | type,
+    checkpoint: "str | os.PathLike | nn.Module",
+    *,
+    backbone_fields: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> "PreTrainedModel":
+    """A head of transformers on a pretrained InternImage; all but the backbone is as initialised.
+
+    Args:
+        head: as for `head_config`.
+        checkpoint: where the backbone's weights are, as for `load_backbone`; its configuration is taken, too.
+        backbone_fields: fields of the backbone's configuration to change, such as `drop_path_rate` or `layer_scale`.
+        fields: as for `head_config`; and revision, token, subfolder, cache_dir, force_download and local_files_only as
+            for `from_pretrained`, when the checkpoint is a folder or repository.
+
+    Returns: the model, in float32 on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: as `head_config` and `load_backbone`.
+        OSError: if there is no such folder or repository.
+    """
+    import torch
+    import transformers
+
+    where = {name: fields.pop(name) for name in _FROM_WHERE if name in fields}
+    if isinstance(checkpoint, torch.nn.Module):
+        source: Any = find_backbone(checkpoint)[1].config
+    else:
+        source = transformers.AutoConfig.from_pretrained(checkpoint, **where)
+    source = _backbone_config(source)
+    source = type(source)(**{**_own_fields(source), **(backbone_fields or {})})
+    config = head_config(head, source, **fields)
+    model = getattr(transformers, HEADS[_head_name(head)].model)(config)
+    return load_backbone(model, checkpoint, **where).eval()
+
+
+def load_backbone(
+    model: "nn.Module", checkpoint: "str | os.PathLike | nn.Module", **from_pretrained: Any
+) -> "PreTrainedModel":
+    """Put pretrained weights into the InternImage inside `model`, wherever it is. An error changes nothing.
+
+    Every name, shape and field of the architecture has to agree, with two exceptions, in which the features stay what
+    they are for the checkpoint: layer scales that only `model` has become 1 (as in the authors' segmentation and
+    detection with T), and weights for input channels that only `model` has become 0 (matting's trimap). A composite
+    backbone takes an InternImage for both of its own, as the authors do, and keeps what connects them. Type and device
+    of the weights stay those of `model`.
+
+    Args:
+        model: a model with one InternImage inside, such as a head.
+        checkpoint: a folder or a repository of the Hub, with any InternImage class in it; or a model in memory with an
+            InternImage inside.
+        from_pretrained: arguments of `from_pretrained` for a folder or repository, such as `revision`.
+
+    Returns: `model`.
+
+    Raises:
+        ValueError: if something does not agree, naming what and both values; if there is no InternImage in one of them.
+        OSError: if there is no such folder or repository.
+    """
+    import torch
+
+    _, backbone = find_backbone(model)
+    target = backbone.state_dict()
+    if any(tensor.is_meta for tensor in target.values()):
+        raise ValueError(f"{type(model).__name__} is on the meta device, which holds no weights; build it on another.")
+    if isinstance(checkpoint, torch.nn.Module):
+        source = find_backbone(checkpoint)[1]
+        missing: set[str] = set()
+    else:
+        source, missing = _from_pretrained(checkpoint, from_pretrained)
+    _check_architecture(source.config, backbone.config)
+    tensors = source.state_dict()
+    if (source.config.model_type, backbone.config.model_type) == (_PLAIN, _COMPOSITE):
+        tensors = _twice(tensors, target)
+    tensors = _fitted(tensors, target)
+    absent = sorted((target.keys() - tensors.keys()) | missing)
+    unknown = sorted(tensors.keys() - target.keys())
+    shapes = [
+        f"{name} {tuple(tensor.shape)}, in the model {tuple(target[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in target and tensor.shape != target[name].shape
+    ]
+    for what, names in (
+        ("The checkpoint lacks weights of the backbone", absent),
+        ("The checkpoint has weights the backbone has no place for", unknown),
+        ("The checkpoint has other shapes than the backbone", shapes),
+    ):
+        if names:
+            raise ValueError(f"{what}: {_listed(names)}; is it of the same architecture, and whole?")
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(tensors[name])
+    return model  # type: ignore[return-value]
+
+
+def gradient_checkpointing(model: "nn.Module", enable: bool = True) -> None:
+    """Switch gradient checkpointing on (or off) in the InternImage inside `model`, also where the head has none.
+
+    The blocks' activations are computed again in the backward pass instead of being kept; in training mode only.
+
+    Raises: ValueError if there is no InternImage in `model`.
+    """
+    _, backbone = find_backbone(model)
+    state = "enable" if enable else "disable"
+    # transformers 5.23 renamed the methods and warns about the old names
+    names = (f"activation_checkpointing_{state}", f"gradient_checkpointing_{state}")
+    getattr(backbone, next(name for name in names if hasattr(backbone, name)))()
+
+
+def find_backbone(model: "nn.Module") -> "tuple[str, PreTrainedModel]":
+    """The InternImage inside a model: the prefix of its parameters' names, and the module.
+
+    The prefix ends with a dot, and is empty if `model` is an InternImageModel or InternImageBackbone itself.
+
+    Raises: ValueError if there is none, naming the backbone there is, or more than one.
+    """
+    from transformers import PreTrainedModel
+    from transformers.backbone_utils import BackboneMixin
+
+    from .modeling_internimage import InternImageTrunk
+
+    found: list[tuple[str, PreTrainedModel]] = []
+    others = []
+    for name, module in model.named_modules():
+        if not isinstance(module, (InternImageTrunk, BackboneMixin)):
+            continue
+        prefix = f"{name}." if name else ""
+        if getattr(getattr(module, "config", None), "model_type", None) not in (_PLAIN, _COMPOSITE):
+            others.append(type(module).__name__)
+        elif not found or not prefix.startswith(found[-1][0]):  # a composite backbone has others inside
+            found.append((prefix, module))  # type: ignore[arg-type]
+    if not found:
+        instead = f", its backbone is {others[0]}" if others else ""
+        raise ValueError(f"{type(model).__name__} has no InternImage inside{instead}; give a model that has.")
+    if len(found) > 1:
+        names = ", ".join(prefix.removesuffix(".") for prefix, _ in found)
+        raise ValueError(f"{type(model).__name__} has several InternImages inside: {names}; give one of these modules.")
+    return found[0]
+
+
+def _head_name(head: str | type) -> str:
+    wanted = head if isinstance(head, str) else getattr(head, "__name__", repr(head))
+    for name, entry in HEADS.items():
+        if wanted.lower().replace("-", "_") == name or wanted in (entry.config, entry.model):
+            return name
+    raise ValueError(f"head is {wanted!r}, expected one of {', '.join(HEADS)}, or a class of these.")
+
+
+def _backbone_config(backbone: Any) -> "PreTrainedConfig":
+    from .configuration_internimage import InternImageConfig
+
+    if isinstance(backbone, str):
+        return InternImageConfig.from_size(backbone)
+    if getattr(backbone, "model_type", None) not in (_PLAIN, _COMPOSITE):
+        kind = getattr(backbone, "model_type", None) or type(backbone).__name__
+        raise ValueError(f"The backbone is of type {kind!r}, expected an InternImage or the name of a size.")
+    return backbone
+
+
+def _own_fields(config: "PreTrainedConfig") -> dict[str, Any]:
+    """Fields of the architecture: what is no configuration's in general, nor follows from others."""
+    from transformers import PreTrainedConfig
+
+    general = {*PreTrainedConfig().to_dict(), "model_type", "auto_map", "stage_names", "out_features", "out_indices"}
+    return {name: value for name, value in config.to_dict().items() if name not in general}
+
+
+def _stages(entry: Head, backbone: Any, levels: int | None) -> list[str]:
+    """The stages a head reads; the last `levels` of them if that is fewer."""
+    by_stride = {_stride(backbone, stage): stage for stage in backbone.stage_names[1:]}
+    if missing := [stride for stride in entry.strides if stride not in by_stride]:
+        raise ValueError(
+            f"{entry.model} reads features of strides {list(entry.strides)} and this backbone has none of stride "
+            f"{missing[0]}; give out_features, of {', '.join(backbone.stage_names[1:])}."
+        )
+    stages = [by_stride[stride] for stride in entry.strides]
+    return stages[-levels:] if levels else stages
+
+
+def _stride(backbone: Any, stage: str) -> int:
+    """Pixels between neighbouring features of a stage; stem and first stage have the same."""
+    return _STEM_STRIDE * 2 ** max(backbone.stage_names.index(stage) - 1, 0)
+
+
+def _out_channels(backbone: Any) -> list[int]:
+    widths = [backbone.channels, *backbone.hidden_sizes]
+    return [widths[index] for index in backbone.out_indices]
+
+
+def _from_pretrained(checkpoint: str | os.PathLike, options: dict[str, Any]) -> "tuple[PreTrainedModel, set[str]]":
+    """The checkpoint's backbone, and the names of the weights it lacks."""
+    from transformers import AutoConfig
+
+    from .modeling_cb_internimage import CBInternImageBackbone
+    from .modeling_internimage import InternImageBackbone
+
+    where = {name: options[name] for name in _FROM_WHERE if name in options}
+    found = AutoConfig.from_pretrained(checkpoint, **where).model_type
+    if found not in (_PLAIN, _COMPOSITE):
+        raise ValueError(
+            f"{os.fspath(checkpoint)} holds a model of type {found!r}, expected an InternImage; if there is one "
+            "inside, load that model and give it in place of the folder."
+        )
+    backbone_class: Any = CBInternImageBackbone if found == _COMPOSITE else InternImageBackbone
+    source, info = backbone_class.from_pretrained(checkpoint, **{**options, "output_loading_info": True})
+    return source, set(info["missing_keys"])
+
+
+def _check_architecture(source: Any, target: Any) -> None:
+    """Raise ValueError, naming field and both values, if weights of `source` would not compute the same in `target`."""
+    theirs, ours = _effective(source), _effective(target)
+    differences = []
+    if (source.model_type, target.model_type) == (_COMPOSITE, _PLAIN):
+        differences.append(f"model_type ({source.model_type!r}, in the model {target.model_type!r})")
+    differences += [
+        f"{name} ({theirs.get(name)!r}, in the model {ours.get(name)!r})"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+    if source.num_channels > target.num_channels:
+        differences.append(f"num_channels ({source.num_channels}, in the model {target.num_channels})")
+    if source.layer_scale is not None and target.layer_scale is None:
+        differences.append(f"layer_scale ({source.layer_scale!r}, in the model None)")
+    if differences:
+        raise ValueError(
+            f"The checkpoint's backbone differs from the model's in {', '.join(differences)}; build the model with the "
+            "checkpoint's values, as from_backbone does."
+        )
+
+
+def _effective(config: Any) -> dict[str, Any]:
+    """Fields that decide what weights compute, different spellings of the same made one."""
+    fields = {name: value for name, value in _own_fields(config).items() if name not in _FREE_FIELDS}
+    fields.pop("round_gamma", None)  # how the composite backbone connects the two, not what they are
+    fields["dw_kernel_size"] = config.dw_kernel_size or 3
+    fields["res_post_norm"] = config.res_post_norm and not config.post_norm and config.layer_scale is None
+    if not config.level2_post_norm:
+        fields["level2_post_norm_block_ids"] = None
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def _twice(source: "dict[str, torch.Tensor]", target: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """An InternImage's tensors as those of both parts of a composite backbone, and the rest of it as it is."""
+    tensors = {
+        name: tensor for name, tensor in target.items() if ".levels." not in name and ".patch_embed." not in name
+    }
+    for name, tensor in source.items():
+        tensors[f"cb_modules.0.{name}"] = tensor
+        if name.startswith("levels."):  # the second has no stem
+            tensors[f"cb_modules.1.{name}"] = tensor
+    return tensors
+
+
+def _fitted(source: "dict[str, torch.Tensor]", target: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """The checkpoint's tensors as the model holds them: layer scales and input channels it lacks are added."""
+    import torch
+
+    # DETR's frozen batch norms do not count batches.
+    tensors = {
+        name: tensor for name, tensor in source.items() if name in target or not name.endswith(".num_batches_tracked")
+    }
+    for name, tensor in target.items():
+        if name not in tensors and name.rpartition(".")[2] in ("layer_scale1", "layer_scale2"):
+            tensors[name] = torch.ones_like(tensor)
+    for name in [name for name in tensors if name.endswith("patch_embed.conv1.weight")]:
+        # (channels, num_channels, 3, 3)
+        if name in target and (further := target[name].shape[1] - tensors[name].shape[1]) > 0:
+            tensors[name] = torch.nn.functional.pad(tensors[name], (0, 0, 0, 0, 0, further))
+    return tensors
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _NAMES_IN_AN_ERROR
+    return ", ".join(names[:_NAMES_IN_AN_ERROR]) + (f" and {rest} more" if rest > 0 else "")
+
+
+__all__ = ["HEADS", "Head", "find_backbone", "from_backbone", "gradient_checkpointing", "head_config", "load_backbone"]

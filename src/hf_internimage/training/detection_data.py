@@ -1,0 +1,533 @@
+# SPDX-License-Identifier: MIT
+"""Detection data: COCO's annotation files, and data sets with a column of objects; checked and in one form."""
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets, load_dataset
+from PIL.Image import Image as PILImage
+from transformers.utils import logging
+
+from .images import MAX_PIXELS, decode_image, name_of, read_bytes
+from .sources import SPLITS, is_image, listed, read_folder
+
+logger = logging.get_logger(__name__)
+
+ANNOTATIONS, IMAGES = "annotations.json", "images"
+_BOX_NAMES, _CLASS_NAMES = ("bbox", "boxes"), ("category", "categories", "category_id", "label", "labels")
+_SMALLEST_SIDE = 1.0  # pixels; objects of less are not trained on
+
+Target = dict[str, np.ndarray]  # of one image: boxes (n, 4) left, top, width, height in pixels; classes, areas, crowds
+
+
+@dataclass
+class DetectionDataArguments:
+    """Where the images and boxes are, and which part of them to use."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Dataset on the Hugging Face Hub, or a local dataset repository."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that dataset."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of that dataset."})
+    train_split_name: str | None = field(
+        default=None, metadata={"help": "Split to train on; found by its usual names if not given."}
+    )
+    validation_split_name: str | None = field(
+        default=None, metadata={"help": "Split to validate on; found by its usual names if not given."}
+    )
+    test_split_name: str | None = field(
+        default=None, metadata={"help": "Split to test on; found by its usual names if not given."}
+    )
+    train_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of training data instead of dataset_name: annotations.json in COCO's format with the "
+            "images beside it or in images/, or images with a metadata.jsonl, or Parquet files."
+        },
+    )
+    validation_dir: str | None = field(default=None, metadata={"help": "Folder of validation data, likewise."})
+    test_dir: str | None = field(default=None, metadata={"help": "Folder of test data, likewise."})
+    train_annotations: str | None = field(
+        default=None, metadata={"help": "COCO's annotation file for the images in train_dir, if it lies elsewhere."}
+    )
+    validation_annotations: str | None = field(default=None, metadata={"help": "The same for validation_dir."})
+    test_annotations: str | None = field(default=None, metadata={"help": "The same for test_dir."})
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the images; found by its type if not given."}
+    )
+    objects_column_name: str = field(
+        default="objects", metadata={"help": "Column of the objects: their boxes (bbox), classes (category), areas."}
+    )
+    box_format: str = field(
+        default="xywh",
+        metadata={
+            "help": "Boxes of that column in pixels: xywh for (left, top, width, height) as in COCO, xyxy for (left, "
+            "top, right, bottom)."
+        },
+    )
+    train_val_split: float = field(
+        default=0.15,
+        metadata={"help": "Share of the images to validate on where there is no validation data; 0 for none."},
+    )
+    train_without_objects: bool = field(
+        default=True, metadata={"help": "Also train on images without an object; the original does not."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on this many images only, chosen at random."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate and test on this many images only, chosen at random."}
+    )
+    max_image_pixels: int = field(default=MAX_PIXELS, metadata={"help": "Larger images are an error."})
+    data_cache_dir: str | None = field(
+        default=None, metadata={"help": "Where datasets keeps what it downloads and converts."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.train_val_split < 1:
+            raise ValueError(f"train_val_split is {self.train_val_split}, expected at least 0 and less than 1.")
+        if self.box_format not in ("xywh", "xyxy"):
+            raise ValueError(f"box_format is {self.box_format!r}, expected xywh or xyxy.")
+        for name in ("max_train_samples", "max_eval_samples", "max_image_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1.")
+        folders = [f"{split}_dir" for split in SPLITS if getattr(self, f"{split}_dir")]
+        if self.dataset_name is None and not folders:
+            raise ValueError("No data: set dataset_name, or train_dir and its like.")
+        if self.dataset_name is not None and folders:
+            raise ValueError(f"dataset_name and {folders[0]} are both set; choose one of them.")
+        for split in SPLITS:
+            if getattr(self, f"{split}_annotations") and f"{split}_dir" not in folders:
+                raise ValueError(f"{split}_annotations is set without {split}_dir, the folder of its images.")
+
+
+@dataclass
+class DetectionData:
+    """Splits with images undecoded and objects in columns, classes numbered alike in all.
+
+    Columns: `image` ({"bytes": ..., "path": ...}), `image_id` (the row's number in the source), `width` and `height` (0
+    where the source does not say), and of the image's objects `boxes` (left, top, width, height in pixels), `classes`,
+    `areas` (pixels) and `crowds` (whether it is a group, which is neither trained on nor counted as missed).
+
+    Attributes:
+        train, validation, test: None if not asked for or not there.
+        label_names: in the order of the classes.
+        max_pixels: see `images.decode_image`.
+    """
+
+    train: Dataset | None
+    validation: Dataset | None
+    test: Dataset | None
+    label_names: list[str]
+    max_pixels: int = MAX_PIXELS
+
+    def training_transform(self, augment: Callable[[PILImage, Target, list[int]], dict[str, Any]]) -> "ReadObjects":
+        """For `Dataset.with_transform`: examples as `augment` makes them, without crowds."""
+        return ReadObjects(augment, self.max_pixels)
+
+    def evaluation_transform(self, processor: Any) -> "ReadObjects":
+        """The same by the image processor and nothing else."""
+        return ReadObjects(ProcessedObjects(processor), self.max_pixels)
+
+
+@dataclass(frozen=True)
+class ReadObjects:
+    """What turns rows of a split into what `detection.Collate` takes, each time they are read.
+
+    Attributes:
+        prepare: (RGB image, objects, key) -> `pixel_values` (3, H, W) and `labels`, a dict of `class_labels` (n,) and
+            `boxes` (n, 4), (centre x, centre y, width, height) as fractions of the image. The key is a list with the
+            CRC-32 of the image's encoded bytes. `image_id` (1,) and `orig_size` (2,) are added to the labels.
+        max_pixels: see `images.decode_image`.
+    """
+
+    prepare: Callable[[PILImage, Target, list[int]], dict[str, Any]]
+    max_pixels: int = MAX_PIXELS
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        examples = [self.one(row) for row in rows]
+        return {name: [example[name] for example in examples] for name in ("pixel_values", "labels")}
+
+    def one(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Raises ValueError naming the file, for an image that is unreadable or of another size than annotated."""
+        image, target, data = read_objects(row, self.max_pixels)
+        example = self.prepare(image, target, [zlib.crc32(data)])
+        labels = {**example["labels"], "image_id": torch.tensor([row["image_id"]])}
+        labels["orig_size"] = torch.tensor([image.height, image.width])
+        return {"pixel_values": example["pixel_values"], "labels": labels}
+
+
+def read_objects(row: dict[str, Any], max_pixels: int = MAX_PIXELS) -> tuple[PILImage, Target, bytes]:
+    """The image of a row of a split, its objects, and its encoded bytes."""
+    data = read_bytes(row["image"])
+    image = decode_image({"bytes": data, "path": row["image"].get("path")}, max_pixels)
+    if row["width"] and image.size != (row["width"], row["height"]):
+        raise ValueError(
+            f"{name_of(row['image'])}: has {image.width}x{image.height} pixels, {row['width']}x{row['height']} by its "
+            "annotations; its boxes would be wrong."
+        )
+    target = {
+        "boxes": np.array(row["boxes"], np.float64).reshape(-1, 4),
+        "classes": np.array(row["classes"], np.int64),
+        "areas": np.array(row["areas"], np.float64),
+        "crowds": np.array(row["crowds"], bool),
+    }
+    return image, target, data
+
+
+@dataclass(frozen=True)
+class ProcessedObjects:
+    """A `ReadObjects.prepare` that is an image processor of transformers, for evaluation."""
+
+    processor: Any
+
+    def __call__(self, image: PILImage, target: Target, key: list[int]) -> dict[str, Any]:
+        columns = zip(*(target[name].tolist() for name in ("boxes", "classes", "areas", "crowds")), strict=True)
+        annotations = [
+            {"bbox": box, "category_id": label, "area": area, "iscrowd": int(crowd)}
+            for box, label, area, crowd in columns
+        ]
+        found = self.processor(
+            image, annotations={"image_id": 0, "annotations": annotations}, do_pad=False, return_tensors="pt"
+        )
+        labels = found["labels"][0]
+        return {
+            "pixel_values": found["pixel_values"][0],
+            "labels": {name: labels[name] for name in ("class_labels", "boxes")},
+        }
+
+
+def load_detection_data(
+    arguments: DetectionDataArguments,
+    seed: int = 0,
+    splits: Sequence[str] = ("train", "validation", "test"),
+    label_names: list[str] | None = None,
+) -> DetectionData:
+    """The data that the arguments describe, with every annotation checked.
+
+    Classes and their order come from the training split, or from the first of `splits` if that is not among them: in
+    COCO's files the order of the category ids, which may have gaps. Other splits are matched by class name. Objects
+    that are empty or outside their image stay: training leaves them out, COCO's measure does not.
+
+    Args:
+        arguments: where the data are.
+        seed: of the held-out share and of the choice of `max_train_samples`.
+        splits: which of train, validation and test to load; those that are not there are None.
+        label_names: the classes in the order wanted, such as a model's; the data may lack some.
+
+    Raises:
+        ValueError: in one sentence naming the file, image or column, for anything that is wrong with the data.
+    """
+    found = {split: _find(arguments, split) for split in splits}
+    found = {split: dataset for split, dataset in found.items() if dataset is not None}
+    if not found:
+        raise ValueError(f"There are no data for {listed(list(splits))}; check dataset_name or the folders' names.")
+    if "train" in splits and "train" not in found:
+        raise ValueError("There are no training data: set train_dir, or train_split_name to a split of the dataset.")
+    first: Any = found.get("train", next(iter(found.values())))
+    names = _names(first) if label_names is None else label_names
+    prepared: dict[str, Any] = {}
+    for split, dataset in found.items():
+        if not len(dataset):
+            raise ValueError(f"Split {split!r} holds no images; check the data.")
+        prepared[split] = _renumbered(dataset, split, names)
+    train = prepared.get("train")
+    if train is not None:
+        if "validation" in splits and "validation" not in prepared and arguments.train_val_split:
+            held = round(len(train) * arguments.train_val_split)
+            if not 0 < held < len(train):
+                raise ValueError(
+                    f"train_val_split={arguments.train_val_split} of {len(train)} images leaves no image to validate "
+                    "or to train on: change it, or set it to 0 to train without validation."
+                )
+            order = np.random.default_rng(seed).permutation(len(train))
+            train, prepared["validation"] = train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
+        prepared["train"] = _first(_trainable(train, arguments), arguments.max_train_samples, seed)
+    for split in ("validation", "test"):
+        if split in prepared:
+            prepared[split] = _first(prepared[split], arguments.max_eval_samples, seed)
+            if not any(prepared[split]["boxes"]):
+                raise ValueError(f"Split {split!r} has no object in {len(prepared[split])} images to measure by.")
+    return DetectionData(
+        prepared.get("train"), prepared.get("validation"), prepared.get("test"), names, arguments.max_image_pixels
+    )
+
+
+def usable(target: Target, width: float, height: float) -> tuple[np.ndarray, np.ndarray]:
+    """Objects to train on: (n, 4) left, top, right, bottom in pixels, clipped to the image, and which ones they are.
+
+    Left out are crowds, and what is less than a pixel wide or high within the image, as in the original.
+    """
+    limits = np.array([width, height] * 2)
+    corners = np.concatenate([target["boxes"][:, :2], target["boxes"][:, :2] + target["boxes"][:, 2:]], 1)
+    corners = corners.clip(0, limits)
+    kept = (corners[:, 2:] - corners[:, :2] >= _SMALLEST_SIDE).all(1) & ~target["crowds"]
+    return corners[kept], np.flatnonzero(kept)
+
+
+# ---- Sources ----
+
+
+def _find(arguments: DetectionDataArguments, split: str) -> Dataset | None:
+    """A split in our columns, classes numbered as in its source, or None if it is not there."""
+    if arguments.dataset_name is None:
+        folder = getattr(arguments, f"{split}_dir")
+        if folder is None:
+            return None
+        path = Path(getattr(arguments, f"{split}_annotations") or Path(folder, ANNOTATIONS))
+        if path.exists() or getattr(arguments, f"{split}_annotations"):
+            return read_coco(Path(folder), path)
+        return _from_objects(read_folder(folder, False, arguments.data_cache_dir), arguments, folder)
+    present = load_dataset(
+        arguments.dataset_name,
+        arguments.dataset_config_name,
+        revision=arguments.dataset_revision,
+        cache_dir=arguments.data_cache_dir,
+    )
+    wanted = getattr(arguments, f"{split}_split_name")
+    if wanted is not None and wanted not in present:
+        raise ValueError(
+            f"{arguments.dataset_name} has no split {wanted!r}; set {split}_split_name to one of {sorted(present)}."
+        )
+    name = wanted or next((name for name in SPLITS[split] if name in present), None)
+    return None if name is None else _from_objects(present[name], arguments, f"{arguments.dataset_name}, {name}")
+
+
+def read_coco(folder: Path, path: Path) -> Dataset:
+    """The images of a folder with the boxes of a file in COCO's format.
+
+    Raises:
+        ValueError: naming the file, image or annotation, if one is missing, given twice, or malformed.
+    """
+    content = _read_json(path)
+    categories = sorted(content["categories"], key=lambda entry: entry["id"])
+    names = [str(entry["name"]) for entry in categories]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: has several categories of the name {listed(twice)}.")
+    index_of = {entry["id"]: index for index, entry in enumerate(categories)}
+    images = {entry["id"]: entry for entry in content["images"]}
+    if len(images) < len(content["images"]):
+        raise ValueError(f"{path}: several images have the same id.")
+    folder = folder / IMAGES if (folder / IMAGES).is_dir() else folder
+    paths = {key: folder / entry["file_name"] for key, entry in images.items()}
+    if missing := [str(file) for file in paths.values() if not file.is_file()]:
+        raise ValueError(f"{path}: {len(missing)} of its {len(images)} images are not there, such as {missing[0]}.")
+    rows = _Rows({key: str(file) for key, file in paths.items()})
+    for entry in content["annotations"]:
+        where = f"{path}: annotation {entry.get('id')}"
+        if entry["image_id"] not in images:
+            raise ValueError(f"{where} is of image {entry['image_id']}, which is not among the file's images.")
+        if entry["category_id"] not in index_of:
+            raise ValueError(
+                f"{where} is of category {entry['category_id']}, which is not among the file's categories."
+            )
+        label, crowd = index_of[entry["category_id"]], bool(entry.get("iscrowd", 0))
+        rows.add(entry["image_id"], entry["bbox"], label, entry.get("area"), crowd, where)
+    sizes = [(int(entry.get("width") or 0), int(entry.get("height") or 0)) for entry in images.values()]
+    columns = rows.columns(names, sizes)
+    files = [{"bytes": None, "path": str(file)} for file in paths.values()]
+    pictures = Dataset.from_dict({"image": files}, features=Features({"image": Image(decode=False)}))
+    return concatenate_datasets([pictures, columns], axis=1)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as JSON ({error}).") from error
+    needed = {"images": ("id", "file_name"), "categories": ("id", "name")}
+    needed["annotations"] = ("image_id", "category_id", "bbox")
+    for part, keys in needed.items():
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise ValueError(f"{path}: is no annotation file in COCO's format, it has no list {part!r}.")
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict) or any(key not in entry for key in keys):
+                raise ValueError(f"{path}: entry {number} of {part!r} lacks one of {', '.join(keys)}.")
+    return content
+
+
+def _from_objects(dataset: Any, arguments: DetectionDataArguments, source: str) -> Dataset:
+    """The columns of a data set whose objects are a column, as on the Hub."""
+    features, column = dataset.features, arguments.objects_column_name
+    image = arguments.image_column_name or next((name for name in features if is_image(features[name])), None)
+    for wanted, setting in ((image, "image_column_name"), (column, "objects_column_name")):
+        if wanted not in features:
+            raise ValueError(f"{source}: has no column {wanted!r}; set {setting} to one of {sorted(features)}.")
+    fields = _object_fields(features[column])
+    box_name = next((name for name in _BOX_NAMES if name in fields), None)
+    class_name = next((name for name in _CLASS_NAMES if name in fields), None)
+    if box_name is None or class_name is None:
+        raise ValueError(
+            f"{source}: column {column!r} has the fields {sorted(fields)}, expected {_BOX_NAMES[0]} and "
+            f"{_CLASS_NAMES[0]}."
+        )
+    pictures = dataset.select_columns([image]).cast_column(image, Image(decode=False))
+    if image != "image":
+        pictures = pictures.rename_column(image, "image")
+    objects = [_as_columns(row) for row in dataset[column]]
+    kind = _item(fields[class_name])
+    numbers = sorted({label for row in objects for label in row.get(class_name) or []})
+    names = list(kind.names) if isinstance(kind, ClassLabel) else [str(label) for label in numbers]
+    index_of = {
+        label: index for index, label in enumerate(range(len(names)) if isinstance(kind, ClassLabel) else numbers)
+    }
+    rows = _Rows({row: f"{source}, row {row}" for row in range(len(dataset))})
+    for number, row in enumerate(objects):
+        count = len(row.get(box_name) or [])
+        for name in (class_name, "area", "iscrowd"):
+            if row.get(name) is not None and len(row[name]) != count:
+                raise ValueError(f"{source}, row {number}: has {count} boxes, but {len(row[name])} of {name!r}.")
+        for index in range(count):
+            where = f"{source}, row {number}: object {index}"
+            label, box = row[class_name][index], row[box_name][index]
+            if label not in index_of:
+                raise ValueError(f"{where} is of class {label}, expected 0 to {len(names) - 1}.")
+            area, crowd = ((row.get(name) or [None] * count)[index] for name in ("area", "iscrowd"))
+            rows.add(number, box, index_of[label], area, bool(crowd), where, arguments.box_format)
+    has_size = {"width", "height"} <= set(features)
+    sizes = list(zip(dataset["width"], dataset["height"], strict=True)) if has_size else [(0, 0)] * len(dataset)
+    return concatenate_datasets([pictures, rows.columns(names, sizes)], axis=1)
+
+
+def _object_fields(feature: Any) -> dict[str, Any]:
+    """Of a list of objects, or of an object of lists."""
+    feature = _item(feature)
+    return feature if isinstance(feature, dict) else {}
+
+
+def _item(feature: Any) -> Any:
+    """What a list feature holds; other features as they are."""
+    if isinstance(feature, list):
+        return feature[0]
+    return getattr(feature, "feature", feature)
+
+
+def _as_columns(row: Any) -> dict[str, Any]:
+    """One image's objects as a dict of lists, whether they came so or as a list of dicts."""
+    if isinstance(row, dict):
+        return row
+    return {name: [entry[name] for entry in row] for name in (row[0] if row else ())}
+
+
+class _Rows:
+    """Collects checked objects image by image.
+
+    Args:
+        names: image's key -> what to call it.
+    """
+
+    def __init__(self, names: dict[Any, str]) -> None:
+        self.names = names
+        self.objects: dict[Any, list[tuple[list[float], int, float, bool]]] = {key: [] for key in names}
+
+    def add(self, key: Any, box: Any, label: int, area: Any, crowd: bool, where: str, box_format: str = "xywh") -> None:
+        """Raises ValueError for a box or area that is malformed."""
+        try:
+            first, second, third, fourth = (float(number) for number in box)
+            size = None if area is None else float(area)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where} on {self.names[key]} has the box {box} and the area {area}: {error}.") from error
+        if box_format == "xyxy":
+            third, fourth = third - first, fourth - second
+        numbers = [first, second, third, fourth]
+        if not np.isfinite([*numbers, size or 0.0]).all() or third < 0 or fourth < 0:
+            raise ValueError(
+                f"{where} on {self.names[key]} has the box {list(box)}, expected finite numbers in the order "
+                f"{box_format} with no negative width or height."
+            )
+        self.objects[key].append((numbers, label, third * fourth if size is None else size, crowd))
+
+    def columns(self, label_names: list[str], sizes: Iterable[tuple[int, int]]) -> Dataset:
+        rows = list(self.objects.values())
+        widths, heights = zip(*sizes, strict=True) if rows else ((), ())
+        features = Features(
+            {
+                "image_id": Value("int64"),
+                "width": Value("int64"),
+                "height": Value("int64"),
+                "boxes": List(List(Value("float64"))),
+                "classes": List(ClassLabel(names=label_names)),
+                "areas": List(Value("float64")),
+                "crowds": List(Value("bool")),
+            }
+        )
+        columns = ("boxes", "classes", "areas", "crowds")
+        return Dataset.from_dict(
+            {"image_id": list(range(len(rows))), "width": list(widths), "height": list(heights)}
+            | {name: [[entry[index] for entry in row] for row in rows] for index, name in enumerate(columns)},
+            features=features,
+        )
+
+
+# ---- One form ----
+
+
+def _names(dataset: Dataset) -> list[str]:
+    return list(_item(dataset.features["classes"]).names)
+
+
+def _renumbered(dataset: Dataset, split: str, names: list[str]) -> Dataset:
+    """Classes numbered as in `names`, by their own names."""
+    own = _names(dataset)
+    if own == names:
+        return dataset
+    index_of = {name: index for index, name in enumerate(names)}
+    classes = dataset["classes"]
+    used = {own[label] for row in classes for label in row}
+    if unknown := sorted(used - set(names)):
+        raise ValueError(f"Split {split!r} has objects of the class {unknown[0]!r}, which is none of {listed(names)}.")
+    feature = List(ClassLabel(names=names))
+    column = [[index_of[own[label]] for label in row] for row in classes]
+    return dataset.remove_columns("classes").add_column("classes", column, feature=feature)
+
+
+def _trainable(train: Dataset, arguments: DetectionDataArguments) -> Dataset:
+    """The training data; says what is left out, and drops images without an object if asked to."""
+    counts = np.zeros(len(train), int)
+    skipped: list[str] = []
+    sides = train.select_columns(["width", "height", "boxes", "crowds"])
+    for index, row in enumerate(sides):
+        target = {"boxes": np.array(row["boxes"], np.float64).reshape(-1, 4), "crowds": np.array(row["crowds"], bool)}
+        kept = usable(target, row["width"] or np.inf, row["height"] or np.inf)[1]
+        counts[index] = len(kept)
+        if len(kept) + int(target["crowds"].sum()) < len(target["boxes"]):
+            skipped.append(name_of(train[index]["image"]))
+    if skipped:
+        logger.warning(
+            f"{len(skipped)} training images have objects that are empty or outside the image, such as {skipped[0]}; "
+            "they are not trained on."
+        )
+    if not counts.any():
+        raise ValueError(f"The {len(train)} training images have no object; check the annotations.")
+    if not arguments.train_without_objects and not counts.all():
+        logger.warning(f"{int((counts == 0).sum())} training images without an object are left out.")
+        train = train.select(np.flatnonzero(counts))
+    return train
+
+
+def _first(dataset: Dataset, count: int | None, seed: int) -> Dataset:
+    if count is None:
+        return dataset
+    return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count]))
+
+
+__all__ = [
+    "DetectionData",
+    "DetectionDataArguments",
+    "ProcessedObjects",
+    "ReadObjects",
+    "Target",
+    "load_detection_data",
+    "read_coco",
+    "read_objects",
+    "usable",
+]
