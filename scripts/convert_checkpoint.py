@@ -22,8 +22,8 @@ from transformers.utils import logging
 
 from hf_internimage import conversion
 from hf_internimage.conversion.files import check_destination, write_folder
-from hf_internimage.conversion.preparation import Options
 from hf_internimage.conversion.prepare import prepare
+from hf_internimage.conversion.prepare_common import Options
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _MAX_SHARD_SIZE = "5GB"
@@ -39,7 +39,7 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convert_checkpoint.py",
-        description="Convert an InternImage checkpoint of the original release into a folder that from_pretrained loads.",
+        description="Convert a checkpoint of the original InternImage into a folder that from_pretrained loads.",
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint: .pth, .pt, .bin or .safetensors")
     parser.add_argument("destination", type=Path, metavar="DST", help="folder to make; must not exist, or be empty")
@@ -61,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         "--image-size",
         type=_positive,
         metavar="N",
-        help="classifiers: input height and width in pixels; if not given, that of the configuration or of the published"
-        " checkpoint",
+        help="classifiers: input height and width in pixels; if not given, that of the configuration or of the"
+        " published checkpoint",
     )
     parser.add_argument(
         "--labels",

@@ -5,7 +5,7 @@
     python scripts/prepare_scenes.py scenes --source digits
 
 Items of Fashion-MNIST (see prepare_fashion_mnist.py), or the handwritten digits of scikit-learn, are scaled, tinted and
-placed on textured backgrounds. Five tints have two classes each, so that neither shape nor colour alone tells a class.
+placed on textured backgrounds. Five tints have two classes each, so that neither shape nor colour alone tells which.
 Training and validation scenes share no item. The same settings give the same scenes.
 
 Written are OUTPUT/label_names.txt and, in OUTPUT/train and OUTPUT/validation: images/*.png (RGB), masks/*.png (the
@@ -36,7 +36,7 @@ ATTEMPTS = 12
 
 @dataclass
 class Scene:
-    """One scene: pixels (H, W, 3) and items (H, W), both uint8; items are 0 or the number of the visible item, from 1."""
+    """Pixels (H, W, 3) and items (H, W), both uint8; items are 0 or the number of the item there, from 1."""
 
     pixels: np.ndarray
     items: np.ndarray
@@ -124,7 +124,7 @@ def compose(pictures: np.ndarray, classes: np.ndarray, size: int, most: int, gen
 
 def annotate(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
     """COCO's annotation of each item: box (left, top, width, height) and area in pixels, run lengths down columns."""
-    found = []
+    found: list[dict[str, Any]] = []
     for number, label in enumerate(scene.classes, 1):
         visible = scene.items == number
         rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))

@@ -11,10 +11,9 @@ Files of settings (YAML or JSON) come first, later ones and then the command lin
 command again continues an interrupted training from its last complete checkpoint. A model is DINO or a head of
 transformers on an InternImage (--head, and --backbone with pretrained weights or --size), or any detector of
 transformers (--model_name_or_path). Scores are COCO's, at the images' own size. At the end the output folder holds the
-model, its image processor, its card, the scores and detections as JSON, and overlays of boxes. Needs the extra `train`.
+model, its image processor, its card, the scores as JSON, and overlays of boxes. Needs the extra `train`.
 """
 
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +48,7 @@ from hf_internimage.training.detection_augmentation import (
     DetectionAugmentationArguments,
 )
 from hf_internimage.training.detection_data import DetectionData, DetectionDataArguments, load_detection_data
-from hf_internimage.training.detection_outcome import detection_card, judge
+from hf_internimage.training.detection_outcome import judge, publish
 from hf_internimage.training.trainer import TellEpoch
 
 logger = logging.get_logger("run_object_detection")
@@ -295,25 +294,8 @@ def run(parts: Parts) -> None:
         return
     if trainer.is_world_process_zero():
         reports.draw_training(trainer.state.log_history, output / "training.png")
-    publish(parts, trainer, evaluation, output)
-
-
-def publish(parts: Parts, trainer: DetectionTrainer, evaluation: dict[str, Any] | None, output: Path) -> None:
-    """Write the model's card, README.md; push the folder if asked to. All processes have to call this."""
-    training = parts.training
     began = parts.model.model_name_or_path or parts.model.backbone
-    model_id = training.hub_model_id or re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.")
-    if trainer.is_world_process_zero():
-        card = detection_card(
-            trainer.model,
-            model_id or "internimage-detection",
-            evaluation,
-            base_model=None if began is None or Path(began).exists() else began,
-            license=parts.run.license,
-        )
-        (output / "README.md").write_text(str(card), encoding="utf-8")
-    if training.push_to_hub:
-        trainer.push_to_hub()  # by all processes
+    publish(trainer, evaluation, base_model=began, license=parts.run.license)
 
 
 def main(argv: list[str] | None = None) -> int:

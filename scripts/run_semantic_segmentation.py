@@ -54,7 +54,7 @@ from hf_internimage.training.segmentation_outcome import InferenceArguments, jud
 from hf_internimage.training.trainer import TellEpoch
 
 logger = logging.get_logger("run_semantic_segmentation")
-HEADS = ("upernet", "mask2former", "maskformer")
+HEADS = ("upernet", "mask2former")
 
 
 @dataclass
@@ -171,7 +171,7 @@ def load_model(name: str, revision: str, of_backbone: dict[str, Any], of_head: d
 
 
 def checkpoint_labels(arguments: ModelArguments, label_names: list[str] | None) -> list[str]:
-    """Before an evaluation without training: the checkpoint's class names, which have to be the data's where these have.
+    """Before an evaluation without training: the checkpoint's class names, which have to be those of the data.
 
     Raises:
         UsageError: if they are not, or there is no checkpoint.
@@ -193,7 +193,8 @@ def checkpoint_labels(arguments: ModelArguments, label_names: list[str] | None) 
 
 def build_processor(parts: Parts) -> InternImageSegmentationImageProcessor:
     """The checkpoint's image processor, or a new one with its colours; for images of the wanted size."""
-    arguments, fields = parts.model, {"do_reduce_labels": parts.data.reduce_labels}
+    arguments = parts.model
+    fields: dict[str, Any] = {"do_reduce_labels": parts.data.reduce_labels}
     found: Any = None
     if arguments.model_name_or_path is not None:
         found = AutoImageProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
@@ -231,8 +232,9 @@ def build_trainer(
         callbacks.append(TellEpoch(pair.epoch))
         train = loaded.train.with_transform(loaded.transform(pair))
     if training.gradient_checkpointing:
-        heads.gradient_checkpointing(model)  # the heads themselves have none
-        training.gradient_checkpointing = False
+        heads.gradient_checkpointing(model)  # the heads have none of their own, and Trainer would ask them
+        for name in ("gradient_checkpointing", "activation_checkpointing"):  # transformers 5.23 renamed it
+            setattr(training, name, False)
     if training.world_size > 1 and training.device.type == "cuda":
         # The original's heads normalise over the images of all devices, which have one or two each.
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)

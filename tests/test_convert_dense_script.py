@@ -166,7 +166,7 @@ def refused(capsys, folder, *arguments):
     [
         (["--image-size", 512], "--image-size is not for UperNet checkpoints"),
         (["--head-map", "map.txt"], "--head-map is not for UperNet checkpoints"),
-        (["--checkpoint", "upernet_t"], "is no published checkpoint; the nearest are upernet_internimage_"),
+        (["--checkpoint", "upernet_t"], "is no published checkpoint; give one such as upernet_internimage_"),
         (["--checkpoint", ADE20K_T], "and 150 classes, but the file has upernet with size None and 9 classes"),
         (["--num-labels", 10], r"has 9 classes, of which 10 cannot be kept; choose 1 to 9"),
         (["--num-labels", 4], r"UperNet .*do not fit the model: .* is \(4,\), expected \(9,\)"),

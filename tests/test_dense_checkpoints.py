@@ -104,7 +104,7 @@ def test_parameters_and_system_of_every_file(row):
     shapes = synthetic.released_shapes(row)
     assert synthetic.count_parameters(shapes) == row.parameters
     if row.system == "segformer":
-        with pytest.raises(ValueError, match="SegFormer head .* cannot be converted"):
+        with pytest.raises(ValueError, match=r"SegFormer head .* cannot be converted"):
             find_system(shapes)
     else:
         assert find_system([f"module.{name}" for name in shapes]).name == row.system

@@ -15,6 +15,7 @@ from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetect
 
 from hf_internimage import InternImageDetectionImageProcessor
 from hf_internimage.configuration_internimage_dino import InternImageDinoConfig
+from hf_internimage.loss_internimage_dino import dino_loss, make_denoising_queries
 from hf_internimage.resizing import opencv_bilinear
 
 GOLDEN_DINO = json.loads((GOLDEN / "heads" / "dino_tiny.json").read_text())
@@ -312,11 +313,17 @@ def test_object_detection_pipeline():
 
 
 def test_a_batch_for_the_trainer():
-    """A collator is one call; the stock loss takes its labels, also of an image without boxes."""
+    """A collator is one call; losses take its labels, also of an image without boxes."""
     process = processor()
     batch = process([picture(20, 30), picture(30, 20)], [coco(1, (2, 3, 4, 10, 12)), coco(2)], return_tensors="pt")
     assert set(batch) == {"pixel_values", "pixel_mask", "labels"}
     config = DeformableDetrConfig(num_labels=3, auxiliary_loss=False)
     logits, boxes = torch.randn(2, 4, 3), torch.rand(2, 4, 4)
     loss, _, _ = DeformableDetrForObjectDetectionLoss(logits, batch.labels, "cpu", boxes, config)
+    assert loss.isfinite()
+    queries = make_denoising_queries(batch.labels, 4, 3, num_denoising=2, label_noise=0)
+    assert queries.labels.tolist() == [[2] * 4, [3] * 4]
+    loss, _ = dino_loss(
+        InternImageDinoConfig(), logits[None], boxes[None], logits, boxes, None, None, None, batch.labels
+    )
     assert loss.isfinite()

@@ -319,12 +319,11 @@ def test_segmentation_pipeline(name, processor, subtask, picture, tmp_path):
         model.config.is_training = model.model.is_training = False
     if name == "detr_segmentation":  # by chance every query says "no object" otherwise
         model.detr.class_labels_classifier.bias.data[-1] = -10
-    segment = pipeline(
-        "image-segmentation",
-        model=model,
-        image_processor=getattr(transformers, processor)(size=size, **settings),
-        **options,
-    )
+    try:
+        image_processor = getattr(transformers, processor)(size=size, **settings)
+    except ImportError as error:  # SegFormer's in transformers 5.17 without torchvision
+        pytest.skip(str(error).strip())
+    segment = pipeline("image-segmentation", model=model, image_processor=image_processor, **options)
     found = segment(picture, subtask=subtask, threshold=0.0, mask_threshold=0.0, overlap_mask_area_threshold=0.0)
     assert found
     for entry in found:

@@ -107,18 +107,44 @@ ALLOWED = {
         | {"modeling_internimage_dino.py"}
         | {"conversion/backbone.py", "conversion/renaming.py", "conversion/tensors.py"},
     ),
+    "conversion/files.py": ({"numpy", "safetensors", "torch", "transformers"}, {"conversion/tensors.py"}),
     "conversion/labels.py": (set(), set()),
     "conversion/mask2former.py": (
         {"torch", "transformers"},
         {"conversion/backbone.py", "conversion/renaming.py", "conversion/tensors.py"},
     ),
+    "conversion/prepare.py": (
+        set(),
+        {"conversion/files.py", "conversion/prepare_classifier.py", "conversion/prepare_common.py"}
+        | {"conversion/prepare_dense.py", "conversion/systems.py", "conversion/tensors.py"},
+    ),
+    "conversion/prepare_classifier.py": (
+        {"torch"},
+        {"checkpoints.py", "configuration_internimage.py", "hub.py", "conversion/classification.py"}
+        | {"conversion/files.py", "conversion/labels.py", "conversion/prepare_common.py", "conversion/systems.py"}
+        | {"conversion/tensors.py"},
+    ),
+    "conversion/prepare_common.py": (
+        {"torch", "transformers"},
+        {"conversion/files.py", "conversion/labels.py", "conversion/systems.py", "conversion/tensors.py"},
+    ),
+    "conversion/prepare_dense.py": (
+        {"torch", "transformers"},
+        {"dense_checkpoints.py", "image_processing_internimage_detection.py"}
+        | {"image_processing_internimage_segmentation.py", "conversion/backbone.py", "conversion/files.py"}
+        | {"conversion/prepare_common.py", "conversion/systems.py", "conversion/tensors.py", "conversion/upernet.py"},
+    ),
     "conversion/renaming.py": ({"torch"}, {"conversion/tensors.py"}),
-    "conversion/systems.py": (set(), {"conversion/tensors.py"}),
+    "conversion/systems.py": (
+        {"torch", "transformers"},  # for types only
+        {"conversion/renaming.py", "conversion/tensors.py"},
+    ),
     "conversion/tensors.py": ({"torch"}, set()),
     "conversion/upernet.py": (
         {"torch", "transformers"},
         {"conversion/backbone.py", "conversion/renaming.py", "conversion/tensors.py"},
     ),
+    "dense_checkpoints.py": (set(), set()),
     "cards.py": ({"huggingface_hub"}, {"checkpoints.py", "complexity.py", "configuration_internimage.py"}),
     "dense_cards.py": (
         {"huggingface_hub"},
@@ -150,11 +176,31 @@ ALLOWED = {
         {"datasets", "numpy", "torch", "PIL", "transformers"},
         {"training/images.py", "training/labels.py", "training/sources.py"},
     ),
+    "training/box_overlays.py": (
+        {"datasets", "matplotlib", "numpy", "PIL"},
+        {"training/detection_data.py", "training/images.py", "training/report_style.py"},
+    ),
+    "training/coco_map.py": ({"datasets", "faster_coco_eval", "numpy", "torch", "transformers"}, set()),
+    "training/detection.py": ({"torch"}, {"resizing.py", "training/coco_map.py", "training/dense.py"}),
+    "training/detection_augmentation.py": (
+        {"kornia", "numpy", "torch", "PIL"},
+        {"resizing.py", "training/detection_data.py"},
+    ),
+    "training/detection_data.py": (
+        {"datasets", "numpy", "torch", "PIL", "transformers"},
+        {"training/images.py", "training/sources.py"},
+    ),
+    "training/detection_outcome.py": (
+        {"datasets", "huggingface_hub", "transformers"},
+        {"hub.py", "training/box_overlays.py", "training/coco_map.py", "training/detection.py"}
+        | {"training/detection_data.py", "training/results.py"},
+    ),
     "training/images.py": ({"datasets", "numpy", "torch", "PIL"}, set()),
     "training/labels.py": (
         {"datasets", "numpy", "pyarrow", "torch", "transformers"},
         {"training/images.py", "training/sources.py"},
     ),
+    "training/mean_iou.py": ({"datasets", "evaluate", "numpy"}, set()),  # stands alone
     "training/metrics.py": ({"evaluate", "torch", "transformers"}, set()),
     "training/mixing.py": ({"torch"}, set()),
     "training/optimization.py": ({"torch"}, set()),
@@ -163,11 +209,26 @@ ALLOWED = {
         {"cards.py", "hub.py", "training/data.py", "training/images.py", "training/reports.py"}
         | {"training/results.py", "training/classification.py"},
     ),
+    "training/overlays.py": ({"matplotlib", "numpy", "PIL"}, {"training/report_style.py"}),
     "training/report_style.py": ({"matplotlib"}, set()),
     "training/reports.py": ({"matplotlib", "numpy", "PIL"}, {"training/report_style.py"}),
     "training/results.py": (
         {"torch", "transformers"},
         {"__init__.py", "ops/__init__.py", "training/data.py"},
+    ),
+    "training/segmentation.py": (
+        {"torch", "transformers"},
+        {"semantic_maps.py", "training/dense.py", "training/metrics.py", "training/segmentation_augmentation.py"},
+    ),
+    "training/segmentation_augmentation.py": ({"kornia", "numpy", "torch", "PIL"}, {"resizing.py"}),
+    "training/segmentation_data.py": (
+        {"datasets", "numpy", "pyarrow", "torch", "PIL"},
+        {"training/images.py", "training/segmentation_augmentation.py", "training/sources.py"},
+    ),
+    "training/segmentation_outcome.py": (
+        {"datasets", "huggingface_hub", "numpy", "torch"},
+        {"segmentation.py", "training/metrics.py", "training/overlays.py", "training/results.py"}
+        | {"training/segmentation.py", "training/segmentation_data.py"},
     ),
     "training/sources.py": ({"datasets", "pyarrow", "transformers"}, {"training/images.py"}),
     "training/streams.py": ({"datasets", "torch", "transformers"}, {"training/images.py"}),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""scripts/prepare_scenes.py: masks, boxes and annotations of one scene agree, and the same settings give the same files."""
+"""scripts/prepare_scenes.py: masks, boxes and annotations agree, and the same settings give the same files."""
 
 import json
 import sys

@@ -78,7 +78,7 @@ def test_only_the_seed_decides():
     torch.manual_seed(0)
     first = augment(image, labels, [1, 2])
     torch.manual_seed(7)
-    np.random.seed(7)  # noqa: NPY002
+    np.random.seed(7)
     before = torch.get_rng_state()
     second = augment(image, labels, [1, 2])
     other = augment(image, labels, [1, 3])

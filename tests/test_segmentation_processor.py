@@ -11,8 +11,9 @@ from golden_heads import document, expected, wanted
 from golden_segmenters import decided_segmenter
 from PIL import Image
 from torch.nn.functional import interpolate
-from transformers import AutoImageProcessor, Mask2FormerConfig, pipeline
+from transformers import Mask2FormerConfig, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
 from transformers.utils import ModelOutput
 

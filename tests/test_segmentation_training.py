@@ -54,9 +54,9 @@ def scene(seed, height=32, width=32):
     labels = np.zeros((height, width), np.uint8)
     down, across = np.mgrid[:height, :width]
     top, left = generator.integers(2, height // 2), generator.integers(2, width // 3)
-    inside = (abs(down - top - 6) < 6) & (abs(across - left - 4) < 6)
+    inside = (abs(down - top - 6) < 9) & (abs(across - left - 4) < 9)
     labels[inside] = 1
-    inside = (down - height + 9) ** 2 + (across - width + 9) ** 2 < 50
+    inside = (down - height + 9) ** 2 + (across - width + 9) ** 2 < 120
     labels[inside] = 2
     pixels[labels == 1] = (220, 40, 40)
     pixels[labels == 2] = (30, 200, 60)
@@ -77,7 +77,7 @@ def write(folder, count, first=0, **size):
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
-    write(folder / "train", 8)
+    write(folder / "train", 8, height=40, width=48)
     write(folder / "validation", 3, 100, height=40, width=48)
     (folder / "names.txt").write_text("\n".join(NAMES))
     return folder
@@ -90,12 +90,13 @@ def settings(scenes, output, **changes):
         "label_names_file": scenes / "names.txt",
         "output_dir": output,
         "config_overrides": SMALL,
-        "head_overrides": '{"hidden_size": 16, "auxiliary_channels": 16}',
+        "head_overrides": '{"hidden_size": 32, "auxiliary_channels": 16}',
         "shortest_edge": 32,
+        "size_divisor": 8,
         "crop_size": 32,
         "num_train_epochs": 2,
         "per_device_train_batch_size": 4,
-        "learning_rate": 3e-3,
+        "learning_rate": 5e-3,
         "logging_steps": 1,
         "use_cpu": True,
         "disable_tqdm": True,
@@ -231,7 +232,7 @@ def test_datasets_with_two_columns_of_images(scenes, tmp_path):
     with pytest.raises(ValueError, match=r"'number' is none of images; set label_column_name"):
         load_data(arguments(scenes, **options, image_column_name="picture", label_column_name="number"))
     loaded = load_data(arguments(scenes, **options, image_column_name="picture", train_val_split=0))
-    found, expected = examples(loaded, "train")[3], scene(3)
+    found, expected = examples(loaded, "train")[3], scene(3, 40, 48)
     assert (np.asarray(found["image"]) == np.asarray(expected[0])).all()
     assert (found["labels"] == np.asarray(expected[1])).all()
 
@@ -368,15 +369,22 @@ def test_refuses(changes, message, scenes, tmp_path, capsys):
 # ---- Whole runs ----
 
 
+LONG = {
+    "num_train_epochs": 30, "eval_strategy": "steps", "eval_steps": 30, "save_strategy": "steps", "save_steps": 30,
+    "scale_min": 0.8, "scale_max": 1.3, "ema_decay": 0.5, "learning_rate": 5e-3, "logging_steps": 20,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def trained(scenes, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "trained"
-    assert script.main(settings(scenes, output, ema_decay=0.5, dataloader_num_workers=0)) == 0
+    assert script.main(settings(scenes, output, **LONG)) == 0
     return output
 
 
 def test_what_a_training_leaves(trained, scenes):
     evaluation = scores(trained)
+    assert evaluation["metrics"]["mean_iou"] > 0.7
     assert evaluation["samples"] == 3
     assert set(evaluation["class_iou"]) == set(NAMES)
     assert evaluation["image_size"] == [32, 128]
@@ -400,7 +408,7 @@ def test_scores_are_those_of_the_saved_model_at_the_images_own_size(trained, sce
     for path in sorted((scenes / "validation" / "images").iterdir()):
         truth = np.asarray(Image.open(scenes / "validation" / "masks" / path.name))
         inputs = processor(Image.open(path), return_tensors="pt")
-        assert inputs.pixel_values.shape[-2:] == (32, 64)  # 40x48 -> 32x38 -> 32x64
+        assert inputs.pixel_values.shape[-2:] == (32, 40)  # 40x48 -> 32x38 -> 32x40
         with torch.no_grad():
             outputs = model(**inputs)
         (found,) = processor.post_process_semantic_segmentation(outputs, [truth.shape])
@@ -418,7 +426,7 @@ def test_resuming_gives_the_same_bits(trained, scenes, tmp_path):
     assert len(checkpoints) == 2
     (checkpoints[-1] / "trainer_state.json").unlink()  # as if it was killed while saving
     (output / "model.safetensors").unlink()
-    arguments = settings(scenes, output, ema_decay=0.5, dataloader_num_workers=1)
+    arguments = settings(scenes, output, **LONG, dataloader_num_workers=1)
     assert script.main([*arguments, "--do_train"]) == 0
     expected, got = load_file(trained / "model.safetensors"), load_file(output / "model.safetensors")
     assert expected.keys() == got.keys()
@@ -465,8 +473,14 @@ def test_other_classes_and_a_backbone_of_a_checkpoint(trained, scenes, tmp_path)
     assert (model.config.num_labels, model.config.backbone_config.drop_path_rate) == (2, 0.1)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "segmenter")
     assert (processor.do_reduce_labels, dict(processor.size)["shortest_edge"]) == (True, 32)
+    model.backbone.save_pretrained(tmp_path / "weights")
     arguments = settings(
-        scenes, tmp_path / "backbone", **common, backbone=trained, learning_rate=0.0, gradient_checkpointing=True
+        scenes,
+        tmp_path / "backbone",
+        **common,
+        backbone=tmp_path / "weights",
+        learning_rate=0.0,
+        gradient_checkpointing=True,
     )
     assert script.main(arguments) == 0
     expected = load_file(trained / "model.safetensors")
@@ -479,12 +493,12 @@ def test_other_classes_and_a_backbone_of_a_checkpoint(trained, scenes, tmp_path)
 
 def test_mask2former(scenes, tmp_path):
     overrides = {
-        "feature_size": 16, "mask_feature_size": 16, "hidden_dim": 16, "num_attention_heads": 2, "encoder_layers": 1,
+        "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 2, "encoder_layers": 1,
         "encoder_feedforward_dim": 16, "decoder_layers": 2, "dim_feedforward": 16, "num_queries": 4,
         "train_num_points": 64,
     }  # fmt: skip
     shutil.copytree(scenes / "train", tmp_path / "train")
-    blank = Image.new("L", (32, 32), 255)
+    blank = Image.new("L", (48, 40), 255)
     blank.save(tmp_path / "train" / "masks" / "00.png")  # an image of which nothing is known
     output = tmp_path / "out"
     arguments = settings(
@@ -497,17 +511,6 @@ def test_mask2former(scenes, tmp_path):
     assert all(np.isfinite(losses))
     assert 0 <= scores(output)["metrics"]["mean_iou"] <= 1
     assert "Mask2FormerForUniversalSegmentation" in (output / "README.md").read_text()
-
-
-def test_learns(scenes, tmp_path):
-    output = tmp_path / "learned"
-    changes = {"num_train_epochs": 40, "scale_min": 1, "scale_max": 1, "color_distortion": False, "save_strategy": "no"}
-    arguments = settings(
-        scenes, output, **changes, load_best_model_at_end=False, eval_strategy="no", flip_probability=0,
-        validation_dir=scenes / "train",
-    )  # fmt: skip
-    assert script.main(arguments) == 0
-    assert scores(output)["metrics"]["mean_iou"] > 0.8
 
 
 # ---- Overlays ----

@@ -31,6 +31,7 @@ _COUNTS = (
     "encoder_n_points",
     "decoder_n_points",
     "num_queries",
+    "num_labels",
 )
 _RATES = ("dropout", "attention_dropout", "activation_dropout", "label_noise_ratio")
 _WEIGHTS = (
@@ -96,7 +97,7 @@ class InternImageDinoConfig(PreTrainedConfig):
         "encoder_topk_boxes",
     ]
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: Any = None
     d_model: int = 256
     num_feature_levels: int = 4
     encoder_layers: int = 6
@@ -130,8 +131,8 @@ class InternImageDinoConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = _parsed(self.backbone_config)
-        self.check_architecture()
         super().__post_init__(**kwargs)
+        self.check_architecture()
 
     def check_architecture(self) -> None:
         """Raise ValueError, naming field, value and rule, if a model of this configuration cannot work."""
@@ -163,22 +164,22 @@ class InternImageDinoConfig(PreTrainedConfig):
         outputs = list(self.backbone_config.out_features or ())
         if not 1 <= len(outputs) <= self.num_feature_levels:
             raise ValueError(
-                f"backbone_config gives {len(outputs)} feature maps ({', '.join(outputs)}) for {self.num_feature_levels} "
-                "feature levels; set its out_features, or num_feature_levels."
+                f"backbone_config gives {len(outputs)} feature maps ({', '.join(outputs)}) for "
+                f"{self.num_feature_levels} feature levels; set its out_features, or num_feature_levels."
             )
         if len(outputs) == 1 < self.num_feature_levels:
             raise ValueError(
-                f"backbone_config gives one feature map ({outputs[0]}) for {self.num_feature_levels} feature levels; set "
-                "its out_features to the stages the detector shall see, such as stage2, stage3 and stage4."
+                f"backbone_config gives one feature map ({outputs[0]}) for {self.num_feature_levels} feature levels; "
+                "set its out_features to the stages the detector shall see, such as stage2, stage3 and stage4."
             )
 
     def deformable_detr_config(self) -> "DeformableDetrConfig":
         """What the layers of transformers' Deformable DETR, which the detector is built from, want to know."""
         from transformers import CONFIG_MAPPING, DeformableDetrConfig
 
-        names = ("d_model", "num_feature_levels", "activation_function", "num_queries", "init_std")
-        names += tuple(name for name in _COUNTS if name.startswith(("encoder_", "decoder_")))
-        names += tuple(name for name in _RATES if name.endswith("dropout"))
+        names = ["d_model", "num_feature_levels", "activation_function", "num_queries", "init_std"]
+        names += [name for name in _COUNTS if name.startswith(("encoder_", "decoder_"))]
+        names += [name for name in _RATES if name.endswith("dropout")]
         # The layers read nothing of the backbone; any will do, and one of our own may not be registered.
         return DeformableDetrConfig(
             backbone_config=CONFIG_MAPPING["resnet"](), **{name: getattr(self, name) for name in names}
@@ -187,7 +188,7 @@ class InternImageDinoConfig(PreTrainedConfig):
 
 def _parsed(backbone: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     if backbone is None:
-        return InternImageConfig(layer_scale=1.0, out_features=["stage2", "stage3", "stage4"])
+        return InternImageConfig.from_size("t", layer_scale=1.0, out_features=["stage2", "stage3", "stage4"])
     if not isinstance(backbone, dict):
         if not hasattr(backbone, "out_features"):
             raise ValueError(f"backbone_config is a {type(backbone).__name__}, expected a backbone's configuration.")
@@ -195,7 +196,7 @@ def _parsed(backbone: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     # Not at the top: this class is registered while that module is only just being imported.
     from transformers import CONFIG_MAPPING
 
-    name = backbone.get("model_type")
+    name = str(backbone.get("model_type"))
     if name in _BACKBONES:
         return _BACKBONES[name].from_dict(backbone)
     if name not in CONFIG_MAPPING:

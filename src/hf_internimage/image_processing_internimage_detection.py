@@ -195,13 +195,13 @@ def _label(target: Mapping[str, Any], original: tuple[int, int], size: tuple[int
     kept = (ends > starts).all(axis=1) & (crowd == 0)
     boxes = np.concatenate([(starts + ends) / 2 / width_height, (ends - starts) / width_height], axis=1)
     return {
-        "image_id": np.array([image_id]),
+        "image_id": np.array([image_id], dtype=np.int64),
         "class_labels": classes[kept].astype(np.int64),
         "boxes": boxes[kept].astype(np.float32),
         "area": (area[kept] * (np.prod(size) / np.prod(original))).astype(np.float32),
         "iscrowd": np.zeros(kept.sum(), dtype=np.int64),
-        "orig_size": np.array(original),
-        "size": np.array(size),
+        "orig_size": np.array(original, dtype=np.int64),
+        "size": np.array(size, dtype=np.int64),
     }
 
 

@@ -111,6 +111,7 @@ def dino_loss(
     (L1 and generalised IoU); the others learn that they are background. Sums are divided by the number of boxes.
     Denoising queries belong to a box by construction; negative ones and padding are background, and their sums are
     divided by boxes times groups. Both numbers are means over the processes of distributed training, at least 1.
+    The configuration's `focal_alpha` is the loss's; its gamma is 2, and the class cost of matching has alpha 0.25.
 
     logits: (L, N, Q, C), boxes: (L, N, Q, 4) of the L decoder layers, last layer last; encoder_logits (N, Q, C) and
     encoder_boxes (N, Q, 4); denoising_logits (L, N, D, C) and denoising_boxes (L, N, D, 4) belong to `denoising`, and

@@ -2,6 +2,7 @@
 """CB-InternImage in PyTorch: the composite backbone of the original's largest detectors."""
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -55,9 +56,9 @@ class CBInternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
     def __init__(self, config: CBInternImageConfig) -> None:
         super().__init__(config)
         self.num_features = [config.channels, *config.hidden_sizes]
-        self.cb_modules = nn.ModuleList([InternImageTrunk(config), CBInternImageAssistedStages(config)])
+        self.cb_modules: Any = nn.ModuleList([InternImageTrunk(config), CBInternImageAssistedStages(config)])
         widths = config.hidden_sizes
-        self.cb_linears = nn.ModuleList(
+        self.cb_linears: Any = nn.ModuleList(
             nn.ModuleList([nn.Identity(), *(nn.Conv2d(wider, width, 1) for wider in widths[index + 1 :])])
             for index, width in enumerate(widths)
         )
@@ -74,14 +75,16 @@ class CBInternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
                 init.zeros_(getattr(module, f"gamma{index}"))
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.cb_modules[0].patch_embed
+        stem: nn.Module = self.cb_modules[0].patch_embed
+        return stem
 
     def _assistance(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """For each stage, the sum of the first backbone's features from this stage on, at this stage's size."""
         sums = []
         for index, (linears, own) in enumerate(zip(self.cb_linears, features, strict=True)):
             projected = [linear(states) for linear, states in zip(linears, features[index:], strict=True)]
-            sums.append(sum(F.interpolate(states, size=own.shape[-2:], mode="nearest") for states in projected))
+            resized = (F.interpolate(states, size=own.shape[-2:], mode="nearest") for states in projected)
+            sums.append(reduce(torch.add, resized))
         return sums
 
     @can_return_tuple

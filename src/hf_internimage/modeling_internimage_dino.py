@@ -2,7 +2,7 @@
 """DINO in PyTorch: the original's detector, on an InternImage backbone and transformers' Deformable DETR layers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from .modeling_internimage import InternImageBackbone
 _NORM_GROUPS = 32
 _CLASS_PRIOR = 0.01
 _SMALLEST_PROPOSAL = 0.05  # side of the boxes proposed on the finest level, in units of the image
-_BACKBONES: dict[str, type[nn.Module]] = {
+_BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
     "internimage": InternImageBackbone,
     "cb_internimage": CBInternImageBackbone,
 }
@@ -113,10 +113,18 @@ class _Levels:
     starts: torch.Tensor  # (L,)
 
 
+class InternImageDinoClassHead(nn.Linear):
+    """Class logits; at the start each class has a probability of one percent."""
+
+
+class InternImageDinoBoxHead(DeformableDetrMLPPredictionHead):
+    """What is added to the logits of a reference box (N, Q, 4); nothing at the start."""
+
+
 class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
     """Weight initialisation and the library's hooks."""
 
-    config: InternImageDinoConfig
+    config: InternImageDinoConfig  # type: ignore[assignment]
     base_model_prefix = ""
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -130,7 +138,11 @@ class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
         "DeformableDetrEncoderLayer",
         "DeformableDetrDecoderLayer",
     ]
-    _keys_to_ignore_on_load_unexpected = None
+    _keys_to_ignore_on_load_unexpected: list[str] = []
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """As for transformers' own models: of custom ones it skips modules without parameters of their own."""
+        super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -139,7 +151,16 @@ class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
         Source: OpenGVLab/InternImage@31c962d, detection/mmdet_custom/models; mmdet 2.28, whose base classes it uses.
         """
         super()._init_weights(module)  # of the sampling offsets, too
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, InternImageDinoClassHead):
+            _init_as_pytorch(module)
+            init.constant_(module.bias, -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
+        elif isinstance(module, InternImageDinoBoxHead):
+            *hidden, last = (layer for layer in module.layers if isinstance(layer, nn.Linear))
+            for layer in hidden:
+                _init_as_pytorch(layer)
+            init.zeros_(last.weight)
+            init.zeros_(last.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
@@ -149,21 +170,12 @@ class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
         elif isinstance(module, DeformableDetrMultiscaleDeformableAttention):
             init.zeros_(module.sampling_offsets.weight)
             init.zeros_(module.attention_weights.weight)
-        elif isinstance(module, InternImageDinoForObjectDetection):
-            for head in module.class_heads:
-                _init_as_pytorch(head)
-                init.constant_(head.bias, -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
-            for head in module.box_heads:
-                for layer in head.layers[:-1]:
-                    _init_as_pytorch(layer)
-                init.zeros_(head.layers[-1].weight)
-                init.zeros_(head.layers[-1].bias)
 
 
 class InternImageDinoEncoder(InternImageDinoPreTrainedModel, DeformableDetrEncoder):
     """The encoder of Deformable DETR, initialised as the rest of the detector."""
 
-    config: DeformableDetrConfig
+    config: DeformableDetrConfig  # type: ignore[assignment]
 
 
 class InternImageDinoDecoder(nn.Module):
@@ -216,31 +228,32 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
         layers_config = config.deformable_detr_config()
         layers_config._attn_implementation = config._attn_implementation
         backbone_config = config.backbone_config
-        build = _BACKBONES.get(backbone_config.model_type, AutoBackbone.from_config)
-        self.backbone = build(backbone_config)
+        self.num_labels = int(config.num_labels or 0)
+        self.backbone: Any = _BACKBONES.get(backbone_config.model_type, AutoBackbone.from_config)(backbone_config)
         channels = list(self.backbone.channels)
         self.input_proj = nn.ModuleList(_projection(count, width, kernel_size=1) for count in channels)
         for index in range(config.num_feature_levels - len(channels)):
             wider = width if index else channels[-1]
             self.input_proj.append(_projection(wider, width, kernel_size=3, stride=2, padding=1))
-        self.level_embed = nn.Parameter(torch.zeros(config.num_feature_levels, width))
+        self.level_embeddings = nn.Embedding(config.num_feature_levels, width)
         self.encoder = InternImageDinoEncoder(layers_config)
         self.encoder_output = nn.Linear(width, width)
         self.encoder_output_norm = nn.LayerNorm(width)
         self.query_embeddings = nn.Embedding(config.num_queries, width)
-        self.label_embeddings = nn.Embedding(config.num_labels, width)
+        self.label_embeddings = nn.Embedding(self.num_labels, width)
         self.decoder = InternImageDinoDecoder(config, layers_config)
         # One for each decoder layer, then the encoder's.
         heads = config.decoder_layers + 1
-        self.class_heads = nn.ModuleList(nn.Linear(width, config.num_labels) for _ in range(heads))
-        self.box_heads = nn.ModuleList(DeformableDetrMLPPredictionHead(width, width, 4, 3) for _ in range(heads))
+        self.class_heads = nn.ModuleList(InternImageDinoClassHead(width, self.num_labels) for _ in range(heads))
+        self.box_heads = nn.ModuleList(InternImageDinoBoxHead(width, width, 4, 3) for _ in range(heads))
         for module in list(self.modules()):
             if isinstance(module, DeformableDetrMultiscaleDeformableAttention):
-                module.attn = InternImageDinoSampling(module.attn)
+                module.attn = InternImageDinoSampling(module.attn)  # type: ignore[assignment]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
+        embeddings: nn.Module = self.backbone.get_input_embeddings()
+        return embeddings
 
     @can_return_tuple
     def forward(
@@ -273,7 +286,7 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
         config = self.config
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
-        _check(pixel_values, pixel_mask, labels)
+        pixel_values = _checked(pixel_values, pixel_mask, labels)
         maps = self._feature_levels(pixel_values)
         levels = self._flatten(maps, pixel_mask, pixel_values)
         encoded = self.encoder(
@@ -295,7 +308,7 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
             denoising = make_denoising_queries(
                 labels,
                 chosen.shape[1],
-                config.num_labels,
+                self.num_labels,
                 num_denoising=config.num_denoising,
                 label_noise=config.label_noise_ratio,
                 box_noise=config.box_noise_scale,
@@ -351,16 +364,15 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
         if pixel_mask is None:
             pixel_mask = pixels.new_ones(pixels.shape[:1] + pixels.shape[-2:])
         precise = torch.promote_types(maps[0].dtype, torch.float32)  # of everything geometric
+        embeddings = self.level_embeddings(torch.arange(len(maps), device=maps[0].device))
         masks, positions, ratios, proposals, shapes_list = [], [], [], [], []
         for level, states in enumerate(maps):
             height, width = states.shape[-2:]
-            mask = F.interpolate(pixel_mask[None].float(), size=(height, width)).bool()[0]  # (N, h, w)
-            mask = mask.to(states.device)
+            mask = F.interpolate(pixel_mask[None].float(), size=(height, width)).bool()[0]  # (N, H, W) -> (N, h, w)
             rows, columns = mask.cumsum(1, dtype=precise), mask.cumsum(2, dtype=precise)
             relative = torch.stack((rows / (rows[:, -1:] + 1e-6), columns / (columns[:, :, -1:] + 1e-6)), -1)
             encoded = _sine_encoding(relative, states.shape[1] // 2, self.config.encoder_position_temperature)
-            embedding = self.level_embed[level].to(states.device)
-            positions.append(encoded.to(states.dtype).flatten(1, 2) + embedding)
+            positions.append(encoded.to(states.dtype).flatten(1, 2) + embeddings[level])
             # (N, 2): columns and rows that are image
             extent = torch.stack((mask[:, 0].sum(1), mask[:, :, 0].sum(1)), -1).to(precise)
             ratios.append(extent / extent.new_tensor((width, height)))
@@ -425,11 +437,11 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
 
     def _embed_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """Content of denoising queries (N, D, d) for classes (N, D); zero for `num_labels`, which is padding."""
-        padding = labels == self.config.num_labels
+        padding = labels.eq(self.num_labels)
         return self.label_embeddings(labels.masked_fill(padding, 0)).masked_fill(padding[..., None], 0.0)
 
 
-def _projection(channels: int, width: int, **convolution: int) -> nn.Sequential:
+def _projection(channels: int, width: int, **convolution: Any) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, width, bias=False, **convolution), nn.GroupNorm(_NORM_GROUPS, width))
 
 
@@ -464,10 +476,10 @@ def _init_as_pytorch(layer: nn.Linear) -> None:
     init.uniform_(layer.bias, -bound, bound)
 
 
-def _check(
+def _checked(
     pixel_values: torch.Tensor | None, pixel_mask: torch.Tensor | None, labels: Sequence[Any] | None
-) -> None:
-    """Raise ValueError for arguments whose shapes disagree; the backbone looks at the pixels itself."""
+) -> torch.Tensor:
+    """The pixels; raises ValueError for arguments whose shapes disagree. The backbone looks at channels and sizes."""
     if pixel_values is None or pixel_values.dim() != 4:
         found = "None" if pixel_values is None else f"a tensor of shape {tuple(pixel_values.shape)}"
         raise ValueError(f"pixel_values is {found}, expected a tensor (N, num_channels, height, width).")
@@ -478,6 +490,7 @@ def _check(
         )
     if labels is not None and len(labels) != expected[0]:
         raise ValueError(f"labels has {len(labels)} entries, expected one for each of the {expected[0]} images.")
+    return pixel_values
 
 
 __all__ = [

@@ -74,7 +74,7 @@ def opencv_nearest(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     _check(image, size)
     rows, columns = (
-        np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64).clip(max=old - 1)
+        np.floor(np.arange(new) * (1 / (new / old))).astype(np.int64)
         for old, new in zip(image.shape[:2], size, strict=True)
     )
     return np.take(image[rows], columns, axis=1)

@@ -27,8 +27,8 @@ class SemanticSegmenter:
             image is seen through windows of `crop_size` every `stride` pixels, the last of a row or column moved back
             to the border, and scores are averaged where windows overlap. Cityscapes with Mask2Former: 1024 and 512.
         window_batch_size: how many windows go through the network at once.
-        scale_ratios: the image is also seen at these multiples of the image processor's two edges (truncated to whole
-            pixels).
+        scale_ratios: the scales the image is seen at, as multiples of the image processor's two edges (truncated to
+            whole pixels).
         flip: each scale is also seen mirrored left to right.
         maps_device: where sums of full-size score maps are kept, which may not fit beside the model: classes x height
             x width x 4 bytes. The model's device if None.

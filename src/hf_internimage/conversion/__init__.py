@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints of the original release, of every system, turned into models of transformers. Pure functions: no files.
+"""Checkpoints of the original release, of every system, turned into models of transformers.
 
-`systems` finds the system a file belongs to; each system has a module of its own. The functions exported here are those
-of the image classifier and what all systems share.
+`systems` finds the system a file belongs to; each system has a module of its own, of functions that touch no files.
+`prepare` goes from a file to a model with its image processor, `files` reads and writes. The functions exported here
+are those of the image classifier and what all systems share.
 """
 
 from .classification import SIZES, count_labels, guess_config, guess_size, hub_name, map_head, to_hub_layout

@@ -42,6 +42,7 @@ def guess_config(shapes: Shapes) -> InternImageDinoConfig:
     """
     levels, width = dimensions(shapes, f"{_TRANSFORMER}level_embeds", 2)
     backbone, size = _backbone(shapes)
+    num_labels = dimensions(shapes, f"{_HEAD}cls_branches.0.weight", 2)[0]
     return InternImageDinoConfig(
         backbone_config=backbone,
         d_model=width,
@@ -55,8 +56,8 @@ def guess_config(shapes: Shapes) -> InternImageDinoConfig:
         encoder_n_points=_POINTS,
         decoder_n_points=_POINTS,
         num_queries=dimensions(shapes, f"{_TRANSFORMER}query_embed.weight", 2)[0],
-        num_labels=dimensions(shapes, f"{_HEAD}cls_branches.0.weight", 2)[0],
         num_denoising=1000 if size in ("h", "g") else 100,
+        id2label={index: f"LABEL_{index}" for index in range(num_labels)},
     )
 
 
@@ -96,8 +97,8 @@ def _heads(shapes: Shapes, attention: str, levels: int) -> int:
     rows = dimensions(shapes, name, 2)[0]
     if rows % (levels * _POINTS * 2):
         raise ValueError(
-            f"{name} has {rows} rows, expected a multiple of {levels * _POINTS * 2}: {levels} levels, {_POINTS} points, "
-            "x and y; give the model's own configuration."
+            f"{name} has {rows} rows, expected a multiple of {levels * _POINTS * 2}: {levels} levels, {_POINTS} "
+            "points, x and y; give the model's own configuration."
         )
     return rows // (levels * _POINTS * 2)
 
@@ -130,7 +131,7 @@ def _rules(backbone_levels: int) -> tuple[Rule, ...]:
         (r"neck\.(?:0\.)?convs\.(\d+)\.conv\.(weight)", r"input_proj.\1.0.\2"),
         (rf"neck\.(?:0\.)?convs\.(\d+)\.gn\.{_WB}", r"input_proj.\1.1.\2"),
         (rf"neck\.(?:0\.)?extra_convs\.(\d+)\.(conv|gn)\.{_WB}", extra_level),
-        (rf"{transformer}level_embeds", "level_embed"),
+        (rf"{transformer}level_embeds", "level_embeddings.weight"),
         (rf"{encoder}\.attentions\.0\.{sampling}", r"encoder.layers.\1.self_attn.\2.\3"),
         (rf"{encoder}\.norms\.0\.{_WB}", r"encoder.layers.\1.self_attn_layer_norm.\2"),
         (rf"{encoder}\.norms\.1\.{_WB}", r"encoder.layers.\1.final_layer_norm.\2"),

@@ -26,7 +26,7 @@ _PICKLED = (".pth", ".pt", ".bin")
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
-def _numpy_values() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+def _numpy_values() -> list[Any]:
     """What numpy's numbers and arrays of numbers are made of when pickled, by the names of numpy 1 and 2."""
     makers = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
     named = [(maker, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, maker in makers.items()]
@@ -35,7 +35,10 @@ def _numpy_values() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]
 
 # Training runs store other things beside the weights, of which none is used but the names of the classes: upstream's
 # classification its yacs configuration, which is a dict; mmcv its best score and palettes, which may be numpy's.
-_HARMLESS = [(OrderedDict, "yacs.config.CfgNode"), *_numpy_values()]
+_HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (OrderedDict, "yacs.config.CfgNode"),
+    *_numpy_values(),
+]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ segmentation/mmseg_custom/models/decode_heads/mask2former_head.py.
 
 import re
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
@@ -99,8 +100,8 @@ def guess_config(shapes: Shapes) -> Mask2FormerConfig:
     Raises:
         ValueError: for a backbone that was not released, and for a head that is incomplete.
     """
-    first = "decode_head.pixel_decoder.encoder.layers.0"
-    attention_weights = dimensions(shapes, f"{first}.attentions.0.attention_weights.weight", 2)[0]
+    attention = "decode_head.pixel_decoder.encoder.layers.0.attentions.0"
+    attention_weights = dimensions(shapes, f"{attention}.attention_weights.weight", 2)[0]
     if attention_weights % (_LEVELS * _POINTS):
         raise ValueError(
             f"The pixel decoder has {attention_weights} attention weights, expected a multiple of {_LEVELS} levels "
@@ -108,28 +109,33 @@ def guess_config(shapes: Shapes) -> Mask2FormerConfig:
         )
     queries, hidden = dimensions(shapes, "decode_head.query_feat.weight", 2)
     mask_features, features = dimensions(shapes, "decode_head.pixel_decoder.mask_feature.weight", 4)[:2]
-    return Mask2FormerConfig(
-        backbone_config=backbone_config(shapes),
-        feature_size=features,
-        mask_feature_size=mask_features,
-        hidden_dim=hidden,
-        encoder_layers=_count(shapes, r"decode_head\.pixel_decoder\.encoder\.layers\.(\d+)\."),
-        encoder_feedforward_dim=dimensions(shapes, f"{first}.ffns.0.layers.0.0.weight", 2)[0],
+    fields: dict[str, Any] = {
+        "backbone_config": backbone_config(shapes),
+        "feature_size": features,
+        "mask_feature_size": mask_features,
+        "hidden_dim": hidden,
+        "encoder_layers": _count(shapes, r"decode_head\.pixel_decoder\.encoder\.layers\.(\d+)\."),
+        "encoder_feedforward_dim": _hidden(shapes, "decode_head.pixel_decoder.encoder"),
         # transformers counts the prediction from the learned queries as a layer
-        decoder_layers=_count(shapes, rf"{_LAYER}\.") + 1,
-        dim_feedforward=dimensions(shapes, "decode_head.transformer_decoder.layers.0.ffns.0.layers.0.0.weight", 2)[0],
-        num_attention_heads=attention_weights // (_LEVELS * _POINTS),
-        num_queries=queries,
-        num_labels=dimensions(shapes, "decode_head.cls_embed.weight", 2)[0] - 1,
-        dropout=0.0,
-        pre_norm=False,
-        enforce_input_projection=False,
-        no_object_weight=0.1,
-        class_weight=2.0,
-        mask_weight=5.0,
-        dice_weight=5.0,
-        ignore_value=255,
-    )
+        "decoder_layers": _count(shapes, rf"{_LAYER}\.") + 1,
+        "dim_feedforward": _hidden(shapes, "decode_head.transformer_decoder"),
+        "num_attention_heads": attention_weights // (_LEVELS * _POINTS),
+        "num_queries": queries,
+        "num_labels": dimensions(shapes, "decode_head.cls_embed.weight", 2)[0] - 1,
+        "dropout": 0.0,
+        "pre_norm": False,
+        "enforce_input_projection": False,
+        "no_object_weight": 0.1,
+        "class_weight": 2.0,
+        "mask_weight": 5.0,
+        "dice_weight": 5.0,
+        "ignore_value": 255,
+    }
+    return Mask2FormerConfig(**fields)
+
+
+def _hidden(shapes: Shapes, part: str) -> int:
+    return dimensions(shapes, f"{part}.layers.0.ffns.0.layers.0.0.weight", 2)[0]
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
@@ -146,7 +152,7 @@ def convert(state_dict: Mapping[str, torch.Tensor], config: Mask2FormerConfig) -
         ValueError: as `rename`, and for a packed projection that cannot be split.
     """
     converted = rename(state_dict, _RULES, _DROPS)
-    class_weights = torch.ones(config.num_labels + 1)
+    class_weights = torch.ones(int(config.num_labels or 0) + 1)
     class_weights[-1] = config.no_object_weight
     return Converted({**converted.tensors, "criterion.empty_weight": class_weights}, converted.dropped)
 

@@ -4,8 +4,8 @@
 from collections.abc import Mapping
 
 from .files import naming, read_checkpoint
-from .preparation import Options, Prepared
 from .prepare_classifier import prepare_classifier
+from .prepare_common import Options, Prepared
 from .prepare_dense import prepare_dense
 from .systems import find_system
 from .tensors import find_state_dict
@@ -24,12 +24,8 @@ def prepare(options: Options) -> Prepared:
         system = find_system(state_dict)
     if system.name == "classification":
         return prepare_classifier(options, system, state_dict)
-    flat = isinstance(loaded, Mapping) and not loaded.keys().isdisjoint(state_dict)
-    others = (
-        {}
-        if flat or not isinstance(loaded, Mapping)
-        else {name: value for name, value in loaded.items() if name not in ("model", "state_dict")}
-    )
+    entries = loaded if isinstance(loaded, Mapping) else {}
+    others = {name: value for name, value in entries.items() if name not in {*state_dict, "model", "state_dict"}}
     return prepare_dense(options, system, state_dict, others)
 
 

@@ -12,7 +12,16 @@ from ..hub import image_processor_for
 from .classification import convert, count_labels, guess_size, map_head
 from .files import naming, read_text
 from .labels import parse_indices
-from .preparation import Options, Prepared, build, read_fields, read_labels, set_labels, stated_config
+from .prepare_common import (
+    Options,
+    Prepared,
+    build_with,
+    has_names,
+    read_fields,
+    read_labels,
+    set_labels,
+    stated_config,
+)
 from .systems import System
 from .tensors import Shapes, shapes_of
 
@@ -49,9 +58,9 @@ def prepare_classifier(options: Options, system: System, state_dict: Mapping[str
         wanted = published_image_size(size, trained_classes)
     height, width = _set_image_size(config, wanted)
     known = (imagenet_1k_labels(), "ImageNet-1K names")
-    origin = set_labels(config, options.labels, labels, bool(fields.get("id2label")), (known,))
+    origin = set_labels(config, options.labels, labels, has_names(fields), (known,))
     with naming(options.source):
-        model = build(system, config, tensors, options.dtype)
+        model = build_with(system, config, tensors, options.dtype)
     name = f"InternImage-{size.upper()}" if size else "InternImage"
     lines = [
         f"{name}, {classes} classes ({origin}), {height}x{width} pixels, {str(options.dtype).removeprefix('torch.')}",

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -13,7 +14,16 @@ from ..image_processing_internimage_detection import InternImageDetectionImagePr
 from ..image_processing_internimage_segmentation import InternImageSegmentationImageProcessor
 from .backbone import size_of
 from .files import naming
-from .preparation import Options, Prepared, build, read_fields, read_labels, set_labels, stated_config
+from .prepare_common import (
+    Options,
+    Prepared,
+    build_with,
+    has_names,
+    read_fields,
+    read_labels,
+    set_labels,
+    stated_config,
+)
 from .systems import System
 from .tensors import listing, shapes_of
 from .upernet import keep_labels
@@ -54,13 +64,13 @@ def prepare_dense(
             raise ValueError(
                 f"This is {what} by its channels and depths, not a model of size {options.size!r}; leave --size out."
             )
-        published = _published(options, system, size, config.num_labels)
+        published = _published(options, system, size, config.num_labels or 0)
         converted = system.conversion.convert(state_dict, config)
     names = _class_names(others)
-    origin = set_labels(config, options.labels, labels, bool(fields.get("id2label")), ((names, "names of the file"),))
+    origin = set_labels(config, options.labels, labels, has_names(fields), ((names, "names of the file"),))
     with naming(options.source):
         try:
-            model = build(system, config, converted.tensors, options.dtype)
+            model = build_with(system, config, converted.tensors, options.dtype)
         except ValueError as error:
             raise ValueError(f"This seems to be {what}. {error}") from error
     processor = image_processor(system, published)
@@ -69,7 +79,7 @@ def prepare_dense(
         f"{len(converted.tensors)} tensors, {model.num_parameters():,} parameters",
         *_test_lines(processor, published),
     ]
-    if names and len(names) != config.num_labels:
+    if names and origin == "no names":
         lines.append(f"the file names {len(names)} classes, the classifier has {config.num_labels}: names not taken")
     by_reason: dict[str, list[str]] = {}
     for name, reason in converted.dropped.items():
@@ -89,15 +99,13 @@ def backbone_size(config: PreTrainedConfig) -> str | None:
 def image_processor(system: System, published: DenseCheckpoint | None) -> BaseImageProcessor:
     """That of a published checkpoint's test settings; with default sizes if it is none."""
     segments = system.task == SEMANTIC_SEGMENTATION
+    build: Any = InternImageSegmentationImageProcessor if segments else InternImageDetectionImageProcessor
     if published is None:
-        return InternImageSegmentationImageProcessor() if segments else InternImageDetectionImageProcessor()
-    size = {"shortest_edge": published.shortest_edge, "longest_edge": published.longest_edge}
-    if segments:
-        return InternImageSegmentationImageProcessor(
-            size=size, size_divisor=published.size_divisor, do_reduce_labels=published.reduce_labels
-        )
-    return InternImageDetectionImageProcessor(
-        size=size, size_divisor=published.size_divisor, top_k=published.max_detections
+        return build()
+    return build(
+        size={"shortest_edge": published.shortest_edge, "longest_edge": published.longest_edge},
+        size_divisor=published.size_divisor,
+        **({"do_reduce_labels": published.reduce_labels} if segments else {"top_k": published.max_detections}),
     )
 
 
@@ -107,15 +115,18 @@ def _published(options: Options, system: System, size: str | None, num_labels: i
     if row is None and options.checkpoint is not None:
         near = get_close_matches(options.checkpoint, [row.name for row in DENSE_CHECKPOINTS], cutoff=0)
         raise ValueError(
-            f"--checkpoint is {options.checkpoint!r}, which is no published checkpoint; the nearest are {listing(near)}."
+            f"--checkpoint is {options.checkpoint!r}, which is no published checkpoint; give one such as "
+            f"{', '.join(near)}."
         )
-    if row is None or (row.system, row.size) == (system.name, size) and num_labels in (row.num_labels, row.real_labels):
+    if row is None:
+        return None
+    if (row.system, row.size) == (system.name, size) and num_labels in (row.num_labels, row.real_labels):
         return row
     if options.checkpoint is None:
         return None
     raise ValueError(
-        f"--checkpoint is {row.name}, which is {row.system} with size {row.size!r} and {row.num_labels} classes, but the "
-        f"file has {system.name} with size {size!r} and {num_labels} classes; name another or none."
+        f"--checkpoint is {row.name}, which is {row.system} with size {row.size!r} and {row.num_labels} classes, but "
+        f"the file has {system.name} with size {size!r} and {num_labels} classes; name another or none."
     )
 
 
@@ -127,7 +138,7 @@ def _class_names(others: Mapping[str, object]) -> list[str]:
     return list(names)
 
 
-def _test_lines(processor: BaseImageProcessor, published: DenseCheckpoint | None) -> list[str]:
+def _test_lines(processor: Any, published: DenseCheckpoint | None) -> list[str]:
     size = f"images: shorter side {processor.size['shortest_edge']}, longer at most {processor.size['longest_edge']}"
     if published is None:
         return [f"{size} pixels (the default; name the published checkpoint by --checkpoint if it is one)"]

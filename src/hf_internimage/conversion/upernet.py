@@ -6,6 +6,7 @@ Source: names and shapes of OpenGVLab/InternImage@31c962d, segmentation/configs,
 
 import re
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
@@ -47,17 +48,19 @@ def guess_config(shapes: Shapes) -> UperNetConfig:
             "own configuration."
         )
     auxiliary = {name.split(".")[2] for name in shapes if name.startswith("auxiliary_head.convs.")}
-    return UperNetConfig(
-        backbone_config=backbone_config(shapes),
-        hidden_size=dimensions(shapes, "decode_head.bottleneck.conv.weight", 4)[0],
-        num_labels=dimensions(shapes, "decode_head.conv_seg.weight", 4)[0],
-        pool_scales=[1, 2, 3, 6],
-        use_auxiliary_head=bool(auxiliary),
-        auxiliary_channels=dimensions(shapes, "auxiliary_head.conv_seg.weight", 4)[1] if auxiliary else 256,
-        auxiliary_num_convs=len(auxiliary) or 1,
-        auxiliary_loss_weight=0.4,
-        loss_ignore_index=255,
-    )
+    fields: dict[str, Any] = {
+        "backbone_config": backbone_config(shapes),
+        "hidden_size": dimensions(shapes, "decode_head.bottleneck.conv.weight", 4)[0],
+        "num_labels": dimensions(shapes, "decode_head.conv_seg.weight", 4)[0],
+        "pool_scales": [1, 2, 3, 6],
+        "use_auxiliary_head": bool(auxiliary),
+        "auxiliary_loss_weight": 0.4,
+        "loss_ignore_index": 255,
+    }
+    if auxiliary:
+        fields["auxiliary_channels"] = dimensions(shapes, "auxiliary_head.conv_seg.weight", 4)[1]
+        fields["auxiliary_num_convs"] = len(auxiliary)
+    return UperNetConfig(**fields)
 
 
 def convert(state_dict: Mapping[str, torch.Tensor], config: UperNetConfig) -> Converted:

@@ -13,8 +13,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 from transformers import initialization as init
-from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration_internimage import InternImageConfig

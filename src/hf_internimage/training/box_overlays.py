@@ -38,7 +38,7 @@ def draw_overlays(
         split: of `detection_data.DetectionData`.
         detections: `image_id` -> (K, 6), as `coco_map.as_rows` makes them.
         label_names: of the classes.
-        folder: where the PNG files go, named as the images; made if needed.
+        folder: where the PNG files go, named by `image_id` and the image's name; made if needed.
         prefix: of the files' names.
         count: images at most; 0 for none.
         threshold: least score of what is drawn as detected.
@@ -55,7 +55,9 @@ def draw_overlays(
         truth = np.concatenate([np.ones((len(boxes), 1)), target["classes"][:, None], boxes], 1)
         truth[:, 4:] += truth[:, 2:4]
         found = detections[example["image_id"]]
-        path = folder / f"{prefix}{Path(example['image']['path'] or str(example['image_id'])).stem}.png"
+        # Names alone may come twice, in several folders.
+        stem = Path(example["image"]["path"] or "").stem
+        path = folder / f"{prefix}{example['image_id']:06d}_{stem}.png"
         folder.mkdir(parents=True, exist_ok=True)
         draw_boxes(image, truth, found[found[:, 0] >= threshold], label_names, path)
         paths.append(path)

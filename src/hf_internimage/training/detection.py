@@ -39,9 +39,9 @@ class Collate:
 class DetectionTrainer(DenseTrainer):
     """Trains detectors by the original's recipes: any model of transformers for object detection.
 
-    In evaluation the image processor turns a model's outputs into detections in pixels of the images as they are in
-    their files. Predictions are those, as `coco_map.as_rows` makes them, and `label_ids` the images' `image_id`: tensors
-    that several processes can gather. `compute_metrics` has to be a `CocoMap`.
+    In evaluation the image processor turns a model's outputs into detections, in pixels of the images as they are in
+    their files. These are the predictions, as `coco_map.as_rows` makes them, and `label_ids` the images' `image_id`:
+    tensors that several processes can gather. `compute_metrics` has to be a `CocoMap`.
     """
 
     def prediction_step(

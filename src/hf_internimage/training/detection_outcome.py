@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""The end of a detection training: judged by COCO's measure, drawn, described on a card."""
+"""The end of a detection training: judged by COCO's measure, drawn, described on a card, pushed."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import ModelCard, ModelCardData
+from transformers import AutoModelForObjectDetection
+from transformers.utils import logging
 
+from .. import hub
 from .box_overlays import draw_overlays
 from .coco_map import CocoMap
 from .detection import DetectionTrainer
 from .detection_data import DetectionData, DetectionDataArguments
 from .results import evaluation_result, write_json
+
+logger = logging.get_logger(__name__)
 
 _ON_THE_CARD = {
     "map": "average precision (mAP, IoU .5 to .95)",
@@ -35,7 +41,7 @@ def judge(
     overlays: int,
     overlay_threshold: float,
 ) -> dict[str, Any]:
-    """Evaluate on a split; write its metrics, detections and overlays to the output folder. All processes call this.
+    """Evaluate on a split; write its metrics and overlays to the output folder. All processes call this.
 
     Args:
         trainer: with the model to judge.
@@ -67,7 +73,7 @@ def judge(
         "test" if prefix == "test" else "validation",
         samples=len(split),
         metrics={**result.metrics, "loss": found[f"{prefix}_loss"]},
-        image_size=[int(side) for side in dict(processor.size).values() if side],
+        image_size=_sides(processor),
         batch_size=training.eval_batch_size,
         dtype="bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
         device=training.device,
@@ -79,7 +85,6 @@ def judge(
         output = Path(str(training.output_dir))
         write_json(evaluation, output / f"{prefix}_evaluation.json")
         by_image: Mapping[int, Any] = dict(zip(image_ids.reshape(-1).tolist(), detections, strict=True))
-        write_json({"detections": _as_coco(by_image, data.label_names)}, output / f"{prefix}_detections.json")
         draw_overlays(
             split,
             by_image,
@@ -93,19 +98,63 @@ def judge(
     return evaluation
 
 
-def _as_coco(by_image: Mapping[int, Any], names: list[str]) -> list[dict[str, Any]]:
-    """Detections as COCO's result files have them, with the class's name in place of its number."""
-    return [
-        {
-            "image_id": image_id,
-            "category": names[int(label)],
-            "bbox": [round(float(side), 2) for side in (left, top, right - left, bottom - top)],
-            "score": round(float(score), 5),
-        }
-        for image_id, found in sorted(by_image.items())
-        for score, label, left, top, right, bottom in found
-        if score >= 0
-    ]
+def _sides(processor: Any) -> list[int]:
+    """Shortest and longest side, or height and width."""
+    size = dict(processor.size)
+    names = ("height", "width") if size.get("height") else ("shortest_edge", "longest_edge")
+    return [size[name] for name in names]
+
+
+def publish(
+    trainer: DetectionTrainer,
+    evaluation: dict[str, Any] | None,
+    *,
+    base_model: str | None = None,
+    license: str | None = None,
+) -> None:
+    """Give the output folder its card, and DINO's source files so that it works without this package; push it if asked.
+
+    All processes have to call this. Heads of transformers are pushed by Trainer's own means.
+
+    Args:
+        trainer: after `save_whole` into its output folder.
+        evaluation: what `judge` returned, for the card.
+        base_model: what the training began with: a folder, or a repository on the Hub, which the card names.
+        license: SPDX identifier in lower case; not stated if None.
+
+    Raises:
+        PushError: if the Hub does not take it; the folder keeps everything.
+    """
+    training, output = trainer.args, Path(str(trainer.args.output_dir))
+    model: Any = trainer.model
+    model_id = training.hub_model_id or re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") or "detector"
+    base_model = None if base_model is None or Path(base_model).exists() else base_model
+    card: Any = detection_card(model, model_id, evaluation, base_model=base_model, license=license)
+    if model.config.model_type != "internimage_dino":
+        if trainer.is_world_process_zero():
+            (output / "README.md").write_text(str(card), encoding="utf-8")
+        if training.push_to_hub:
+            trainer.push_to_hub()  # by all processes
+        return
+    if not trainer.is_world_process_zero():
+        return
+    gathered = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    model = AutoModelForObjectDetection.from_pretrained(output) if gathered else model
+    processor: Any = trainer.processing_class
+    if not training.push_to_hub:
+        hub.save_for_hub(model, output, image_processor=processor, card=card)
+        return
+    commit = hub.push(
+        model,
+        model_id,
+        image_processor=processor,
+        card=card,
+        private=training.hub_private_repo,
+        token=training.hub_token,
+        revision=training.hub_revision,
+        folder=output,
+    )
+    logger.warning(f"Pushed to {commit.repo_url}.")
 
 
 def detection_card(
@@ -138,6 +187,15 @@ def detection_card(
             for name, what in _ON_THE_CARD.items()
             if name in evaluation["metrics"]
         )
+    remote = model.config.model_type == "internimage_dino"
+    trust = ", trust_remote_code=True" if remote else ""
+    first = "" if remote else "import hf_internimage  # pip install hf-internimage; knows the backbone\n"
+    how = (
+        "This runs the source files of this repository. After `import hf_internimage` the package's own classes and\n"
+        "faster operator are taken, and `trust_remote_code` is not needed."
+        if remote
+        else "Without `import hf_internimage` transformers does not know the backbone, and says so with a `KeyError`."
+    )
     return ModelCard(f"""---
 {data.to_yaml()}
 ---
@@ -148,15 +206,14 @@ Object detection with an [InternImage](https://arxiv.org/abs/2211.05778) backbon
 {model.num_parameters():,} parameters, {model.config.num_labels} classes.
 
 ```python
-import hf_internimage  # pip install hf-internimage; has to be imported before the model is loaded
-from transformers import pipeline
+{first}from transformers import pipeline
 
-detect = pipeline("object-detection", "{model_id}")
+detect = pipeline("object-detection", "{model_id}"{trust})
 detect("street.jpg", threshold=0.4)  # label, score and box of each object
 ```
 
-Without `import hf_internimage` transformers does not know the backbone, and says so with a `KeyError`.
+{how}
 {measured}""")
 
 
-__all__ = ["detection_card", "judge"]
+__all__ = ["detection_card", "judge", "publish"]

@@ -50,7 +50,9 @@ class SegmentationAugmentationArguments:
                 f"scale_min is {self.scale_min} and scale_max {self.scale_max}, expected 0 < scale_min <= scale_max."
             )
         if not 0 < self.crop_most_of_a_class <= 1:
-            raise ValueError(f"crop_most_of_a_class is {self.crop_most_of_a_class}, expected more than 0 and at most 1.")
+            raise ValueError(
+                f"crop_most_of_a_class is {self.crop_most_of_a_class}, expected more than 0 and at most 1."
+            )
         if not 0 <= self.flip_probability <= 1:
             raise ValueError(f"flip_probability is {self.flip_probability}, expected a number between 0 and 1.")
 
@@ -108,7 +110,7 @@ class SegmentationAugmentation:
         """To the processor's size times a random factor, both edges truncated to whole pixels."""
         factor = generator.uniform(self.arguments.scale_min, self.arguments.scale_max)
         short, long = (max(1, int(edge * factor)) for edge in (self.short, self.long))
-        size = keep_ratio_size(*labels.shape, short, long)
+        size = keep_ratio_size(labels.shape[0], labels.shape[1], short, long)
         return opencv_bilinear(pixels, size), opencv_nearest(labels, size)
 
     def crop(

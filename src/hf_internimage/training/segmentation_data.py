@@ -51,7 +51,9 @@ class SegmentationDataArguments:
     validation_dir: str | None = field(default=None, metadata={"help": "Folder of validation data, likewise."})
     image_suffix: str | None = field(
         default=None,
-        metadata={"help": "End of the images' names that their maps' lack, such as _leftImg8bit.png; default: .jpg etc."},
+        metadata={
+            "help": "End of the images' names that their maps' lack, such as _leftImg8bit.png; default: .jpg etc."
+        },
     )
     mask_suffix: str | None = field(
         default=None, metadata={"help": "The same of the maps, such as _gtFine_labelTrainIds.png; others are left out."}
@@ -79,7 +81,9 @@ class SegmentationDataArguments:
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Train on this many images only, chosen at random."}
     )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on this many only, chosen likewise."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate on this many only, chosen likewise."}
+    )
     max_image_pixels: int = field(default=MAX_PIXELS, metadata={"help": "Larger images are an error."})
     data_cache_dir: str | None = field(
         default=None, metadata={"help": "Where datasets keeps what it downloads and converts."}
@@ -121,7 +125,9 @@ class PairTransform:
         examples = [self.prepare(*self.read(image, mask)) for image, mask in rows]
         return {name: [example[name] for example in examples] for name in examples[0]}
 
-    def read(self, image: dict[str, Any] | None, mask: dict[str, Any] | None) -> tuple[Image.Image, np.ndarray, list[int]]:
+    def read(
+        self, image: dict[str, Any] | None, mask: dict[str, Any] | None
+    ) -> tuple[Image.Image, np.ndarray, list[int]]:
         """An image, its map and its key.
 
         Raises:
@@ -339,7 +345,9 @@ def read_pairs(folder: Path, image_suffix: str | None = None, mask_suffix: str |
     features = Features({_IMAGE_COLUMN: kind, _LABEL_COLUMN: kind})
     nothing = pa.nulls(len(images), pa.binary())
     columns = [
-        pa.StructArray.from_arrays([nothing, pa.array([files[stem] for stem in images], pa.string())], ["bytes", "path"])
+        pa.StructArray.from_arrays(
+            [nothing, pa.array([files[stem] for stem in images], pa.string())], ["bytes", "path"]
+        )
         for files in (images, masks)
     ]
     table = InMemoryTable.from_arrays(columns, schema=features.arrow_schema)

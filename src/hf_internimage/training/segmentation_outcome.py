@@ -161,11 +161,10 @@ def segmentation_card(
     )
     measured = ""
     if evaluation is not None:
-        where = Path(str(evaluation["dataset"]["name"])).name
-        measured = (
-            f"\nOn {evaluation['samples']:,} images of {where} ({evaluation['dataset']['split']}), at their own size:\n\n"
-            "| | |\n|---|---|\n"
-        ) + "".join(
+        source = evaluation["dataset"]["name"]
+        where = f"a folder `{Path(source).name}`" if Path(source).exists() else f"`{source}`"
+        samples = evaluation["samples"]
+        measured = f"\nOn {samples:,} images of {where}, at their own size:\n\n| | |\n|---|---|\n" + "".join(
             f"| {what} | {100 * evaluation['metrics'][name]:.2f} % |\n"
             for name, what in (
                 ("mean_iou", "mean IoU"),

@@ -95,6 +95,11 @@ def read_labels(path: Path | None) -> list[str] | None:
         return parse_labels(read_text(path), is_json=path.suffix.lower() == ".json")
 
 
+def has_names(fields: Mapping[str, Any]) -> bool:
+    """Whether the fields of a config.json name the classes; "LABEL_0" is what transformers writes where none did."""
+    return any(name != f"LABEL_{index}" for index, name in dict(fields.get("id2label") or {}).items())
+
+
 def set_labels(
     config: PreTrainedConfig,
     path: Path | None,
@@ -129,7 +134,7 @@ def set_labels(
     return origin
 
 
-def build(
+def build_with(
     system: System, config: PreTrainedConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> PreTrainedModel:
     """The model of a configuration with these tensors, under the names that its files have, as its weights.
@@ -147,4 +152,13 @@ def build(
     return model
 
 
-__all__ = ["Options", "Prepared", "build", "read_fields", "read_labels", "set_labels", "stated_config"]
+__all__ = [
+    "Options",
+    "Prepared",
+    "build_with",
+    "has_names",
+    "read_fields",
+    "read_labels",
+    "set_labels",
+    "stated_config",
+]

@@ -1,0 +1,623 @@
+# SPDX-License-Identifier: MIT
+"""scripts/run_object_detection.py: its data, arguments and recipes, and whole runs on a few tiny scenes."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from golden_data import load_module
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForObjectDetection, pipeline
+from transformers.utils import logging
+
+from hf_internimage import InternImageConfig, InternImageDetectionImageProcessor, heads
+from hf_internimage.checkpoints import CHECKPOINTS
+from hf_internimage.modeling_internimage import InternImageBackbone
+from hf_internimage.training.box_overlays import draw_boxes
+from hf_internimage.training.detection import Collate
+from hf_internimage.training.detection_data import DetectionDataArguments, load_detection_data, read_coco
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+RECIPES = sorted((SCRIPTS / "recipes" / "detection").glob("*.yaml"))
+NAMES = ["square", "disc"]
+SMALL = '{"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}'
+HEAD = {
+    "d_model": 32, "num_feature_levels": 3, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 12,
+    "num_denoising": 4,
+}  # fmt: skip
+
+before = list(sys.path)
+script = load_module(SCRIPTS / "run_object_detection.py")
+sys.path[:] = before
+
+
+@pytest.fixture(autouse=True)
+def _verbosity_comes_back():
+    level = logging.get_verbosity()
+    yield
+    logging.set_verbosity(level)
+
+
+def scene(seed, width=48, height=40):
+    """A red square and a green disc on gray noise; boxes (left, top, width, height) in this order."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(90, 130, (height, width, 3))
+    down, across = np.mgrid[:height, :width]
+    left, top = int(generator.integers(0, width // 2 - 13)), int(generator.integers(0, height - 12))
+    pixels[top : top + 12, left : left + 12] = (220, 40, 40)
+    middle = (int(generator.integers(width // 2 + 7, width - 7)), int(generator.integers(7, height - 7)))
+    pixels[(across - middle[0]) ** 2 + (down - middle[1]) ** 2 <= 36] = (30, 200, 60)
+    boxes = [[left, top, 12, 12], [middle[0] - 6, middle[1] - 6, 13, 13]]
+    return Image.fromarray(pixels.astype(np.uint8)), boxes
+
+
+def coco(folder, count, first=0, ids=(3, 8), names=NAMES):
+    """A folder of scenes with annotations.json; gives what is in the file."""
+    (folder / "images").mkdir(parents=True)
+    content = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": key, "name": name} for key, name in zip(ids, names, strict=True)]
+    for index in range(first, first + count):
+        image, boxes = scene(index)
+        image.save(folder / "images" / f"{index:02d}.png")
+        entry = {"id": 100 - index, "file_name": f"{index:02d}.png", "width": image.width, "height": image.height}
+        content["images"].append(entry)
+        for label, box in enumerate(boxes):
+            key = len(content["annotations"])
+            content["annotations"].append(
+                {
+                    "id": key,
+                    "image_id": entry["id"],
+                    "category_id": ids[label],
+                    "bbox": box,
+                    "area": 100 + label,
+                    "iscrowd": 0,
+                }
+            )
+    write(folder, content)
+    return content
+
+
+def write(folder, content):
+    (folder / "annotations.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    coco(folder / "train", 8)
+    coco(folder / "validation", 4, first=8, ids=(1, 2))
+    return folder
+
+
+def load(**kwargs):
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in kwargs.items()}
+    return load_detection_data(DetectionDataArguments(**values))
+
+
+# ---- Data ----
+
+
+def test_coco_files(scenes):
+    data = load(train_dir=scenes / "train", validation_dir=scenes / "validation")
+    assert data.label_names == NAMES
+    assert (len(data.train), len(data.validation), data.test) == (8, 4, None)
+    row = data.train[2]
+    assert Path(row["image"]["path"]).name == "02.png"
+    assert (row["width"], row["height"], row["image_id"]) == (48, 40, 2)
+    assert row["boxes"] == scene(2)[1]
+    assert (row["classes"], row["areas"], row["crowds"]) == ([0, 1], [100, 101], [False, False])
+
+
+def test_annotations_elsewhere_and_category_order(scenes, tmp_path):
+    """Classes are in the order of the ids, which may have gaps; COCO keeps images and annotations apart."""
+    content = json.loads((scenes / "train" / "annotations.json").read_text())
+    content["categories"] = [{"id": 90, "name": "owl"}, *content["categories"][::-1]]
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    data = load(train_dir=scenes / "train" / "images", train_annotations=tmp_path / "instances.json", train_val_split=0)
+    assert data.label_names == ["square", "disc", "owl"]
+    assert data.train[0]["classes"] == [0, 1]
+    assert data.validation is None
+
+
+def test_other_splits_are_matched_by_name(scenes, tmp_path):
+    coco(tmp_path / "validation", 2, ids=(8, 3))  # other ids and order
+    data = load(train_dir=scenes / "train", validation_dir=tmp_path / "validation")
+    assert data.validation[0]["classes"] == [0, 1]
+    assert data.validation[0]["boxes"] == scene(0)[1]
+    coco(tmp_path / "other", 2, names=["square", "ring"])
+    with pytest.raises(ValueError, match="'validation' has objects of the class 'ring', which is none of square, disc"):
+        load(train_dir=scenes / "train", validation_dir=tmp_path / "other")
+    wanted = ["owl", "disc", "square"]
+    arguments = DetectionDataArguments(validation_dir=str(scenes / "validation"))
+    data = load_detection_data(arguments, splits=["validation"], label_names=wanted)
+    assert data.label_names == wanted
+    assert data.validation[0]["classes"] == [2, 1]
+
+
+def test_a_share_is_held_out(scenes):
+    data = load_detection_data(DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0.25), seed=1)
+    assert (len(data.train), len(data.validation)) == (6, 2)
+    ids = [*data.train["image_id"], *data.validation["image_id"]]
+    assert sorted(ids) == list(range(8))
+    again = load_detection_data(DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0.25), seed=1)
+    assert data.validation["image_id"][:] == again.validation["image_id"][:]
+    few = DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0, max_train_samples=3)
+    assert len(load_detection_data(few).train) == 3
+
+
+def broken(change):
+    """What `change` makes of a good annotation file."""
+
+    def of(content, folder):
+        change(content)
+        write(folder, content)
+
+    return of
+
+
+BAD = {
+    "no list 'annotations'": broken(lambda content: content.pop("annotations")),
+    "entry 0 of 'images' lacks one of id, file_name": broken(lambda content: content["images"][0].pop("file_name")),
+    "cannot be read as JSON": lambda content, folder: (folder / "annotations.json").write_text('{"images": ['),
+    "1 of its 3 images are not there, such as .*01.png": lambda content, folder: (folder / "images/01.png").unlink(),
+    "several images have the same id": broken(lambda content: content["images"][1].update(id=100)),
+    "annotation 2 is of image 7, which": broken(lambda content: content["annotations"][2].update(image_id=7)),
+    "annotation 3 is of category 4, which": broken(lambda content: content["annotations"][3].update(category_id=4)),
+    "several categories of the name square": broken(lambda content: content["categories"][1].update(name="square")),
+    r"annotation 0 on .*00.png has the box \[1, 2, -3, 4\]": broken(
+        lambda content: content["annotations"][0].update(bbox=[1, 2, -3, 4])
+    ),
+    r"annotation 1 on .*00.png has the box \[1, 2, 3\]": broken(
+        lambda content: content["annotations"][1].update(bbox=[1, 2, 3])
+    ),
+    r"annotation 5 on .*02.png has the box \[1, 2, nan, 4\]": broken(
+        lambda content: content["annotations"][5].update(bbox=[1, 2, float("nan"), 4])
+    ),
+    "annotation 4 on .*02.png has .* the area much": broken(
+        lambda content: content["annotations"][4].update(area="much")
+    ),
+    "The 3 training images have no object": broken(lambda content: content["annotations"].clear()),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_annotations_that_are_wrong(message, tmp_path):
+    content = coco(tmp_path / "train", 3)
+    BAD[message](content, tmp_path / "train")
+    with pytest.raises(ValueError, match=message):
+        load(train_dir=tmp_path / "train", train_val_split=0)
+
+
+def test_validation_without_an_object_is_refused(scenes, tmp_path):
+    content = coco(tmp_path / "validation", 2)
+    write(tmp_path / "validation", {**content, "annotations": []})
+    with pytest.raises(ValueError, match="Split 'validation' has no object in 2 images"):
+        load(train_dir=scenes / "train", validation_dir=tmp_path / "validation")
+
+
+def test_objects_that_cannot_be_trained_on(tmp_path, caplog):
+    """Named once, never drawn; COCO's measure still has them."""
+    content = coco(tmp_path / "train", 3)
+    content["annotations"][0]["bbox"] = [60, 5, 10, 10]  # right of the image
+    content["annotations"][3]["bbox"] = [5, 5, 0, 10]
+    content["annotations"][5]["iscrowd"] = 1
+    content["images"].append({"id": 7, "file_name": "02.png"})
+    write(tmp_path / "train", content)
+    logging.enable_propagation()
+    try:
+        data = load(train_dir=tmp_path / "train", train_val_split=0)
+        assert "2 training images have objects that are empty or outside the image, such as" in caplog.text
+        assert "00.png" in caplog.text
+        fewer = load(train_dir=tmp_path / "train", train_val_split=0, train_without_objects=False)
+        assert len(fewer.train) == 3
+        assert "1 training images without an object are left out" in caplog.text
+    finally:
+        logging.disable_propagation()
+    assert len(data.train) == 4
+    kept = [row["labels"]["class_labels"].tolist() for row in data.train.with_transform(augmented(data))]
+    assert kept == [[1], [0], [0], []]
+    processed = data.train.with_transform(data.evaluation_transform(InternImageDetectionImageProcessor()))
+    assert [row["labels"]["class_labels"].tolist() for row in processed] == kept
+    assert data.train[0]["boxes"][0] == [60, 5, 10, 10]
+
+
+def augmented(data, **changes):
+    arguments = script.DetectionAugmentationArguments(**{"crop_probability": 0.0, **changes})
+    augmentation = script.DetectionAugmentation(InternImageDetectionImageProcessor(), arguments)
+    return data.training_transform(script.AugmentedObjects(augmentation, 0))
+
+
+def test_an_image_of_another_size_than_annotated_is_named(tmp_path):
+    coco(tmp_path / "train", 3)
+    scene(0, 50, 40)[0].save(tmp_path / "train" / "images" / "01.png")
+    data = load(train_dir=tmp_path / "train", train_val_split=0)
+    with pytest.raises(ValueError, match=r"01.png: has 50x40 pixels, 48x40 by its annotations"):
+        data.train.with_transform(augmented(data))[1]
+
+
+OBJECTS = {
+    "lists of numbers": ({"bbox": List(List(Value("float32"))), "category": List(ClassLabel(names=NAMES))}, [0, 1]),
+    "list of objects": ([{"bbox": List(Value("int64")), "label": Value("string")}], NAMES),
+    "numbers without names": ({"bbox": List(List(Value("float32"))), "category_id": List(Value("int64"))}, [18, 63]),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_data_sets_with_a_column_of_objects(kind, tmp_path):
+    feature, labels = OBJECTS[kind]
+    rows = []
+    for index in range(4):
+        image, boxes = scene(index)
+        image.save(tmp_path / f"{index}.png")
+        if isinstance(feature, list):
+            objects = [{"bbox": box, "label": label} for box, label in zip(boxes, labels, strict=True)]
+        else:
+            objects = {"bbox": boxes, next(name for name in feature if name != "bbox"): labels}
+        rows.append(
+            {"picture": (tmp_path / f"{index}.png").read_bytes(), "width": 48, "height": 40, "objects": objects}
+        )
+    if not isinstance(feature, list):
+        rows[3]["objects"] = {name: [] for name in feature}
+    features = Features(
+        {"picture": Value("binary"), "width": Value("int64"), "height": Value("int64"), "objects": feature}
+    )
+    data = Dataset.from_list(rows, features=features).cast_column("picture", ImageFeature())
+    (tmp_path / "train").mkdir()
+    data.to_parquet(tmp_path / "train" / "0.parquet")
+    loaded = load(train_dir=tmp_path / "train", train_val_split=0, data_cache_dir=tmp_path / "cache")
+    assert loaded.label_names == {"numbers without names": ["18", "63"], "list of objects": sorted(NAMES)}.get(
+        kind, NAMES
+    )
+    row = loaded.train[1]
+    assert row["boxes"] == scene(1)[1]
+    assert row["areas"] == [144, 169]
+    assert [loaded.label_names[label] for label in row["classes"]] == [
+        str(label) for label in labels
+    ] or kind.startswith("lists of")
+    example = loaded.train.with_transform(augmented(loaded, flip_probability=0.0))[1]
+    x, y, w, h = scene(1)[1][0]
+    wanted = [(x + w / 2) / 48, (y + h / 2) / 40, w / 48, h / 40]
+    order = example["labels"]["class_labels"].tolist().index(row["classes"][0])
+    torch.testing.assert_close(example["labels"]["boxes"][order], torch.tensor(wanted), atol=1e-6, rtol=0)
+
+
+def test_corners_and_wrong_columns(tmp_path):
+    image, boxes = scene(0)
+    image.save(tmp_path / "0.png")
+    corners = [[x, y, x + w, y + h] for x, y, w, h in boxes]
+
+    def data(**objects):
+        shutil.rmtree(tmp_path / "train", ignore_errors=True)
+        (tmp_path / "train").mkdir()
+        rows = {"image": [str(tmp_path / "0.png")], "objects": [objects]}
+        rows = Dataset.from_dict(rows).cast_column("image", ImageFeature())
+        rows.to_parquet(tmp_path / "train" / "0.parquet")
+        return {"train_dir": tmp_path / "train", "train_val_split": 0, "data_cache_dir": tmp_path / "cache"}
+
+    good = data(bbox=corners, category=[0, 1])
+    assert load(**good, box_format="xyxy").train[0]["boxes"] == boxes
+    with pytest.raises(ValueError, match=r"no column 'things'; set objects_column_name to one of .'image', 'objects'."):
+        load(**good, objects_column_name="things")
+    with pytest.raises(ValueError, match=r"row 0: object 0 on .* expected finite numbers in the order xyxy"):
+        load(**data(bbox=[[9, 9, 3, 12]], category=[0]), box_format="xyxy")
+    with pytest.raises(ValueError, match="row 0: has 2 boxes, but 1 of 'category'"):
+        load(**data(bbox=corners, category=[0]))
+    with pytest.raises(ValueError, match=r"has the fields \['area', 'category'\], expected bbox and category"):
+        load(**data(area=[1.0], category=[0]))
+
+
+def test_batches_are_padded():
+    examples = [
+        {"pixel_values": torch.ones(3, 40, 70), "labels": {"boxes": torch.zeros(2, 4)}},
+        {"pixel_values": torch.ones(3, 64, 30), "labels": {"boxes": torch.zeros(0, 4)}},
+    ]
+    batch = Collate()(examples)
+    assert batch["pixel_values"].shape == (2, 3, 64, 96)
+    assert batch["pixel_mask"].shape == (2, 64, 96)
+    assert torch.equal(batch["pixel_values"][:, 0].long(), batch["pixel_mask"])
+    assert batch["pixel_mask"][0].sum() == 40 * 70
+    assert batch["pixel_mask"][0, :40, :70].all()
+    assert [len(label["boxes"]) for label in batch["labels"]] == [2, 0]
+    processor = InternImageDetectionImageProcessor()
+    padded = processor.pad(
+        [example["pixel_values"].numpy() for example in examples], processor_size(64, 96), return_mask=True
+    )
+    assert np.array_equal(np.stack(padded[0]), batch["pixel_values"])
+    assert np.array_equal(np.stack(padded[1]), batch["pixel_mask"])
+
+
+def processor_size(height, width):
+    from transformers.image_utils import SizeDict
+
+    return SizeDict(height=height, width=width)
+
+
+# ---- Arguments and recipes ----
+
+
+# The table of the original's recipes: OpenGVLab/InternImage@31c962d, detection/configs/coco.
+TABLE = {
+    # steps or epochs, drops, layer decay, backbone, sampling, weight decay, drop path, sides, checkpointing
+    "dino_t": (12, [11 / 12], 0.9, 1, 1, 1e-4, 0.2, (800, 1333), True),
+    "dino_l": (12, [11 / 12], 0.9, 1, 1, 1e-4, 0.4, (800, 1333), False),
+    "dino_l_backbone_lr": (12, [11 / 12], 1, 0.1, 1, 0.05, 0.4, (800, 1333), False),
+    "dino_h": (20000, [], 0.94, 1, 1e-3, 1e-4, 0.5, (1000, 2000), True),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_settings_of_the_script(recipe, tmp_path):
+    parts = script.read_arguments(
+        [str(recipe), "--train_dir", "images", "--output_dir", str(tmp_path), "--use_cpu=true"]
+    )
+    for name, value in yaml.safe_load(recipe.read_text()).items():
+        holder = next(part for part in vars(parts).values() if hasattr(part, name))
+        assert getattr(holder, name) == value, name
+    if parts.model.backbone:
+        assert parts.model.backbone.rpartition("/")[2] in {entry.name for entry in CHECKPOINTS}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_recipes_are_the_originals(name, tmp_path):
+    recipe = SCRIPTS / "recipes" / "detection" / f"{name}.yaml"
+    parts = script.read_arguments([str(recipe), "--train_dir=images", f"--output_dir={tmp_path}", "--use_cpu=true"])
+    training, own, augmentation = parts.training, parts.recipe, parts.augmentation
+    wanted = TABLE[name]
+    assert (training.max_steps if training.max_steps > 0 else training.num_train_epochs) == wanted[0]
+    assert own.lr_drops == pytest.approx(wanted[1], abs=1e-6)
+    rates = (own.layer_decay, own.backbone_lr_scale, own.sampling_lr_scale, training.weight_decay)
+    assert rates == wanted[2:6]
+    assert parts.model.drop_path_rate == wanted[6]
+    assert (parts.model.shortest_edge, parts.model.longest_edge) == wanted[7]
+    assert training.gradient_checkpointing is wanted[8]
+    assert training.learning_rate == 1e-4
+    assert (training.warmup_steps, own.warmup_start_ratio, training.max_grad_norm) == (500, 1e-3, 0.1)
+    assert (own.total_train_batch_size, own.learning_rate_batch_size, own.ema_decay) == (16, None, 0)
+    assert not parts.data.train_without_objects
+    assert augmentation.flip_probability == 0.5
+    if name == "dino_h":
+        assert (augmentation.crop_probability, augmentation.resize_count) == (0, 0)
+        assert (augmentation.resize_min, augmentation.resize_max) == (0.6, 1.8)
+        assert json.loads(parts.model.head_overrides) == {"num_denoising": 1000}
+    else:
+        assert (augmentation.crop_probability, augmentation.resize_count) == (0.5, 11)
+        assert (augmentation.resize_min, augmentation.resize_max) == (0.6, 1)
+        # the classifier of T has no layer scale, the detector does; that of L has one
+        scale = json.loads(parts.model.config_overrides or "{}").get("layer_scale")
+        assert scale == (1.0 if name == "dino_t" else None)
+
+
+def settings(scenes, output, **changes):
+    values = {
+        "train_dir": scenes / "train",
+        "validation_dir": scenes / "validation",
+        "output_dir": output,
+        "config_overrides": SMALL,
+        "head_overrides": json.dumps(HEAD),
+        "shortest_edge": 40,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 3,
+        "learning_rate": 1e-3,
+        "warmup_steps": 1,
+        "logging_steps": 1,
+        "overlays": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        **changes,
+    }
+    return [f"--{name}={value}" for name, value in values.items() if value is not None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "yolo"}, "head is 'yolo', expected one of dino, detr"),
+        ({"size": "t", "backbone": "here"}, "backbone and size are both set"),
+        ({"longest_edge": 30}, "longest_edge is 30: set shortest_edge"),
+        ({"train_dir": None, "validation_dir": None}, "No data: set dataset_name, or train_dir"),
+        ({"dataset_name": "here"}, "dataset_name and train_dir are both set"),
+        ({"train_dir": None, "train_annotations": "a.json"}, "train_annotations is set without train_dir"),
+        ({"train_dir": None}, "There are no training data"),
+        ({"train_dir": "absent"}, "absent"),
+        ({"box_format": "cxcywh"}, "box_format is 'cxcywh'"),
+        ({"head_overrides": "[1]"}, "head_overrides is [1], expected a JSON object"),
+        ({"head_overrides": '{"d_model": 33}'}, "d_model is 33"),
+        ({"lr_drops": 1.5}, "lr_drops is [1.5]"),
+        ({"do_eval": True}, "there has to be a checkpoint"),
+        ({"do_train": True, "do_predict": True}, "There are no test data"),
+    ],
+    ids=str,
+)
+def test_refuses(changes, message, scenes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert script.main(settings(scenes, tmp_path / "out", **changes)) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.glob("out/*.safetensors"))
+
+
+# ---- Models and processors ----
+
+
+def model_arguments(**kwargs):
+    return script.ModelArguments(**{"config_overrides": SMALL, **kwargs})
+
+
+def test_dino_on_a_backbone_gets_its_weights(tmp_path):
+    source = InternImageBackbone(InternImageConfig(**json.loads(SMALL)))
+    source.save_pretrained(tmp_path)
+    arguments = model_arguments(
+        backbone=str(tmp_path),
+        config_overrides='{"layer_scale": 1.0}',
+        drop_path_rate=0.3,
+        head_overrides=json.dumps(HEAD),
+    )
+    model = script.build_model(arguments, NAMES)
+    assert type(model).__name__ == "InternImageDinoForObjectDetection"
+    config = model.config.backbone_config
+    assert (config.drop_path_rate, config.layer_scale, config.depths) == (0.3, 1.0, [1, 1, 1, 1])
+    assert config.out_features == ["stage2", "stage3", "stage4"]
+    assert model.config.id2label == {0: "square", 1: "disc"}
+    assert torch.equal(model.backbone.patch_embed.conv1.weight, source.patch_embed.conv1.weight)
+    processor = script.build_processor(model_arguments(shortest_edge=100))
+    assert dict(processor.size) == {"shortest_edge": 100, "longest_edge": 167}
+    processor = script.build_processor(model_arguments(shortest_edge=100, longest_edge=120))
+    assert dict(processor.size) == {"shortest_edge": 100, "longest_edge": 120}
+    assert dict(script.build_processor(model_arguments()).size) == {"shortest_edge": 800, "longest_edge": 1333}
+
+
+def test_every_head_has_an_image_processor():
+    for head in script.HEADS:
+        processor = script.build_processor(model_arguments(head=head, shortest_edge=64))
+        assert processor.do_normalize
+        assert list(processor.image_mean) == list(InternImageDetectionImageProcessor.image_mean)
+        assert 64 in dict(processor.size).values()
+        assert hasattr(processor, "post_process_object_detection")
+        assert head == "dino" or head in heads.HEADS
+
+
+# ---- Whole runs ----
+
+
+@pytest.fixture(scope="module")
+def trained(scenes, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "shapes"
+    arguments = settings(scenes, output, test_dir=scenes / "train", ema_decay=0.5, license="mit")
+    assert script.main([*arguments, "--do_train", "--do_eval", "--do_predict"]) == 0
+    return output
+
+
+def metrics(output, prefix="eval"):
+    return json.loads((output / f"{prefix}_evaluation.json").read_text())["metrics"]
+
+
+def test_a_run_writes_everything(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {
+        "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "training.png", "overlays",
+        "eval_evaluation.json", "test_evaluation.json", "train_results.json", "eval_results.json", "test_results.json",
+        "all_results.json", "trainer_state.json",
+    } <= names  # fmt: skip
+    found = sorted(path.name for path in (trained / "overlays").iterdir())
+    assert found == [
+        "eval_000000_08.png", "eval_000003_11.png", "test_000000_00.png", "test_000007_07.png",
+    ]  # fmt: skip
+    assert min(Image.open(trained / "overlays" / found[0]).size) > 300
+    evaluation = json.loads((trained / "eval_evaluation.json").read_text())
+    assert evaluation["samples"] == 4
+    assert evaluation["image_size"] == [40, 67]
+    assert {"map", "map_50", "map_75", "mar_100", "loss"} <= set(evaluation["metrics"])
+    assert set(evaluation["map_per_class"]) == set(NAMES)
+    state = json.loads((trained / "trainer_state.json").read_text())
+    assert any("eval_map" in entry for entry in state["log_history"])
+    card = ModelCard.load(trained / "README.md")
+    assert card.data.license == "mit"
+    assert "average precision" in card.text
+
+
+def test_the_model_of_a_run_works(trained, scenes):
+    image = Image.open(scenes / "train" / "images" / "03.png")
+    found = pipeline("object-detection", model=str(trained))(image, threshold=0.0)
+    assert found
+    assert {entry["label"] for entry in found} <= set(NAMES)
+    width, height = image.size
+    assert all(-1 <= entry["box"]["xmin"] <= entry["box"]["xmax"] <= width + 1 for entry in found)
+    assert all(-1 <= entry["box"]["ymin"] <= entry["box"]["ymax"] <= height + 1 for entry in found)
+
+
+def test_evaluation_alone_gives_the_same(trained, scenes, tmp_path):
+    """In other batches, with classes in another order in the file, and with boxes that no size of a batch moves."""
+    coco(tmp_path / "validation", 4, first=8, ids=(9, 5))
+    arguments = settings(
+        scenes, tmp_path / "again", model_name_or_path=trained, train_dir=None, config_overrides=None,
+        head_overrides=None, shortest_edge=None, validation_dir=tmp_path / "validation", per_device_eval_batch_size=1,
+        overlays=0,
+    )  # fmt: skip
+    assert script.main([*arguments, "--do_eval"]) == 0
+    first, again = metrics(trained), metrics(tmp_path / "again")
+    assert first.keys() == again.keys()
+    for name in first.keys() - {"loss"}:
+        assert again[name] == pytest.approx(first[name], abs=1e-6), name
+    assert not (tmp_path / "again" / "model.safetensors").exists()
+    assert not (tmp_path / "again" / "overlays").exists()
+
+
+def test_resuming_gives_the_same_bits(trained, scenes, tmp_path):
+    """A run that lost its end goes on from its last whole checkpoint, with the same augmentation."""
+    output = tmp_path / trained.name
+    shutil.copytree(trained, output)
+    assert sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    shutil.rmtree(output / "checkpoint-4")
+    (output / "model.safetensors").unlink()
+    arguments = settings(scenes, output, ema_decay=0.5, overlays=0)
+    assert script.main([*arguments, "--do_train"]) == 0
+    weights, again = load_file(trained / "model.safetensors"), load_file(output / "model.safetensors")
+    assert weights.keys() == again.keys()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_a_checkpoint_learns_other_classes(trained, scenes, tmp_path):
+    coco(tmp_path / "train", 4, ids=(1, 2), names=["red", "green"])
+    arguments = settings(
+        scenes, tmp_path / "out", model_name_or_path=trained, config_overrides=None, head_overrides=None,
+        train_dir=tmp_path / "train", validation_dir=None, train_val_split=0, num_train_epochs=1, layer_decay=0.9,
+    )  # fmt: skip
+    assert script.main(arguments) == 0
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "red", 1: "green"}
+    assert not (tmp_path / "out" / "eval_evaluation.json").exists()
+
+
+RT_DETR = {
+    "encoder_hidden_dim": 16, "encoder_ffn_dim": 16, "encoder_attention_heads": 2, "d_model": 16, "num_queries": 6,
+    "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "num_denoising": 4,
+}  # fmt: skip
+DEFORMABLE = {name: value for name, value in HEAD.items() if name != "num_denoising"}
+
+
+@pytest.mark.parametrize(("head", "overrides"), [("deformable_detr", DEFORMABLE), ("rt_detr", RT_DETR)])
+def test_heads_of_transformers(head, overrides, scenes, tmp_path):
+    """One that pads to a batch, and one of square images."""
+    arguments = settings(
+        scenes, tmp_path / "out", head=head, head_overrides=json.dumps(overrides), shortest_edge=64, num_train_epochs=1,
+        overlays=1,
+    )  # fmt: skip
+    assert script.main(arguments) == 0
+    assert "map" in metrics(tmp_path / "out")
+    assert AutoModelForObjectDetection.from_pretrained(tmp_path / "out").config.id2label == {0: "square", 1: "disc"}
+
+
+# ---- Overlays ----
+
+
+def test_overlays_show_boxes_where_they_are(tmp_path):
+    image = Image.new("RGB", (60, 40), "white")
+    truth = np.array([[1.0, 0, 10, 5, 30, 25]])
+    draw_boxes(image, truth, np.zeros((0, 6)), NAMES, tmp_path / "a.png")
+    drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    blue = abs(drawn - (31, 119, 180)).sum(-1) < 12  # the first class's colour
+    columns = np.flatnonzero(blue.sum(0) > 100)  # the box's left and right edge
+    half = drawn.shape[1] / 2
+    assert len(columns) > 1
+    assert columns.max() < half  # nothing is detected
+    scale = (columns.max() - columns.min()) / 20
+    assert 7.5 < scale < 9.5  # 60 pixels are about 5 inches of 110 pixels
+    rows = np.flatnonzero(blue[:, : int(half)].sum(1) > 100)
+    assert (rows.max() - rows.min()) / scale == pytest.approx(20, abs=3.0)  # with the label above
+
+
+def test_reading_coco_needs_no_other_file(scenes):
+    assert len(read_coco(scenes / "train", scenes / "train" / "annotations.json")) == 8
