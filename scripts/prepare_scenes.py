@@ -5,7 +5,7 @@
     python scripts/prepare_scenes.py scenes --source digits
 
 Items of Fashion-MNIST (see prepare_fashion_mnist.py), or the handwritten digits of scikit-learn, are scaled, tinted and
-placed on textured backgrounds. Five tints have two classes each, so that neither shape nor colour alone tells which.
+placed on textured backgrounds. Five tints have two classes each, so that neither shape nor colour alone is enough.
 Training and validation scenes share no item. The same settings give the same scenes.
 
 Written are OUTPUT/label_names.txt and, in OUTPUT/train and OUTPUT/validation: images/*.png (RGB), masks/*.png (the

@@ -245,6 +245,20 @@ def test_an_image_of_another_size_than_annotated_is_named(tmp_path):
         data.train.with_transform(augmented(data))[1]
 
 
+def test_large_jpeg_images_are_refused(tmp_path):
+    """Read at a reduced size, as for classification, their boxes would be wrong."""
+    coco(tmp_path / "train", 1)
+    content = json.loads((tmp_path / "train" / "annotations.json").read_text())
+    content["images"] = [{"id": 100, "file_name": "00.jpg"}]
+    write(tmp_path / "train", content)
+    scene(0)[0].save(tmp_path / "train" / "images" / "00.jpg")
+    data = load(train_dir=tmp_path / "train", train_val_split=0, max_image_pixels=1000)
+    with pytest.raises(ValueError, match=r"00.jpg: has more than 1,000 pixels; raise max_image_pixels"):
+        data.train.with_transform(augmented(data))[0]
+    enough = load(train_dir=tmp_path / "train", train_val_split=0, max_image_pixels=2000)
+    assert len(enough.train.with_transform(augmented(enough))[0]["labels"]["boxes"]) == 2
+
+
 OBJECTS = {
     "lists of numbers": ({"bbox": List(List(Value("float32"))), "category": List(ClassLabel(names=NAMES))}, [0, 1]),
     "list of objects": ([{"bbox": List(Value("int64")), "label": Value("string")}], NAMES),

@@ -293,7 +293,7 @@ def test_half_precision_keeps_positions(autocast):
     for module in model.modules():
         if isinstance(module, InternImageDinoSampling):
             module.sampling.register_forward_pre_hook(
-                lambda _, inputs: types.append((inputs[0].dtype, inputs[4].dtype))
+                lambda _, inputs: types.extend((inputs[0].dtype, inputs[4].dtype))
             )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         got = model(pixels, mask)
@@ -499,13 +499,16 @@ def test_repository_runs_without_the_package(tmp_path):
         assert (tmp_path / "repo" / file).read_bytes() == (PACKAGE / file).read_bytes()
     picture = Image.fromarray(torch.randint(0, 256, (60, 100, 3), dtype=torch.uint8).numpy())
     picture.save(tmp_path / "picture.png")
+    hub.save_for_hub(model.backbone, tmp_path / "backbone")
+    torch.save(images(), tmp_path / "images.pt")
     printed = run_python(
         WITHOUT_THE_PACKAGE
         + textwrap.dedent(f"""
         import json
         import torch
         from PIL import Image
-        from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, pipeline
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
         repo = {str(tmp_path / "repo")!r}
         model = AutoModelForObjectDetection.from_pretrained(repo, trust_remote_code=True).eval()
@@ -516,17 +519,25 @@ def test_repository_runs_without_the_package(tmp_path):
         pipeline("object-detection", model=repo, trust_remote_code=True)
         labels = [{{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.3]])}}]
         model.train()(**inputs, labels=labels).loss.backward()
+        alone = {str(tmp_path / "backbone")!r}
+        reference = AutoConfig.from_pretrained(alone, trust_remote_code=True).auto_map["AutoBackbone"]
+        backbone = get_class_from_dynamic_module(reference.split("--")[-1], alone).from_pretrained(alone).eval()
+        with torch.no_grad():
+            features = backbone(torch.load({str(tmp_path / "images.pt")!r})).feature_maps[-1]
         assert "hf_internimage" not in sys.modules
-        print(json.dumps([type(processor).__name__, outputs.logits.tolist(), outputs.pred_boxes.tolist()]))
+        found = [outputs.logits, outputs.pred_boxes, features]
+        print(json.dumps([type(processor).__name__, *(tensor.tolist() for tensor in found)]))
         """),
         HF_MODULES_CACHE=str(tmp_path / "modules"),
     )
-    name, logits, boxes = json.loads(printed)
+    name, logits, boxes, features = json.loads(printed)
     assert name == "InternImageDetectionImageProcessor"
     with torch.no_grad():
         want = model(**processor(picture, return_tensors="pt"))
+        want_features = model.backbone(images()).feature_maps[-1]
     assert_close(torch.tensor(logits), want.logits, rtol=0, atol=2e-5)
     assert_close(torch.tensor(boxes), want.pred_boxes, rtol=0, atol=2e-6)
+    assert_close(torch.tensor(features), want_features, rtol=0, atol=2e-5)
 
 
 def test_repository_with_the_package(tmp_path):

@@ -246,8 +246,10 @@ def test_proposals_are_plain():
 @torch.no_grad()
 def test_detections_are_plain(cascade):
     """Refinement by the likeliest class, mean of the logits, selection and masks, one region after the other."""
-    model = tiny_model(cascade, max_detections=7).double()
+    model = tiny_model(cascade, max_detections=15).double()
     heads, size = model.roi_heads, (60, 90)
+    for head in heads.box_heads:
+        head.regressor.weight.mul_(0.3)
     features = [torch.randn(1, 8, 64 // s, 96 // s).double() for s in (4, 8, 16, 32)]
     corners = torch.rand(12, 2).double() * torch.tensor([60.0, 35.0])
     proposals = torch.cat([corners, corners + 5 + torch.rand(12, 2) * 40], dim=1).clamp(max=60)
@@ -275,8 +277,9 @@ def test_detections_are_plain(cascade):
                 scores.append(score)
                 labels.append(label)
     kept = plain_nms(boxes, scores, labels, 0.5)
-    assert len(boxes) > len(kept) > 0
-    kept = kept[:7]
+    assert len(boxes) > len(kept) > 15
+    kept = kept[:15]
+    assert kept != plain_nms(boxes, scores, [0] * len(boxes), 0.5)[:15]  # boxes of other classes suppress none
     assert found.labels.tolist() == [labels[index] for index in kept]
     assert_close(found.scores, torch.tensor([scores[index] for index in kept], dtype=torch.float64))
     assert_close(found.boxes, torch.tensor([boxes[index] for index in kept], dtype=torch.float64))
@@ -491,6 +494,16 @@ def test_training_learns_an_image():
         assert (found["masks"][best] & mask).sum() > 0.5 * (found["masks"][best] | mask).sum()
 
 
+def test_boxes_of_labels():
+    """Relative to the image without its padding, here 48 x 80 of 64 x 96."""
+    batch = scene(masks=False)
+    batch["labels"].reverse()
+    none, targets = tiny_model()._targets(batch["labels"], [(64, 96), (48, 80)], batch["pixel_values"])
+    assert none["boxes"].shape == (0, 4)
+    wanted = [[0.1 * 80, 0.15 * 48, 0.5 * 80, 0.65 * 48], [0.55 * 80, 0.1 * 48, 0.85 * 80, 0.9 * 48]]
+    assert_close(targets["boxes"], torch.tensor(wanted))
+
+
 def test_losses_without_masks():
     batch = scene(masks=False)
     output = tiny_model().train()(**batch)
@@ -517,8 +530,14 @@ def test_padding_is_no_place_for_objects(cascade):
     output = model(batch["pixel_values"], batch["pixel_mask"])
     results = post_process_instance_segmentation(output, 0.2, [(64, 96), (48, 80)])
     processed = InternImageDetectionImageProcessor().post_process_object_detection(output, 0.2, [(64, 96), (48, 80)])
-    for result, other, (height, width) in zip(results, processed, [(64, 96), (48, 80)], strict=True):
+    features = model.pyramid(batch["pixel_values"])
+    sizes, levels = [(64, 96), (48, 80)], list(features.values())[:4]
+    proposals, _ = model.rpn(ImageList(batch["pixel_values"], sizes), features)
+    detections = model.roi_heads.predict(levels, proposals, sizes)
+    for result, other, found, (height, width) in zip(results, processed, detections, sizes, strict=True):
         count = len(result["scores"])
+        assert_close(result["boxes"], found.boxes, rtol=0, atol=1e-4)
+        assert torch.equal(result["labels"], found.labels)
         assert count > 0
         assert result["masks"].shape == (count, height, width)
         assert (result["boxes"] >= -1e-4).all()

@@ -124,6 +124,18 @@ def test_windows_by_the_loop(model, crop_size):
     assert (segmenter(image) != wished.argmax(dim=0)).float().mean() < 1e-3  # but for ties
 
 
+def test_labels_of_a_whole_image(model):
+    """Scores go to the network's input first, then to the image; Mask2Former's start at a quarter of the input."""
+    values = PROCESSOR(picture(50, 75), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        scores = semantic_maps.semantic_scores(model(values))
+    labels = SemanticSegmenter(model, PROCESSOR)(picture(50, 75))
+    torch.testing.assert_close(labels, resize(resize(scores, values.shape[-2:]), (50, 75))[0].argmax(dim=0))
+    assert len(labels.unique()) > 3
+    straight = resize(scores, (50, 75))[0].argmax(dim=0)
+    assert (straight != labels).any() == (scores.shape[-2:] != values.shape[-2:])
+
+
 def test_window_starts():
     assert window_starts(80, 64, 32) == [0, 16]
     assert window_starts(112, 64, 32) == [0, 32, 48]

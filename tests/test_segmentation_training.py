@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from golden_data import load_module
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, UperNetForSemanticSegmentation
@@ -22,6 +24,7 @@ from hf_internimage import InternImageConfig, InternImageSegmentationImageProces
 from hf_internimage.checkpoints import CHECKPOINTS
 from hf_internimage.training import overlays
 from hf_internimage.training.metrics import load_module as load_metric
+from hf_internimage.training.segmentation import SegmentationTrainer
 from hf_internimage.training.segmentation_data import (
     SegmentationDataArguments,
     decode_mask,
@@ -416,6 +419,13 @@ def test_scores_are_those_of_the_saved_model_at_the_images_own_size(trained, sce
     expected = metric.compute()
     for name in ("mean_iou", "mean_accuracy", "overall_accuracy"):
         assert scores(trained)["metrics"][name] == pytest.approx(expected[name], abs=1e-12)
+
+
+def test_trainer_keeps_the_card(trained):
+    before = (trained / "README.md").read_text()
+    SegmentationTrainer.create_model_card(SimpleNamespace(args=SimpleNamespace(output_dir=str(trained))))
+    assert (trained / "README.md").read_text() == before
+    assert ModelCard(before).data.pipeline_tag == "image-segmentation"
 
 
 def test_resuming_gives_the_same_bits(trained, scenes, tmp_path):

@@ -10,7 +10,12 @@ from golden_data import tiny_config
 from PIL import Image
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
-from hf_internimage import InternImageConfig, InternImageForImageClassification
+from hf_internimage import (
+    CBInternImageBackbone,
+    CBInternImageConfig,
+    InternImageConfig,
+    InternImageForImageClassification,
+)
 from hf_internimage.training.augmentation import OPERATIONS, Augmentation, AugmentationArguments
 from hf_internimage.training.dense import DenseRecipe
 from hf_internimage.training.mixing import MixingArguments, mix
@@ -428,6 +433,15 @@ def test_dense_groups_have_the_rates_of_the_original(segmenter):
         f"backbone.levels.3.blocks.{depths[-1] - 1}.mlp.fc1.bias": (0.1 * 0.5, 0.0),
     }
     assert {name: found[name] for name in expected} == {name: pytest.approx(pair) for name, pair in expected.items()}
+
+
+def test_both_parts_of_a_composite_backbone_have_rates_by_layer():
+    torch.manual_seed(0)
+    backbone = CBInternImageBackbone(CBInternImageConfig(channels=16, depths=[1, 2, 1, 1], groups=[1, 2, 4, 8]))
+    found = rates(backbone, dense_parameter_groups(backbone, 1.0, 0.0, layer_decay=0.5))
+    for part in (0, 1):
+        assert found[f"cb_modules.{part}.levels.1.blocks.1.mlp.fc1.weight"][0] == 0.5 ** (5 + 1 - 3)
+    assert found["cb_linears.0.1.weight"][0] == found["cb_modules.1.gamma0"][0] == 1.0
 
 
 def test_dense_groups_without_an_internimage_have_one_rate():

@@ -188,7 +188,8 @@ class InternImageDinoConfig(PreTrainedConfig):
 
 def _parsed(backbone: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     if backbone is None:
-        return InternImageConfig.from_size("t", layer_scale=1.0, out_features=["stage2", "stage3", "stage4"])
+        fields: dict[str, Any] = {"layer_scale": 1.0, "out_features": ["stage2", "stage3", "stage4"]}
+        return InternImageConfig(**fields)
     if not isinstance(backbone, dict):
         if not hasattr(backbone, "out_features"):
             raise ValueError(f"backbone_config is a {type(backbone).__name__}, expected a backbone's configuration.")

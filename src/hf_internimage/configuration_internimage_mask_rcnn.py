@@ -61,6 +61,7 @@ class InternImageMaskRCNNConfig(PreTrainedConfig):
 
     model_type = "internimage_mask_rcnn"
     sub_configs = {"backbone_config": InternImageConfig}
+    keys_to_ignore_at_inference = ["loss_dict", "box_masks"]  # of Trainer's evaluation, which needs boxes only
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     fpn_channels: int = 256

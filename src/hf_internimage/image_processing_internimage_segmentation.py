@@ -116,7 +116,7 @@ class InternImageSegmentationImageProcessor(PilBackend):
         **kwargs: Any,
     ) -> np.ndarray:
         """Image (C, H, W) -> (3, height, width)."""
-        if len(image) == 1:
+        if len(image) == 1:  # gray arrays stay gray in transformers 5.17
             image = image.repeat(3, axis=0)
         if len(image) != 3:
             raise ValueError(f"An image must have one or three channels, got {len(image)}; convert it to RGB.")

@@ -150,7 +150,7 @@ class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
 
         Source: OpenGVLab/InternImage@31c962d, detection/mmdet_custom/models; mmdet 2.28, whose base classes it uses.
         """
-        super()._init_weights(module)  # of the sampling offsets, too
+        super()._init_weights(module)  # also of deformable attention, after its linear layers
         if isinstance(module, InternImageDinoClassHead):
             _init_as_pytorch(module)
             init.constant_(module.bias, -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
@@ -167,9 +167,6 @@ class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
         elif isinstance(module, DeformableDetrSelfAttention):  # the original draws all three as one matrix
             for projection in (module.q_proj, module.k_proj, module.v_proj):
                 init.xavier_uniform_(projection.weight, gain=math.sqrt(0.5))
-        elif isinstance(module, DeformableDetrMultiscaleDeformableAttention):
-            init.zeros_(module.sampling_offsets.weight)
-            init.zeros_(module.attention_weights.weight)
 
 
 class InternImageDinoEncoder(InternImageDinoPreTrainedModel, DeformableDetrEncoder):
@@ -279,7 +276,7 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
             Classes and boxes of `num_queries` queries, or of as many as there are feature positions if those are fewer.
 
         Raises:
-            ValueError: for pixel values or a mask of another shape, or as many labels as there are not images.
+            ValueError: for pixel values or a mask of another shape, or labels of another number of images.
 
         Source: https://arxiv.org/abs/2203.03605; OpenGVLab/InternImage@31c962d, detection/mmdet_custom/models.
         """

@@ -78,7 +78,11 @@ def _backbone(shapes: Shapes) -> tuple[InternImageConfig, str]:
     size = released_size(shapes, prefix)
     if composite:
         config = CBInternImageConfig.from_size(
-            size, layer_scale=config.layer_scale, use_clip_projector=False, out_features=config.out_features
+            size,
+            num_labels=0,
+            layer_scale=config.layer_scale,
+            use_clip_projector=False,
+            out_features=config.out_features,
         )
     return config, size
 

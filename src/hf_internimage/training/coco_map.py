@@ -10,8 +10,11 @@ from datasets import Dataset
 from faster_coco_eval import COCO, COCOeval_faster
 from transformers import EvalPrediction
 
-_NAMES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_1", "mar_10", "mar_100")
-_NAMES += ("mar_small", "mar_medium", "mar_large")  # in the order of faster-coco-eval's statistics
+# in the order of faster-coco-eval's statistics
+_NAMES = (
+    *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
+    *("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"),
+)
 
 
 @dataclass(frozen=True)

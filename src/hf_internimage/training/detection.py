@@ -26,7 +26,7 @@ class Collate:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         images = [example["pixel_values"] for example in examples]
         sides = [max(image.shape[axis] for image in images) for axis in (1, 2)]
-        height, width = multiple_size(*sides, self.size_divisor)
+        height, width = multiple_size(sides[0], sides[1], self.size_divisor)
         pads = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in images]
         masks = [torch.ones(image.shape[1:], dtype=torch.int64) for image in images]
         return {

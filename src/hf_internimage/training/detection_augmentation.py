@@ -124,14 +124,21 @@ class DetectionAugmentation:
         self, steps: list[Any], pixels: torch.Tensor, corners: np.ndarray, seed: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels (1, 3, H, W), and corners (n, 4) left, top, right, bottom, after the steps."""
-        sequence = kornia_augmentation.AugmentationSequential(*steps, data_keys=["input", "keypoints"])
-        # kornia's boxes end on their last pixel, which a resize would move by a fraction of one: give their corners as
-        # points, whose coordinates are those of the pixels' centres.
-        points = torch.from_numpy(corners).float().reshape(1, -1, 2) - 0.5
+        points = torch.from_numpy(corners).float().reshape(1, -1, 2)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # of the CPU only, unlike torch.manual_seed
-            pixels, points = sequence(pixels, points)
-        points = points.reshape(-1, 2, 2) + 0.5
+            for step in steps:
+                if isinstance(step, kornia_augmentation.Resize) or not len(corners):
+                    # Before 0.9, kornia's resize moves points as if the corners' pixel centres stayed in place, and
+                    # its other steps do not take no points.
+                    before = pixels.shape
+                    pixels = step(pixels)
+                    points = points * torch.tensor([pixels.shape[axis] / before[axis] for axis in (3, 2)])
+                else:
+                    sequence = kornia_augmentation.AugmentationSequential(step, data_keys=["input", "keypoints"])
+                    pixels, points = sequence(pixels, points - 0.5)  # a pixel's centre is a whole number in kornia
+                    points = points + 0.5
+        points = points.reshape(-1, 2, 2)
         return pixels, torch.cat([points.amin(1), points.amax(1)], 1)  # mirroring swaps left and right
 
 

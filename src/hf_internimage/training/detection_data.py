@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Detection data: COCO's annotation files, and data sets with a column of objects; checked and in one form."""
 
+import io
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets, load_dataset
 from PIL.Image import Image as PILImage
+from PIL.JpegImagePlugin import JpegImageFile
 from transformers.utils import logging
 
 from .images import MAX_PIXELS, decode_image, name_of, read_bytes
@@ -22,6 +25,11 @@ logger = logging.get_logger(__name__)
 ANNOTATIONS, IMAGES = "annotations.json", "images"
 _BOX_NAMES, _CLASS_NAMES = ("bbox", "boxes"), ("category", "categories", "category_id", "label", "labels")
 _SMALLEST_SIDE = 1.0  # pixels; objects of less are not trained on
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "images": ("id", "file_name"),
+    "categories": ("id", "name"),
+    "annotations": ("image_id", "category_id", "bbox"),
+}
 
 Target = dict[str, np.ndarray]  # of one image: boxes (n, 4) left, top, width, height in pixels; classes, areas, crowds
 
@@ -166,9 +174,16 @@ class ReadObjects:
 
 
 def read_objects(row: dict[str, Any], max_pixels: int = MAX_PIXELS) -> tuple[PILImage, Target, bytes]:
-    """The image of a row of a split, its objects, and its encoded bytes."""
+    """The image of a row of a split, its objects, and its encoded bytes.
+
+    Raises:
+        ValueError: naming the file, if it is unreadable, too large (which `decode_image` reads at a reduced size if it
+            is a JPEG), or of another size than annotated.
+    """
     data = read_bytes(row["image"])
     image = decode_image({"bytes": data, "path": row["image"].get("path")}, max_pixels)
+    if data.startswith(b"\xff\xd8") and math.prod(JpegImageFile(io.BytesIO(data)).size) > max_pixels:
+        raise ValueError(f"{name_of(row['image'])}: has more than {max_pixels:,} pixels; raise max_image_pixels.")
     if row["width"] and image.size != (row["width"], row["height"]):
         raise ValueError(
             f"{name_of(row['image'])}: has {image.width}x{image.height} pixels, {row['width']}x{row['height']} by its "
@@ -226,8 +241,8 @@ def load_detection_data(
     Raises:
         ValueError: in one sentence naming the file, image or column, for anything that is wrong with the data.
     """
-    found = {split: _find(arguments, split) for split in splits}
-    found = {split: dataset for split, dataset in found.items() if dataset is not None}
+    sources = {split: _find(arguments, split) for split in splits}
+    found = {split: dataset for split, dataset in sources.items() if dataset is not None}
     if not found:
         raise ValueError(f"There are no data for {listed(list(splits))}; check dataset_name or the folders' names.")
     if "train" in splits and "train" not in found:
@@ -343,9 +358,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error}).") from error
-    needed = {"images": ("id", "file_name"), "categories": ("id", "name")}
-    needed["annotations"] = ("image_id", "category_id", "bbox")
-    for part, keys in needed.items():
+    for part, keys in _NEEDED.items():
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise ValueError(f"{path}: is no annotation file in COCO's format, it has no list {part!r}.")

@@ -185,10 +185,10 @@ def dense_parameter_groups(
     """
     _check_scales(layer_decay=layer_decay, backbone_scale=backbone_scale, sampling_scale=sampling_scale)
     trunks = {
-        _WRAPPERS.sub("", f"{name}." if name else ""): module.config.depths
+        _WRAPPERS.sub("", f"{name}." if name else ""): [len(stage.blocks) for stage in module.levels]
         for name, module in model.named_modules()
-        if getattr(getattr(module, "config", None), "model_type", None) in ("internimage", "cb_internimage")
-        and hasattr(module, "levels")
+        if isinstance(getattr(module, "levels", None), nn.ModuleList)
+        and all(hasattr(stage, "blocks") for stage in module.levels)
     }
     if not trunks and (layer_decay != 1 or backbone_scale != 1):
         raise ValueError(
