@@ -8,8 +8,8 @@ Items of Fashion-MNIST (see prepare_fashion_mnist.py), or the handwritten digits
 placed on textured backgrounds. Five tints have two classes each, so that neither shape nor colour alone is enough.
 Training and validation scenes share no item. The same settings give the same scenes.
 
-Written are OUTPUT/label_names.txt and, in OUTPUT/train and OUTPUT/validation: images/*.png (RGB), masks/*.png (the
-class of each pixel: 0 the background, 1 to 10 the items), and annotations.json (in COCO's format, of the visible parts).
+Written are OUTPUT/label_names.txt and, in OUTPUT/train and OUTPUT/validation: images/*.png (RGB), masks/*.png (class of
+each pixel: 0 the background, 1 to 10 the items), and annotations.json (in COCO's format, of the parts that are seen).
 """
 
 import argparse

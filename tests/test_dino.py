@@ -151,6 +151,21 @@ def test_encoder_does_not_look_at_padding():
     assert_close(outputs.pred_boxes, first.pred_boxes, rtol=0, atol=1e-12)
 
 
+def test_no_boxes_are_proposed_around_positions_at_the_border():
+    """Within one percent of it; the finest level has 60 columns and 4 rows."""
+    model, pixels = tiny_dino(), images(32, 480)
+    with torch.no_grad():
+        levels = model._flatten(model._feature_levels(pixels), None, pixels)
+    assert levels.shapes_list[0] == (4, 60)
+    finest = levels.proposals[:, :240].unflatten(1, (4, 60)).sigmoid()
+    assert (levels.proposals[:, [0, 59, 60, 119]] == torch.inf).all()
+    columns = (torch.arange(60) + 0.5) / 60
+    assert_close(finest[0, 2, 1:-1, 0], columns[1:-1])
+    assert_close(finest[0, :, 30, 1], (torch.arange(4) + 0.5) / 4)
+    assert_close(finest[0, 1, 1:-1, 2:], torch.full((58, 2), 0.05))
+    assert_close(levels.proposals[0, -1, 2:].sigmoid(), torch.full((2,), 0.4))
+
+
 @pytest.mark.parametrize("size", [(33, 47), (70, 101), (32, 32)])
 def test_images_of_any_size(size):
     with torch.no_grad():

@@ -57,7 +57,7 @@ def pool_regions(features: Sequence[torch.Tensor], regions: torch.Tensor, size: 
     sides = ((regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])).sqrt()
     levels = (sides / _FINEST_SCALE + 1e-6).log2().floor().clamp(0, len(features) - 1)
     pooled = features[0].new_zeros(len(regions), features[0].shape[1], size, size)
-    for level, (stride, feature) in enumerate(zip(STRIDES, features, strict=False)):
+    for level, (stride, feature) in enumerate(zip(STRIDES[:-1], features, strict=True)):
         chosen = (levels == level).nonzero().squeeze(1)
         exact = at_least_float32(feature)  # the operator has no bfloat16
         part = roi_align(exact, regions[chosen].to(exact.dtype), size, 1 / stride, sampling_ratio=0, aligned=True)
