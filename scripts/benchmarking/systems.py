@@ -47,7 +47,7 @@ def _measure(folder: Path, settings: Settings) -> dict[str, Any]:
     picture = np.random.default_rng(0).integers(0, 256, (*PICTURE, 3), np.uint8)
     inputs = AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt").to(settings.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(settings.torch_dtype)
-    model(**inputs)  # the first call loads libraries
+    model(**{name: tensor[..., :64, :64] for name, tensor in inputs.items()})  # the first call loads libraries
     seconds = []
     while not seconds or sum(seconds) < settings.seconds:
         start = time.perf_counter()
