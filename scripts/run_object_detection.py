@@ -48,7 +48,7 @@ from hf_internimage.training.detection_augmentation import (
     DetectionAugmentationArguments,
 )
 from hf_internimage.training.detection_data import DetectionData, DetectionDataArguments, load_detection_data
-from hf_internimage.training.detection_outcome import judge, publish
+from hf_internimage.training.detection_outcome import curves, judge, publish
 from hf_internimage.training.trainer import TellEpoch
 
 logger = logging.get_logger("run_object_detection")
@@ -293,7 +293,7 @@ def run(parts: Parts) -> None:
     if not training.do_train:
         return
     if trainer.is_world_process_zero():
-        reports.draw_training(trainer.state.log_history, output / "training.png")
+        reports.draw_training(curves(trainer.state.log_history), output / "training.png")
     began = parts.model.model_name_or_path or parts.model.backbone
     publish(trainer, evaluation, base_model=began, license=parts.run.license)
 

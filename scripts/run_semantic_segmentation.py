@@ -290,7 +290,9 @@ def run(parts: Parts) -> None:
         trainer.save_state()
     evaluation = None
     if training.do_eval and loaded.validation is not None:
-        evaluation = judge(trainer, loaded.validation, parts.data, parts.inference, loaded)
+        judged = None if training.do_train else parts.model.model_name_or_path
+        name = judged or training.hub_model_id or str(output)
+        evaluation = judge(trainer, loaded.validation, parts.data, parts.inference, loaded, name)
     if not training.do_train:
         return
     if trainer.is_world_process_zero():

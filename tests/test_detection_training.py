@@ -4,6 +4,7 @@
 import json
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,23 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from golden_data import load_module
 from huggingface_hub import ModelCard
+from loopback_hub import loopback_hub  # noqa: F401
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForObjectDetection, pipeline
-from transformers.utils import logging
+from test_loading import WITHOUT_THE_PACKAGE, run_python
+from transformers import AutoModelForObjectDetection, TrainingArguments, pipeline
+from transformers.utils import ModelOutput, logging
 
 from hf_internimage import InternImageConfig, InternImageDetectionImageProcessor, heads
 from hf_internimage.checkpoints import CHECKPOINTS
 from hf_internimage.modeling_internimage import InternImageBackbone
+from hf_internimage.training import box_overlays
 from hf_internimage.training.box_overlays import draw_boxes
-from hf_internimage.training.detection import Collate
-from hf_internimage.training.detection_data import DetectionDataArguments, load_detection_data, read_coco
+from hf_internimage.training.coco_map import CocoMap
+from hf_internimage.training.dense import DenseRecipe
+from hf_internimage.training.detection import Collate, DetectionTrainer
+from hf_internimage.training.detection_data import DetectionDataArguments, load_detection_data
+from hf_internimage.training.detection_outcome import curves
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 RECIPES = sorted((SCRIPTS / "recipes" / "detection").glob("*.yaml"))
@@ -356,6 +363,56 @@ def processor_size(height, width):
     return SizeDict(height=height, width=width)
 
 
+class Echo(torch.nn.Module):
+    """Finds what is annotated."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, pixel_values, pixel_mask, labels):
+        logits, boxes = torch.full((len(labels), 3, 2), -9.0), torch.full((len(labels), 3, 4), 0.5)
+        for row, label in enumerate(labels):
+            count = len(label["boxes"])
+            logits[row, range(count), label["class_labels"]] = 4.0
+            boxes[row, :count] = label["boxes"]
+        return ModelOutput(loss=self.weight.sum() + len(labels), logits=logits, pred_boxes=boxes)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_detections_are_measured_at_the_images_own_size(batch, tmp_path):
+    """Images of several shapes, resized and padded; what finds all that is annotated gets everything."""
+    coco(tmp_path / "validation", 4)
+    content = json.loads((tmp_path / "validation" / "annotations.json").read_text())
+    for index, (width, height) in enumerate([(48, 90), (130, 40), (64, 64)]):
+        image, boxes = scene(index, width, height)
+        image.save(tmp_path / "validation" / "images" / f"{index:02d}.png")
+        content["images"][index].update(width=width, height=height)
+        for annotation, box in zip(content["annotations"][2 * index :], boxes, strict=False):
+            annotation["bbox"] = box
+    write(tmp_path / "validation", content)
+    data = load_detection_data(
+        DetectionDataArguments(validation_dir=str(tmp_path / "validation")), splits=["validation"]
+    )
+    processor = InternImageDetectionImageProcessor(size={"shortest_edge": 57, "longest_edge": 90})
+    training = TrainingArguments(
+        str(tmp_path), per_device_eval_batch_size=batch, remove_unused_columns=False, use_cpu=True, report_to="none",
+        disable_tqdm=True,
+    )  # fmt: skip
+    trainer = DetectionTrainer(
+        model=Echo(), args=training, recipe=DenseRecipe(), data_collator=Collate(), processing_class=processor,
+        compute_metrics=CocoMap(data.validation, data.label_names),
+    )  # fmt: skip
+    prediction = trainer.predict(data.validation.with_transform(data.evaluation_transform(processor)))
+    assert prediction.metrics["test_map"] == pytest.approx(1)
+    found = prediction.predictions[:, :2, 2:]
+    wanted = np.array([row["boxes"] for row in data.validation])
+    wanted[..., 2:] += wanted[..., :2]
+    order = np.argsort(found[..., 0], 1)[..., None]
+    np.testing.assert_allclose(np.take_along_axis(found, order, 1), wanted, atol=1e-3)
+    assert prediction.label_ids.reshape(-1).tolist() == [0, 1, 2, 3]
+
+
 # ---- Arguments and recipes ----
 
 
@@ -523,7 +580,8 @@ def test_a_run_writes_everything(trained):
     assert {
         "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "training.png", "overlays",
         "eval_evaluation.json", "test_evaluation.json", "train_results.json", "eval_results.json", "test_results.json",
-        "all_results.json", "trainer_state.json",
+        "all_results.json", "trainer_state.json", "modeling_internimage_dino.py",
+        "image_processing_internimage_detection.py",
     } <= names  # fmt: skip
     found = sorted(path.name for path in (trained / "overlays").iterdir())
     assert found == [
@@ -536,7 +594,11 @@ def test_a_run_writes_everything(trained):
     assert {"map", "map_50", "map_75", "mar_100", "loss"} <= set(evaluation["metrics"])
     assert set(evaluation["map_per_class"]) == set(NAMES)
     state = json.loads((trained / "trainer_state.json").read_text())
-    assert any("eval_map" in entry for entry in state["log_history"])
+    assert any({"eval_map", "eval_map_small"} <= entry.keys() for entry in state["log_history"])
+    drawn = {
+        name for entry in curves(state["log_history"]) for name in entry if name.startswith(("eval_map", "eval_mar"))
+    }
+    assert drawn == {"eval_map", "eval_map_50", "eval_map_75", "eval_mar_100"}
     card = ModelCard.load(trained / "README.md")
     assert card.data.license == "mit"
     assert "average precision" in card.text
@@ -614,24 +676,80 @@ def test_heads_of_transformers(head, overrides, scenes, tmp_path):
     assert AutoModelForObjectDetection.from_pretrained(tmp_path / "out").config.id2label == {0: "square", 1: "disc"}
 
 
+def test_pushing_and_loading_without_the_package(scenes, tmp_path, loopback_hub):  # noqa: F811
+    environment = loopback_hub.environment(tmp_path / "home")
+    arguments = settings(scenes, tmp_path / "out", num_train_epochs=1, overlays=0)
+    arguments += ["--push_to_hub=true", "--hub_model_id=hf-internimage-tests/shapes"]
+    picture = str(scenes / "train" / "images" / "03.png")
+    use = f"""
+        from transformers import pipeline
+
+        detect = pipeline("object-detection", model=MODEL, trust_remote_code=True)
+        print([(found["label"], round(found["score"], 4)) for found in detect({picture!r}, threshold=0.0)][:5])
+        """
+    here = run_python(
+        f"""
+        import sys
+        from pathlib import Path
+
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from golden_data import load_module
+        script = load_module(Path({str(SCRIPTS / "run_object_detection.py")!r}))
+        assert script.main({arguments!r}) == 0
+        """
+        + use.replace("MODEL", repr(str(tmp_path / "out"))),
+        **environment,
+    )
+    files = loopback_hub.files("hf-internimage-tests/shapes")
+    assert {"README.md", "config.json", "model.safetensors", "modeling_internimage_dino.py"} <= set(files)
+    assert not any(name.startswith(("checkpoint-", "runs", "overlays")) or name.endswith(".png") for name in files)
+    remote = textwrap.dedent(use.replace("MODEL", '"hf-internimage-tests/shapes"'))
+    printed = run_python(WITHOUT_THE_PACKAGE + remote, **environment)
+    assert printed.strip().splitlines()[-1] == here.strip().splitlines()[-1]
+    assert "square" in printed or "disc" in printed
+
+
 # ---- Overlays ----
 
 
 def test_overlays_show_boxes_where_they_are(tmp_path):
-    image = Image.new("RGB", (60, 40), "white")
-    truth = np.array([[1.0, 0, 10, 5, 30, 25]])
-    draw_boxes(image, truth, np.zeros((0, 6)), NAMES, tmp_path / "a.png")
-    drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
-    blue = abs(drawn - (31, 119, 180)).sum(-1) < 12  # the first class's colour
-    columns = np.flatnonzero(blue.sum(0) > 100)  # the box's left and right edge
-    half = drawn.shape[1] / 2
-    assert len(columns) > 1
-    assert columns.max() < half  # nothing is detected
-    scale = (columns.max() - columns.min()) / 20
-    assert 7.5 < scale < 9.5  # 60 pixels are about 5 inches of 110 pixels
-    rows = np.flatnonzero(blue[:, : int(half)].sum(1) > 100)
-    assert (rows.max() - rows.min()) / scale == pytest.approx(20, abs=3.0)  # with the label above
+    gray, blue = (200, 200, 200), (31, 119, 180)  # the picture, and the first class
+    box = np.array([10, 5, 30, 25])
+    for side in (0, 1):
+        boxes = [np.zeros((0, 6))] * 2
+        boxes[side] = np.array([[1.0, 0, *box]])
+        draw_boxes(Image.new("RGB", (60, 40), gray), *boxes, NAMES, tmp_path / "a.png")
+        drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+        half = drawn.shape[1] // 2
+        panels = drawn[:, :half], drawn[:, half:]
+
+        def lines(panel, colour, axis):
+            """Columns (axis 0) or rows of which a good part has a colour."""
+            return np.flatnonzero((abs(panel - colour).sum(-1) < 12).mean(axis) > 0.25)
+
+        assert not len(lines(panels[1 - side], blue, 0))
+        columns, rows = (lines(panels[side], gray, axis) for axis in (0, 1))
+        scale = np.array([columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1] * 2) / [60, 40, 60, 40]
+        assert scale[0] == pytest.approx(scale[1], rel=0.02)
+        columns, rows = lines(panels[side], blue, 0) - columns[0], lines(panels[side], blue, 1) - rows[0]
+        found = np.array([columns[0], rows[-1] - 20 * scale[1], columns[-1], rows[-1]])  # above is the label
+        np.testing.assert_allclose(found / scale, box, atol=0.4)
 
 
-def test_reading_coco_needs_no_other_file(scenes):
-    assert len(read_coco(scenes / "train", scenes / "train" / "annotations.json")) == 8
+def test_overlays_are_of_images_spread_over_a_split(scenes, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(box_overlays, "draw_boxes", lambda *arguments: drawn.append(arguments))
+    data = load(train_dir=scenes / "train", train_val_split=0)
+    split = data.train.select([7, 1, 2, 3, 4])
+    rows = np.array([[0.9, 1, 3, 4, 5, 6], [0.3, 0, 1, 2, 3, 4], [-1, -1, -1, -1, -1, -1]])
+    detections = {number: rows + np.array([0, 0, number, 0, 0, 0]) for number in range(8)}
+    found = box_overlays.draw_overlays(split, detections, NAMES, tmp_path / "o", prefix="x_", count=3, threshold=0.5)
+    assert [path.name for path in found] == ["x_000007_07.png", "x_000002_02.png", "x_000004_04.png"]
+    for number, (image, truth, kept, names, path) in zip((7, 2, 4), drawn, strict=True):
+        assert np.array_equal(np.asarray(image), np.asarray(scene(number)[0]))
+        boxes = np.array(scene(number)[1])
+        assert truth[:, 1].tolist() == [0, 1]
+        assert np.array_equal(truth[:, 2:], np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
+        assert kept.tolist() == [[0.9, 1, 3 + number, 4, 5, 6]]
+        assert (names, path.parent) == (NAMES, tmp_path / "o")
+    assert box_overlays.draw_overlays(split, detections, NAMES, tmp_path / "none", count=0, threshold=0.5) == []

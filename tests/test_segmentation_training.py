@@ -451,6 +451,7 @@ def test_evaluation_alone(trained, scenes, tmp_path):
     )  # fmt: skip
     assert script.main([*common, "--do_eval"]) == 0
     assert scores(tmp_path / "whole")["metrics"] == scores(trained)["metrics"]
+    assert scores(tmp_path / "whole")["model"] == str(trained)
     slide = ["--inference=slide", "--inference_crop=32", "--inference_stride=16", "--tta_ratios", "1", "1.5"]
     assert script.main([*common, "--do_eval", *slide, "--tta_flip", f"--output_dir={tmp_path / 'slide'}"]) == 0
     assert scores(tmp_path / "slide")["metrics"] != scores(trained)["metrics"]

@@ -452,7 +452,7 @@ class _Rows:
         if box_format == "xyxy":
             third, fourth = third - first, fourth - second
         numbers = [first, second, third, fourth]
-        if not np.isfinite([*numbers, size or 0.0]).all() or third < 0 or fourth < 0:
+        if not all(map(math.isfinite, (*numbers, size or 0.0))) or third < 0 or fourth < 0:
             raise ValueError(
                 f"{where} on {self.names[key]} has the box {list(box)}, expected finite numbers in the order "
                 f"{box_format} with no negative width or height."

@@ -98,6 +98,16 @@ def judge(
     return evaluation
 
 
+def curves(log_history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Trainer's log with those of COCO's twelve measures that a picture has room for."""
+    hidden = ("eval_map_", "eval_mar_")
+    shown = ("eval_map_50", "eval_map_75", "eval_mar_100")
+    return [
+        {name: value for name, value in entry.items() if name in shown or not name.startswith(hidden)}
+        for entry in log_history
+    ]
+
+
 def _sides(processor: Any) -> list[int]:
     """Shortest and longest side, or height and width."""
     size = dict(processor.size)
@@ -216,4 +226,4 @@ detect("street.jpg", threshold=0.4)  # label, score and box of each object
 {measured}""")
 
 
-__all__ = ["detection_card", "judge", "publish"]
+__all__ = ["curves", "detection_card", "judge", "publish"]

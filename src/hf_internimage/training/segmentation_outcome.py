@@ -69,11 +69,18 @@ def judge(
     arguments: SegmentationDataArguments,
     inference: InferenceArguments,
     loaded: SegmentationData,
+    name: str,
 ) -> dict[str, Any]:
     """Segment a split at the images' own size; write metrics and overlays to the output folder.
 
     Written are eval_results.json, eval_evaluation.json (with each class's IoU, and what is needed to repeat it), and
     overlays/*.png of images spread evenly over the split. All processes have to call this; each takes its share.
+
+    Args:
+        trainer: with the model, its image processor and the output folder.
+        split: a part of `loaded`, from where `arguments` say.
+        inference: how images are seen, and how many are drawn.
+        name: folder or repository the model is from.
 
     Returns: the evaluation as in eval_evaluation.json.
     """
@@ -112,7 +119,7 @@ def judge(
     trainer.save_metrics("eval", {f"eval_{name}": value for name, value in means.items()})
     evaluation = evaluation_result(
         model,
-        training.hub_model_id or str(output),
+        name,
         arguments,  # type: ignore[arg-type]  # has the same names of data sets and folders
         "validation",
         samples=count,
