@@ -174,7 +174,7 @@ def build_processor(arguments: ModelArguments, model: PreTrainedModel) -> Any:
             **changed,
         )
     if model.config.model_type == "internimage":
-        return hub.default_image_processor(model.config)  # type: ignore[arg-type]
+        return hub.default_image_processor(model.config)
     from transformers import CLIPImageProcessor  # does the same, and needs no package of ours
 
     side = size or getattr(model.config, "image_size", None) or 224

@@ -212,8 +212,8 @@ def build_processor(arguments: ModelArguments) -> Any:
     return found
 
 
-def checkpoint_labels(arguments: ModelArguments) -> list[str] | None:
-    """Before an evaluation without training: the checkpoint's class names, or None if it has no names.
+def checkpoint_labels(arguments: ModelArguments) -> list[str]:
+    """Before an evaluation without training: the checkpoint's class names; LABEL_0 and so on if it has none.
 
     Raises:
         UsageError: if there is no checkpoint.
@@ -221,8 +221,7 @@ def checkpoint_labels(arguments: ModelArguments) -> list[str] | None:
     if arguments.model_name_or_path is None:
         raise UsageError("Without training there has to be a checkpoint: set model_name_or_path, or do_train.")
     config = AutoConfig.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
-    names = [config.id2label[index] for index in sorted(config.id2label)]
-    return None if names == [f"LABEL_{index}" for index in range(len(names))] else names
+    return [config.id2label[index] for index in sorted(config.id2label)]
 
 
 def build_trainer(parts: Parts, loaded: DetectionData, model: PreTrainedModel, processor: Any) -> DetectionTrainer:
@@ -261,8 +260,16 @@ def run(parts: Parts) -> None:
         "test": training.do_predict,
     }
     names = None if training.do_train else checkpoint_labels(parts.model)
+    unnamed = names == [f"LABEL_{index}" for index in range(len(names or ()))]
     with training.main_process_first(desc="reading the data"):
-        loaded = load_detection_data(parts.data, training.seed, [name for name in wanted if wanted[name]], names)
+        loaded = load_detection_data(
+            parts.data, training.seed, [name for name in wanted if wanted[name]], None if unnamed else names
+        )
+    if names is not None and len(names) != len(loaded.label_names):
+        raise UsageError(
+            f"The model has {len(names)} classes without names, the data have {len(loaded.label_names)}: which are "
+            "the same cannot be told."
+        )
     if training.do_eval and not training.do_train and loaded.validation is None:
         raise UsageError("There are no validation data: set validation_dir, or validation_split_name.")
     if training.do_predict and loaded.test is None:

@@ -188,8 +188,9 @@ ALLOWED = {
     ),
     "training/detection_data.py": (
         {"datasets", "numpy", "torch", "PIL", "transformers"},
-        {"training/images.py", "training/sources.py"},
+        {"training/detection_sources.py", "training/images.py", "training/sources.py"},
     ),
+    "training/detection_sources.py": ({"datasets"}, {"training/sources.py"}),
     "training/detection_outcome.py": (
         {"datasets", "huggingface_hub", "transformers"},
         {"hub.py", "training/box_overlays.py", "training/coco_map.py", "training/detection.py"}

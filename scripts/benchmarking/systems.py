@@ -48,7 +48,7 @@ def _measure(folder: Path, settings: Settings) -> dict[str, Any]:
     inputs = AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt").to(settings.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(settings.torch_dtype)
     model(**{name: tensor[..., :64, :64] for name, tensor in inputs.items()})  # the first call loads libraries
-    seconds = []
+    seconds: list[float] = []
     while not seconds or sum(seconds) < settings.seconds:
         start = time.perf_counter()
         model(**inputs)

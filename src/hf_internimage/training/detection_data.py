@@ -1,35 +1,29 @@
 # SPDX-License-Identifier: MIT
-"""Detection data: COCO's annotation files, and data sets with a column of objects; checked and in one form."""
+"""Detection data from any source: splits with the same classes, and what turns their rows into examples."""
 
 import io
-import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets, load_dataset
+from datasets import ClassLabel, Dataset, List, load_dataset
 from PIL.Image import Image as PILImage
 from PIL.JpegImagePlugin import JpegImageFile
 from transformers.utils import logging
 
+from .detection_sources import read_coco, read_column
 from .images import MAX_PIXELS, decode_image, name_of, read_bytes
-from .sources import SPLITS, is_image, listed, read_folder
+from .sources import SPLITS, listed, read_folder
 
 logger = logging.get_logger(__name__)
 
-ANNOTATIONS, IMAGES = "annotations.json", "images"
-_BOX_NAMES, _CLASS_NAMES = ("bbox", "boxes"), ("category", "categories", "category_id", "label", "labels")
+ANNOTATIONS = "annotations.json"
 _SMALLEST_SIDE = 1.0  # pixels; objects of less are not trained on
-_NEEDED: dict[str, tuple[str, ...]] = {
-    "images": ("id", "file_name"),
-    "categories": ("id", "name"),
-    "annotations": ("image_id", "category_id", "bbox"),
-}
 
 Target = dict[str, np.ndarray]  # of one image: boxes (n, 4) left, top, width, height in pixels; classes, areas, crowds
 
@@ -300,7 +294,7 @@ def _find(arguments: DetectionDataArguments, split: str) -> Dataset | None:
         path = Path(getattr(arguments, f"{split}_annotations") or Path(folder, ANNOTATIONS))
         if path.exists() or getattr(arguments, f"{split}_annotations"):
             return read_coco(Path(folder), path)
-        return _from_objects(read_folder(folder, False, arguments.data_cache_dir), arguments, folder)
+        return _read_column(read_folder(folder, False, arguments.data_cache_dir), arguments, folder)
     present = load_dataset(
         arguments.dataset_name,
         arguments.dataset_config_name,
@@ -313,179 +307,24 @@ def _find(arguments: DetectionDataArguments, split: str) -> Dataset | None:
             f"{arguments.dataset_name} has no split {wanted!r}; set {split}_split_name to one of {sorted(present)}."
         )
     name = wanted or next((name for name in SPLITS[split] if name in present), None)
-    return None if name is None else _from_objects(present[name], arguments, f"{arguments.dataset_name}, {name}")
+    return None if name is None else _read_column(present[name], arguments, f"{arguments.dataset_name}, {name}")
 
 
-def read_coco(folder: Path, path: Path) -> Dataset:
-    """The images of a folder with the boxes of a file in COCO's format.
-
-    Raises:
-        ValueError: naming the file, image or annotation, if one is missing, given twice, or malformed.
-    """
-    content = _read_json(path)
-    categories = sorted(content["categories"], key=lambda entry: entry["id"])
-    names = [str(entry["name"]) for entry in categories]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path}: has several categories of the name {listed(twice)}.")
-    index_of = {entry["id"]: index for index, entry in enumerate(categories)}
-    images = {entry["id"]: entry for entry in content["images"]}
-    if len(images) < len(content["images"]):
-        raise ValueError(f"{path}: several images have the same id.")
-    folder = folder / IMAGES if (folder / IMAGES).is_dir() else folder
-    paths = {key: folder / entry["file_name"] for key, entry in images.items()}
-    if missing := [str(file) for file in paths.values() if not file.is_file()]:
-        raise ValueError(f"{path}: {len(missing)} of its {len(images)} images are not there, such as {missing[0]}.")
-    rows = _Rows({key: str(file) for key, file in paths.items()})
-    for entry in content["annotations"]:
-        where = f"{path}: annotation {entry.get('id')}"
-        if entry["image_id"] not in images:
-            raise ValueError(f"{where} is of image {entry['image_id']}, which is not among the file's images.")
-        if entry["category_id"] not in index_of:
-            raise ValueError(
-                f"{where} is of category {entry['category_id']}, which is not among the file's categories."
-            )
-        label, crowd = index_of[entry["category_id"]], bool(entry.get("iscrowd", 0))
-        rows.add(entry["image_id"], entry["bbox"], label, entry.get("area"), crowd, where)
-    sizes = [(int(entry.get("width") or 0), int(entry.get("height") or 0)) for entry in images.values()]
-    columns = rows.columns(names, sizes)
-    files = [{"bytes": None, "path": str(file)} for file in paths.values()]
-    pictures = Dataset.from_dict({"image": files}, features=Features({"image": Image(decode=False)}))
-    return concatenate_datasets([pictures, columns], axis=1)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error}).") from error
-    for part, keys in _NEEDED.items():
-        entries = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise ValueError(f"{path}: is no annotation file in COCO's format, it has no list {part!r}.")
-        for number, entry in enumerate(entries):
-            if not isinstance(entry, dict) or any(key not in entry for key in keys):
-                raise ValueError(f"{path}: entry {number} of {part!r} lacks one of {', '.join(keys)}.")
-    return content
-
-
-def _from_objects(dataset: Any, arguments: DetectionDataArguments, source: str) -> Dataset:
-    """The columns of a data set whose objects are a column, as on the Hub."""
-    features, column = dataset.features, arguments.objects_column_name
-    image = arguments.image_column_name or next((name for name in features if is_image(features[name])), None)
-    for wanted, setting in ((image, "image_column_name"), (column, "objects_column_name")):
-        if wanted not in features:
-            raise ValueError(f"{source}: has no column {wanted!r}; set {setting} to one of {sorted(features)}.")
-    fields = _object_fields(features[column])
-    box_name = next((name for name in _BOX_NAMES if name in fields), None)
-    class_name = next((name for name in _CLASS_NAMES if name in fields), None)
-    if box_name is None or class_name is None:
-        raise ValueError(
-            f"{source}: column {column!r} has the fields {sorted(fields)}, expected {_BOX_NAMES[0]} and "
-            f"{_CLASS_NAMES[0]}."
-        )
-    pictures = dataset.select_columns([image]).cast_column(image, Image(decode=False))
-    if image != "image":
-        pictures = pictures.rename_column(image, "image")
-    objects = [_as_columns(row) for row in dataset[column]]
-    kind = _item(fields[class_name])
-    numbers = sorted({label for row in objects for label in row.get(class_name) or []})
-    names = list(kind.names) if isinstance(kind, ClassLabel) else [str(label) for label in numbers]
-    index_of = {
-        label: index for index, label in enumerate(range(len(names)) if isinstance(kind, ClassLabel) else numbers)
-    }
-    rows = _Rows({row: f"{source}, row {row}" for row in range(len(dataset))})
-    for number, row in enumerate(objects):
-        count = len(row.get(box_name) or [])
-        for name in (class_name, "area", "iscrowd"):
-            if row.get(name) is not None and len(row[name]) != count:
-                raise ValueError(f"{source}, row {number}: has {count} boxes, but {len(row[name])} of {name!r}.")
-        for index in range(count):
-            where = f"{source}, row {number}: object {index}"
-            label, box = row[class_name][index], row[box_name][index]
-            if label not in index_of:
-                raise ValueError(f"{where} is of class {label}, expected 0 to {len(names) - 1}.")
-            area, crowd = ((row.get(name) or [None] * count)[index] for name in ("area", "iscrowd"))
-            rows.add(number, box, index_of[label], area, bool(crowd), where, arguments.box_format)
-    has_size = {"width", "height"} <= set(features)
-    sizes = list(zip(dataset["width"], dataset["height"], strict=True)) if has_size else [(0, 0)] * len(dataset)
-    return concatenate_datasets([pictures, rows.columns(names, sizes)], axis=1)
-
-
-def _object_fields(feature: Any) -> dict[str, Any]:
-    """Of a list of objects, or of an object of lists."""
-    feature = _item(feature)
-    return feature if isinstance(feature, dict) else {}
-
-
-def _item(feature: Any) -> Any:
-    """What a list feature holds; other features as they are."""
-    if isinstance(feature, list):
-        return feature[0]
-    return getattr(feature, "feature", feature)
-
-
-def _as_columns(row: Any) -> dict[str, Any]:
-    """One image's objects as a dict of lists, whether they came so or as a list of dicts."""
-    if isinstance(row, dict):
-        return row
-    return {name: [entry[name] for entry in row] for name in (row[0] if row else ())}
-
-
-class _Rows:
-    """Collects checked objects image by image.
-
-    Args:
-        names: image's key -> what to call it.
-    """
-
-    def __init__(self, names: dict[Any, str]) -> None:
-        self.names = names
-        self.objects: dict[Any, list[tuple[list[float], int, float, bool]]] = {key: [] for key in names}
-
-    def add(self, key: Any, box: Any, label: int, area: Any, crowd: bool, where: str, box_format: str = "xywh") -> None:
-        """Raises ValueError for a box or area that is malformed."""
-        try:
-            first, second, third, fourth = (float(number) for number in box)
-            size = None if area is None else float(area)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where} on {self.names[key]} has the box {box} and the area {area}: {error}.") from error
-        if box_format == "xyxy":
-            third, fourth = third - first, fourth - second
-        numbers = [first, second, third, fourth]
-        if not all(map(math.isfinite, (*numbers, size or 0.0))) or third < 0 or fourth < 0:
-            raise ValueError(
-                f"{where} on {self.names[key]} has the box {list(box)}, expected finite numbers in the order "
-                f"{box_format} with no negative width or height."
-            )
-        self.objects[key].append((numbers, label, third * fourth if size is None else size, crowd))
-
-    def columns(self, label_names: list[str], sizes: Iterable[tuple[int, int]]) -> Dataset:
-        rows = list(self.objects.values())
-        widths, heights = zip(*sizes, strict=True) if rows else ((), ())
-        features = Features(
-            {
-                "image_id": Value("int64"),
-                "width": Value("int64"),
-                "height": Value("int64"),
-                "boxes": List(List(Value("float64"))),
-                "classes": List(ClassLabel(names=label_names)),
-                "areas": List(Value("float64")),
-                "crowds": List(Value("bool")),
-            }
-        )
-        columns = ("boxes", "classes", "areas", "crowds")
-        return Dataset.from_dict(
-            {"image_id": list(range(len(rows))), "width": list(widths), "height": list(heights)}
-            | {name: [[entry[index] for entry in row] for row in rows] for index, name in enumerate(columns)},
-            features=features,
-        )
+def _read_column(dataset: Any, arguments: DetectionDataArguments, source: str) -> Dataset:
+    return read_column(
+        dataset,
+        source,
+        image_column=arguments.image_column_name,
+        objects_column=arguments.objects_column_name,
+        box_format=arguments.box_format,
+    )
 
 
 # ---- One form ----
 
 
 def _names(dataset: Dataset) -> list[str]:
-    return list(_item(dataset.features["classes"]).names)
+    return list(dataset.features["classes"].feature.names)
 
 
 def _renumbered(dataset: Dataset, split: str, names: list[str]) -> Dataset:
@@ -540,7 +379,6 @@ __all__ = [
     "ReadObjects",
     "Target",
     "load_detection_data",
-    "read_coco",
     "read_objects",
     "usable",
 ]

@@ -78,8 +78,9 @@ def evaluation_result(
 
 
 def _backend(model: Any, device: torch.device, dtype: str) -> str | None:
-    """The backend that runs InternImage's operator; None for other models."""
-    if model.config.model_type != "internimage":
+    """The backend that runs InternImage's operator, also as a part of the model; None for other models."""
+    kinds = {getattr(getattr(module, "config", None), "model_type", None) for module in model.modules()}
+    if not kinds & {"internimage", "cb_internimage"}:
         return None
     start = f"dcnv3 on {device.type}, {dtype}: "
     found = (line.removeprefix(start) for line in explain().splitlines() if line.startswith(start))

@@ -153,7 +153,7 @@ class RecipeTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.lr_scheduler is None:
             optimizer = optimizer or cast(torch.optim.Optimizer, self.optimizer)
-            self.lr_scheduler = self.learning_rates(optimizer, num_training_steps)
+            self.lr_scheduler: Any = self.learning_rates(optimizer, num_training_steps)
             self._created_lr_scheduler = self.lr_scheduler is not None
         return super().create_scheduler(num_training_steps, optimizer)
 
