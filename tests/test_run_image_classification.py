@@ -91,7 +91,9 @@ def accuracy(output, prefix="eval"):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_settings_of_the_script(recipe, tmp_path):
-    parts = script.read_arguments([str(recipe), "--train_dir", "images", "--output_dir", str(tmp_path), "--bf16", "false"])
+    parts = script.read_arguments(
+        [str(recipe), "--train_dir", "images", "--output_dir", str(tmp_path), "--bf16", "false"]
+    )
     for name, value in yaml.safe_load(recipe.read_text()).items():
         if name == "bf16":
             continue

@@ -176,6 +176,8 @@ def _scores(scores: Sequence[Score]) -> str:
 
 
 def _use(checkpoint: DenseCheckpoint) -> str:
+    if checkpoint.system in ("mask_rcnn", "cascade_rcnn"):
+        return _DETECT.replace("import hf_internimage  #", "import hf_internimage.rcnn  #")
     if checkpoint.task != SEMANTIC_SEGMENTATION:
         return _DETECT
     options = f", crop_size={checkpoint.crop_size}, stride={checkpoint.stride}" if checkpoint.crop_size else ""

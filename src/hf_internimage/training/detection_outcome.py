@@ -69,7 +69,7 @@ def judge(
     evaluation = evaluation_result(
         trainer.model,
         training.hub_model_id or str(training.output_dir),
-        arguments,  # type: ignore[arg-type]
+        arguments,
         "test" if prefix == "test" else "validation",
         samples=len(split),
         metrics={**result.metrics, "loss": found[f"{prefix}_loss"]},

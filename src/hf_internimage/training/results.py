@@ -7,23 +7,31 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
 
 from .. import __version__
 from ..ops import explain
-from .data import DataArguments
 
 BACKEND_VARIABLE = "HF_INTERNIMAGE_BACKEND"
 _NAMES = {"accuracy": "top1", "top5_accuracy": "top5"}  # of the metric -> in results
 
 
+class NamedData(Protocol):
+    """Arguments that say where data are: those of every task."""
+
+    dataset_name: str | None
+    dataset_config_name: str | None
+    dataset_revision: str | None
+    train_dir: str | None
+
+
 def evaluation_result(
     model: Any,
     name: str,
-    data: DataArguments,
+    data: NamedData,
     split: str,
     *,
     samples: int,

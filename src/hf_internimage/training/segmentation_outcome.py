@@ -120,7 +120,7 @@ def judge(
     evaluation = evaluation_result(
         model,
         name,
-        arguments,  # type: ignore[arg-type]  # has the same names of data sets and folders
+        arguments,
         "validation",
         samples=count,
         metrics=means,
