@@ -19,6 +19,7 @@ from test_loading import run_python
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
 from hf_internimage.cards import REPORTED, evaluated_card, official_card
 from hf_internimage.checkpoints import CHECKPOINTS, SOURCE
+from hf_internimage.dense_cards import published_dense_card
 
 ROOT = Path(__file__).parents[1]
 script = load_module(ROOT / "scripts" / "make_model_cards.py")
@@ -79,7 +80,7 @@ def changed(path, value):
     return result
 
 
-def check(text):
+def check(text, task="image-classification"):
     """What the Hub asks of a card, and more: metadata that it knows, and a text without holes. Returns the metadata."""
     assert text.startswith("---\n")
     assert text.endswith("\n")
@@ -89,7 +90,7 @@ def check(text):
     metadata = yaml.safe_load(block)
     assert set(metadata) <= METADATA
     assert metadata["library_name"] == "transformers"
-    assert metadata["pipeline_tag"] == "image-classification"
+    assert metadata["pipeline_tag"] == task
     assert len(set(metadata["tags"])) == len(metadata["tags"])
     for name in [*metadata.get("datasets", []), *([metadata["base_model"]] if "base_model" in metadata else [])]:
         validate_repo_id(name)
@@ -128,7 +129,9 @@ def python_blocks(text):
 def test_the_folder_is_what_the_table_gives():
     """Byte for byte, and nothing else is in it. If this fails: python scripts/make_model_cards.py"""
     folder = ROOT / "model_cards"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["README.md", *(f"{name}.md" for name in BY_NAME)])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["README.md", *(f"{name}.md" for name in [*BY_NAME, *(found.name for found in script.convertible())])]
+    )
     for name, text in script.cards().items():
         assert (folder / name).read_bytes() == text.encode(), name
     assert script.main(["--check"]) == 0
@@ -159,6 +162,52 @@ def test_official_card(name):
         assert f'the authors report {checkpoint.reported_gflops} G "FLOPs"' in text
 
 
+MEASURED = {
+    "name": "another",
+    "height": 512,
+    "width": 704,
+    "seconds": 8.123,
+    "peak_memory_mib": 1280.0,
+    "threads": 2,
+    "device": "a processor",
+    "dtype": "float32",
+}
+
+
+@pytest.mark.parametrize("checkpoint", script.convertible(), ids=lambda checkpoint: checkpoint.name)
+def test_card_of_segmentation_or_detection(checkpoint):
+    text = str(published_dense_card(checkpoint, MEASURED))
+    task = "object-detection" if "dino" in checkpoint.system else "image-segmentation"
+    metadata = check(text, task)
+    values = [result.metric_value for result in ModelCard(text).data.eval_results or []]
+    assert values == [pytest.approx(score.value / 100) for score in checkpoint.scores]
+    assert f"{checkpoint.parameters:,} (" in text
+    assert f"python scripts/convert_checkpoint.py {checkpoint.name}.pth {checkpoint.name}\n" in text
+    assert "8.12 s and 1.25 GiB for one input of 512 x 704 in float32 on a processor, 2 threads" in text
+    assert "measured on `another`" in text
+    for score in checkpoint.scores:
+        assert f"| {score.metric} | {score.value:g} % | {score.views} |" in text
+    assert ("The authors report no result" in text) == (not checkpoint.scores)
+    assert (f"crop_size={checkpoint.crop_size}" in text) == (checkpoint.mode == "slide")
+    assert ("we know of no public file" in text) == (not checkpoint.released)
+    assert ("hf-internimage[torchvision]" in text) == ("rcnn" in checkpoint.system)
+    assert metadata["license"] == checkpoint.licence
+    assert "Time and memory" not in str(published_dense_card(checkpoint))
+
+
+def test_measurements_are_shared_by_equal_systems_only():
+    by_name = {found.name: found for found in script.convertible()}
+    rows = [{"name": "upernet_internimage_l_512x1024_160k_cityscapes"}]
+
+    def measured(name):
+        return script._measured(by_name[name], rows)
+
+    assert measured("upernet_internimage_l_512x1024_160k_cityscapes") is rows[0]
+    assert measured("upernet_internimage_l_512x1024_80k_mapillary") is rows[0]
+    assert measured("upernet_internimage_xl_512x1024_160k_cityscapes") is None
+    assert measured("upernet_internimage_l_640_160k_ade20k") is None
+
+
 @pytest.mark.parametrize("name", BY_NAME)
 def test_reported_accuracy_says_whose_it_is(name):
     """Once in the metadata, with the source, and once in the text, with the same mark; nothing for the 22K heads."""
@@ -185,6 +234,7 @@ def test_index():
     for link in re.findall(r"\]\((.*?)\)", text):
         assert (ROOT / "model_cards" / link).is_file(), link
     assert len(re.findall(r"^\| \[internimage", text, flags=re.MULTILINE)) == 11
+    assert len(re.findall(r"^\| \[", text, flags=re.MULTILINE)) == 11 + len(script.convertible())
 
 
 @pytest.mark.parametrize("name", ["internimage_t_1k_224", "internimage_h_jointto22k_384"])

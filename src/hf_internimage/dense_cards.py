@@ -27,8 +27,8 @@ _METRIC_TYPES = {"mIoU": "mean_iou", "box AP": "mean_average_precision", "mask A
 _REPORTED_FLAGS = ("post_norm", "res_post_norm", "level2_post_norm", "center_feature_scale")
 
 _CONVERT = """\
-The authors publish the file of their own training code, which `from_pretrained` cannot read. Convert it once, with a
-clone of [this package's repository](https://pypi.org/project/hf-internimage/):
+The authors' file is that of their own training code, which `from_pretrained` cannot read. Convert it once; the script
+is in the repository and the source distribution of `hf_internimage`:
 
 ```bash
 python scripts/convert_checkpoint.py {name}.pth {name}
@@ -43,7 +43,7 @@ _SEGMENT = """
 import hf_internimage  # makes the Auto classes know InternImage
 from hf_internimage.segmentation import SemanticSegmenter
 from PIL import Image
-from transformers import {auto}, AutoImageProcessor
+from transformers import AutoImageProcessor, {auto}
 
 model = {auto}.from_pretrained("{name}").eval()
 segment = SemanticSegmenter(model, AutoImageProcessor.from_pretrained("{name}"){options})
@@ -81,7 +81,7 @@ def published_dense_card(checkpoint: DenseCheckpoint, measured: Mapping[str, Any
             dataset_split=score.split or "validation",
             metric_type=_METRIC_TYPES.get(score.metric, "mean_average_precision"),
             metric_name=f"{score.metric}, {score.views}, {REPORTED}",
-            metric_value=score.value,
+            metric_value=round(score.value / 100, 4),
             source_name="OpenGVLab/InternImage",
             source_url=SOURCE,
         )
@@ -153,13 +153,13 @@ def _classes(checkpoint: DenseCheckpoint) -> str:
 def _measurements(checkpoint: DenseCheckpoint, measured: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if measured is None:
         return []
-    architecture = "" if measured["name"] == checkpoint.name else f", measured on `{measured['name']}`"
+    architecture = "" if measured["name"] == checkpoint.name else f" (measured on `{measured['name']}`)"
     return [
         (
             "Time and memory",
             f"{measured['seconds']:.3g} s and {measured['peak_memory_mib'] / 1024:.3g} GiB for one input of "
             f"{measured['height']} x {measured['width']} in {measured['dtype']} on {measured['device']}, "
-            f"{measured['threads']} threads (weights without values of the authors' files{architecture})",
+            f"{measured['threads']} threads, with made-up weights{architecture}",
         )
     ]
 
