@@ -80,7 +80,10 @@ def _load_model(name: str) -> InternImagePreTrainedModel:
     """The model, with all its weights: a backbone, a classifier, or what has no head."""
     fields = InternImageConfig.get_config_dict(name)[0]
     if fields.get("model_type") != "internimage":
-        raise ValueError(f"{name} is a model of type {fields.get('model_type')!r}; give an InternImage model.")
+        raise ValueError(
+            f"{name} is a model of type {fields.get('model_type')!r}; give a classifier or backbone. "
+            "Detectors: hf_internimage.hub.push; heads of transformers: their own push_to_hub."
+        )
     classes: tuple[Any, ...] = (InternImageForImageClassification, InternImageModel)
     # In official configurations this names the class without a head, though there is one.
     if fields.get("architectures") == ["InternImageBackbone"]:

@@ -40,7 +40,7 @@ from hf_internimage.configuration_internimage_dino import InternImageDinoConfig
 from hf_internimage.training import reports
 from hf_internimage.training.coco_map import CocoMap
 from hf_internimage.training.command_line import UsageError, find_checkpoint, json_object, parse, run_script
-from hf_internimage.training.dense import DenseRecipe
+from hf_internimage.training.dense import DenseRecipe, checkpoint_backbone
 from hf_internimage.training.detection import Collate, DetectionTrainer
 from hf_internimage.training.detection_augmentation import (
     AugmentedObjects,
@@ -95,6 +95,9 @@ class ModelArguments:
         },
     )
     longest_edge: int | None = field(default=None, metadata={"help": "Default: shortest_edge times 1333 / 800."})
+    max_detections: int | None = field(
+        default=None, metadata={"help": "Detections kept of each image; default: the image processor's."}
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
 
     def __post_init__(self) -> None:
@@ -105,6 +108,8 @@ class ModelArguments:
             raise ValueError(f"{given[0]} and {given[1]} are both set; choose one of them.")
         if self.longest_edge is not None and self.longest_edge < (self.shortest_edge or self.longest_edge + 1):
             raise ValueError(f"longest_edge is {self.longest_edge}: set shortest_edge, too, and to no more than that.")
+        if self.max_detections is not None and self.max_detections < 1:
+            raise ValueError(f"max_detections is {self.max_detections}, expected at least 1.")
 
 
 @dataclass
@@ -195,7 +200,11 @@ def dino_config(backbone: Any, of_backbone: dict[str, Any], of_head: dict[str, A
 
 
 def build_processor(arguments: ModelArguments) -> Any:
-    """The checkpoint's image processor, or a new one; for images of the wanted size."""
+    """The checkpoint's image processor, or a new one; for images of the wanted size.
+
+    Raises:
+        UsageError: if `max_detections` is set and the image processor keeps what the model finds.
+    """
     short, long = arguments.shortest_edge, arguments.longest_edge
     if arguments.model_name_or_path is not None:
         found: Any = AutoImageProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
@@ -209,6 +218,10 @@ def build_processor(arguments: ModelArguments) -> Any:
         if dict(found.size).get("height"):
             size = {"height": short, "width": short}
         found = type(found)(**{**found.to_dict(), "size": size})
+    if arguments.max_detections is not None:
+        if not hasattr(found, "top_k"):
+            raise UsageError(f"{type(found).__name__} has no number of detections to keep: leave out max_detections.")
+        found.top_k = arguments.max_detections
     return found
 
 
@@ -232,9 +245,7 @@ def build_trainer(parts: Parts, loaded: DetectionData, model: PreTrainedModel, p
         objects = AugmentedObjects(DetectionAugmentation(processor, parts.augmentation), training.seed)
         callbacks.append(TellEpoch(objects.epoch))
         train = loaded.train.with_transform(loaded.training_transform(objects))
-    if training.gradient_checkpointing and model.config.model_type != "internimage_dino":
-        heads.gradient_checkpointing(model)  # transformers' heads have none
-        training.gradient_checkpointing = False
+    checkpoint_backbone(model, training)
     validation = loaded.validation
     evaluation = loaded.evaluation_transform(processor)
     return DetectionTrainer(

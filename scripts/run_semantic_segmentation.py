@@ -42,7 +42,7 @@ from transformers.utils import logging
 from hf_internimage import InternImageConfig, InternImageSegmentationImageProcessor, heads
 from hf_internimage.training import reports, segmentation_data
 from hf_internimage.training.command_line import UsageError, find_checkpoint, json_object, parse, run_script
-from hf_internimage.training.dense import DenseRecipe
+from hf_internimage.training.dense import DenseRecipe, checkpoint_backbone
 from hf_internimage.training.segmentation import ComputeMeanIoU, SegmentationTrainer
 from hf_internimage.training.segmentation_augmentation import (
     AugmentedPair,
@@ -191,13 +191,17 @@ def checkpoint_labels(arguments: ModelArguments, label_names: list[str] | None) 
     return label_names
 
 
-def build_processor(parts: Parts) -> InternImageSegmentationImageProcessor:
-    """The checkpoint's image processor, or a new one with its colours; for images of the wanted size."""
+def load_processor(arguments: ModelArguments) -> Any:
+    """The checkpoint's image processor; None without a checkpoint."""
+    if arguments.model_name_or_path is None:
+        return None
+    return AutoImageProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
+
+
+def build_processor(parts: Parts, found: Any) -> InternImageSegmentationImageProcessor:
+    """The checkpoint's image processor, if one was `found`, or a new one with its colours; for the wanted size."""
     arguments = parts.model
-    fields: dict[str, Any] = {"do_reduce_labels": parts.data.reduce_labels}
-    found: Any = None
-    if arguments.model_name_or_path is not None:
-        found = AutoImageProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
+    fields: dict[str, Any] = {"do_reduce_labels": bool(parts.data.reduce_labels)}
     kept = isinstance(found, InternImageSegmentationImageProcessor)
     if arguments.shortest_edge is not None or not kept:
         short = arguments.shortest_edge or min(parts.augmentation.crop)
@@ -231,10 +235,7 @@ def build_trainer(
         pair = AugmentedPair(augmentation, training.seed)
         callbacks.append(TellEpoch(pair.epoch))
         train = loaded.train.with_transform(loaded.transform(pair))
-    if training.gradient_checkpointing:
-        heads.gradient_checkpointing(model)  # the heads have none of their own, and Trainer would ask them
-        for name in ("gradient_checkpointing", "activation_checkpointing"):  # transformers 5.23 renamed it
-            setattr(training, name, False)
+    checkpoint_backbone(model, training)
     if training.world_size > 1 and training.device.type == "cuda":
         # The original's heads normalise over the images of all devices, which have one or two each.
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -258,6 +259,9 @@ def run(parts: Parts) -> None:
         raise UsageError("do_predict is not a part of this script: use do_eval with validation_dir.")
     set_seed(training.seed)
     checkpoint = find_checkpoint(training) if training.do_train else None
+    found = load_processor(parts.model)
+    if parts.data.reduce_labels is None:
+        parts.data.reduce_labels = getattr(found, "do_reduce_labels", False)
     splits = ("train", "validation") if training.do_train else ("validation",)
     names: list[str] | None = None
     if not training.do_train:
@@ -276,7 +280,7 @@ def run(parts: Parts) -> None:
     if loaded.train is not None and len(loaded.train) < total:
         raise UsageError(f"There are {len(loaded.train)} training images for batches of {total}: make these smaller.")
     model = build_model(parts.model, loaded.label_names)
-    processor = build_processor(parts)
+    processor = build_processor(parts, found)
     parts.inference.segmenter(model, processor)  # refuses impossible settings before the training
     trainer = build_trainer(parts, loaded, model, processor)
     output = Path(str(training.output_dir))

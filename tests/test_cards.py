@@ -177,7 +177,7 @@ MEASURED = {
 @pytest.mark.parametrize("checkpoint", script.convertible(), ids=lambda checkpoint: checkpoint.name)
 def test_card_of_segmentation_or_detection(checkpoint):
     text = str(published_dense_card(checkpoint, MEASURED))
-    task = "object-detection" if "dino" in checkpoint.system else "image-segmentation"
+    task = "image-segmentation" if checkpoint.task == "semantic-segmentation" else "object-detection"
     metadata = check(text, task)
     values = [result.metric_value for result in ModelCard(text).data.eval_results or []]
     assert values == [pytest.approx(score.value / 100) for score in checkpoint.scores]
@@ -385,7 +385,8 @@ def test_values_are_no_template(tmp_path):
 def test_script(tmp_path, capsys):
     folder = tmp_path / "cards"
     assert script.main(["--folder", str(folder)]) == 0
-    assert "11 cards, 12 files changed" in capsys.readouterr().out
+    count = len(script.cards())
+    assert f"{count - 1} cards, {count} files changed" in capsys.readouterr().out
     assert script.main(["--folder", str(folder), "--check"]) == 0
     (folder / "internimage_t_1k_224.md").write_text("mine")
     (folder / "stranger.md").write_text("")

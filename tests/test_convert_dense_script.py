@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hf_internimage import InternImageDetectionImageProcessor, InternImageSegmentationImageProcessor
-from hf_internimage.conversion import rcnn
+from hf_internimage.conversion import prepare_common, rcnn
 from hf_internimage.conversion.systems import SYSTEMS
 from hf_internimage.dense_checkpoints import DENSE_CHECKPOINTS, find_checkpoint
 
@@ -249,3 +249,21 @@ def test_synthetic_files_are_made_by_name(tmp_path, capsys, monkeypatch):
     assert len(file["meta"]["CLASSES"]) == 150
     with pytest.raises(SystemExit):
         synthetic.main(["unknown", str(tmp_path / "y.pth")])
+
+
+def test_systems_have_names_of_their_own():
+    names = [system.name for system in SYSTEMS]
+    assert len(set(names)) == len(names) == 7
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({}, "Its backbone is of type 'resnet'; give a backbone_config"), ({"hidden_size": "x"}, "Not a usable config")],
+    ids=["no backbone", "wrong type"],
+)
+def test_unusable_configurations_are_refused(fields, message, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "upernet", **fields}))
+    system = next(system for system in SYSTEMS if system.name == "upernet")
+    with pytest.raises(ValueError, match=message):
+        prepare_common.stated_config(path, prepare_common.read_fields(path, system), system)

@@ -73,6 +73,11 @@ def test_a_share_is_held_out(scenes):
     assert sorted(ids) == list(range(8))
     again = load_detection_data(DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0.25), seed=1)
     assert data.validation["image_id"][:] == again.validation["image_id"][:]
+    alone = DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0.25, train_without_objects=False)
+    judged = load_detection_data(alone, seed=1, splits=["validation"], label_names=NAMES[::-1])
+    assert judged.train is None
+    assert judged.validation["image_id"][:] == data.validation["image_id"][:]
+    assert judged.validation[0]["classes"] == [1, 0]
     few = DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0, max_train_samples=3)
     assert len(load_detection_data(few).train) == 3
 
@@ -231,11 +236,12 @@ def test_corners_and_wrong_columns(tmp_path):
     image, boxes = scene(0)
     image.save(tmp_path / "0.png")
     corners = [[x, y, x + w, y + h] for x, y, w, h in boxes]
+    sizes = {}
 
     def data(**objects):
         shutil.rmtree(tmp_path / "train", ignore_errors=True)
         (tmp_path / "train").mkdir()
-        rows = {"image": [str(tmp_path / "0.png")], "objects": [objects]}
+        rows = {"image": [str(tmp_path / "0.png")], "objects": [objects], **sizes}
         rows = Dataset.from_dict(rows).cast_column("image", ImageFeature())
         rows.to_parquet(tmp_path / "train" / "0.parquet")
         return {"train_dir": tmp_path / "train", "train_val_split": 0, "data_cache_dir": tmp_path / "cache"}
@@ -246,6 +252,12 @@ def test_corners_and_wrong_columns(tmp_path):
         load(**good, objects_column_name="things")
     with pytest.raises(ValueError, match=r"row 0: object 0 on .* expected finite numbers in the order xyxy"):
         load(**data(bbox=[[9, 9, 3, 12]], category=[0]), box_format="xyxy")
+    sizes.update(width=[48], height=[40])
+    with pytest.raises(ValueError, match=r"1 of 2 boxes end outside .* is box_format=xyxy meant"):
+        load(**data(bbox=corners, category=[0, 1]))
+    for whole in ([[30, 20, 18, 20], [1, 2, 60, 3]], boxes, [[0, 0, 48, 40]]):  # the second by mistake
+        assert load(**data(bbox=whole, category=[0] * len(whole))).train[0]["boxes"] == whole
+    sizes.clear()
     with pytest.raises(ValueError, match="row 0: has 2 boxes, but 1 of 'category'"):
         load(**data(bbox=corners, category=[0]))
     with pytest.raises(ValueError, match=r"has the fields \['area', 'category'\], expected bbox and category"):

@@ -160,7 +160,7 @@ def test_malformed_annotations_name_their_image(entry, problem):
         ({"annotations": [coco(1), [{"bbox": [1, 2, 3, 4]}]]}, "a dict with 'image_id' and 'annotations', got"),
         ({"annotations": [coco(1), {"annotations": []}]}, "a dict with 'image_id' and 'annotations', got"),
         ({"annotations": [coco(1), coco("b")]}, "image_id must be an integer, got 'b'"),
-        ({"resample": 3}, "Only bilinear resampling"),
+        ({"resample": 3}, "Images are resized bilinearly only"),
         ({"size": {"height": 20, "width": 20}}, "'shortest_edge' and 'longest_edge'"),
         ({"size": {"shortest_edge": 20}}, "'shortest_edge' and 'longest_edge'"),
         ({"pad_size": {"height": 8, "width": 8}}, "[Pp]adding dimensions are negative"),
@@ -172,7 +172,7 @@ def test_bad_arguments(arguments, message):
 
 
 def test_pixels_must_be_8_bit():
-    with pytest.raises(ValueError, match="uint8 pixels, got float32"):
+    with pytest.raises(ValueError, match="as 8-bit pixels, got float32; pass uint8, or do_resize=False"):
         processor()(picture(20, 30).astype(np.float32))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from detection_scenes import NAMES, coco, load, scene, write
 from golden_data import load_module
@@ -178,6 +179,7 @@ def test_recipes_are_the_originals(name, tmp_path):
     assert parts.model.drop_path_rate == wanted[6]
     assert (parts.model.shortest_edge, parts.model.longest_edge) == wanted[7]
     assert training.gradient_checkpointing is wanted[8]
+    assert parts.model.max_detections == (None if name == "dino_t" else 300)
     assert training.learning_rate == 1e-4
     assert (training.warmup_steps, own.warmup_start_ratio, training.max_grad_norm) == (500, 1e-3, 0.1)
     assert (own.total_train_batch_size, own.learning_rate_batch_size, own.ema_decay) == (16, None, 0)
@@ -230,6 +232,8 @@ def settings(scenes, output, **changes):
         ({"train_dir": None}, "There are no training data"),
         ({"train_dir": "absent"}, "absent"),
         ({"box_format": "cxcywh"}, "box_format is 'cxcywh'"),
+        ({"max_detections": 0}, "max_detections is 0"),
+        ({"head": "rt_detr", "head_overrides": "{}", "max_detections": 5}, "leave out max_detections"),
         ({"head_overrides": "[1]"}, "head_overrides is [1], expected a JSON object"),
         ({"head_overrides": '{"d_model": 33}'}, "d_model is 33"),
         ({"lr_drops": 1.5}, "lr_drops is [1.5]"),
@@ -272,9 +276,67 @@ def test_dino_on_a_backbone_gets_its_weights(tmp_path):
     assert torch.equal(model.backbone.patch_embed.conv1.weight, source.patch_embed.conv1.weight)
     processor = script.build_processor(model_arguments(shortest_edge=100))
     assert dict(processor.size) == {"shortest_edge": 100, "longest_edge": 167}
-    processor = script.build_processor(model_arguments(shortest_edge=100, longest_edge=120))
+    assert processor.top_k == 100
+    processor = script.build_processor(model_arguments(shortest_edge=100, longest_edge=120, max_detections=300))
+    assert processor.to_dict()["top_k"] == 300
     assert dict(processor.size) == {"shortest_edge": 100, "longest_edge": 120}
     assert dict(script.build_processor(model_arguments()).size) == {"shortest_edge": 800, "longest_edge": 1333}
+
+
+def tiny_trainer(head, overrides, scenes, tmp_path):
+    """As the script builds it, with gradient checkpointing."""
+    arguments = settings(
+        scenes, tmp_path / "out", head=head, head_overrides=json.dumps(overrides), shortest_edge=64,
+        gradient_checkpointing=True,
+    )  # fmt: skip
+    parts = script.read_arguments(arguments)
+    loaded = load(train_dir=scenes / "train", validation_dir=scenes / "validation")
+    model, processor = script.build_model(parts.model, NAMES), script.build_processor(parts.model)
+    return script.build_trainer(parts, loaded, model, processor), parts.training
+
+
+@pytest.mark.parametrize("head", ["dino", "rt_detr"])
+def test_gradient_checkpointing_is_asked_for_once(head, scenes, tmp_path):
+    """Of the backbone where the head has none; else of all by Trainer."""
+    trainer, training = tiny_trainer(head, HEAD if head == "dino" else RT_DETR, scenes, tmp_path)
+    blocks = [block for level in heads.find_backbone(trainer.model)[1].levels for block in level.blocks]
+    assert all(block.gradient_checkpointing for block in blocks) is (head != "dino")
+    names = ("gradient_checkpointing", "activation_checkpointing")
+    assert {getattr(training, name, head == "dino") for name in names} == {head == "dino"}
+
+
+def test_batches_without_an_object_and_several_processes(scenes, tmp_path):
+    """RT-DETR's embedding of denoising queries gets no gradient of such a batch, all else does; DDP has to bear it."""
+    trainer, training = tiny_trainer("rt_detr", RT_DETR, scenes, tmp_path)
+    assert training.ddp_find_unused_parameters
+    none = {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
+    batch = {"pixel_values": torch.rand(2, 3, 64, 64), "labels": [none] * 2}
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(
+            trainer.model.train(), **trainer.accelerator.ddp_handler.to_kwargs()
+        )
+        for _ in range(2):  # DDP speaks up in the step after
+            model(**batch).loss.backward()
+    finally:
+        dist.destroy_process_group()
+    absent = [name for name, parameter in trainer.model.named_parameters() if parameter.grad is None]
+    assert absent == ["model.denoising_class_embed.weight"]
+
+
+def test_several_gpus_need_a_launcher(tmp_path):
+    training = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    training._setup_devices  # noqa: B018
+    training._n_gpu = 2
+    with pytest.raises(ValueError, match=r"sees 2 GPUs, .* torchrun --nproc-per-node 2"):
+        DetectionTrainer(model=Echo(), args=training, recipe=DenseRecipe())
+
+
+def test_trainer_keeps_the_card(tmp_path):
+    (tmp_path / "README.md").write_text("ours")
+    training = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    DetectionTrainer(model=Echo(), args=training, recipe=DenseRecipe()).create_model_card()
+    assert (tmp_path / "README.md").read_text() == "ours"
 
 
 def test_every_head_has_an_image_processor():

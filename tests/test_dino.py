@@ -557,7 +557,10 @@ def test_repository_runs_without_the_package(tmp_path):
 
 def test_repository_with_the_package(tmp_path):
     model = tiny_dino()
-    hub.save_for_hub(model, tmp_path / "repo")
+    with pytest.raises(ValueError, match="does not say at what size it sees images; give image_processor"):
+        hub.save_for_hub(model, tmp_path / "repo")
+    assert not (tmp_path / "repo").exists()
+    hub.save_for_hub(model, tmp_path / "repo", image_processor=InternImageDetectionImageProcessor(top_k=300))
     config = json.loads((tmp_path / "repo" / "config.json").read_text())
     assert config["auto_map"] == hub.AUTO_MAPS["internimage_dino"]
     assert "object-detection" in (tmp_path / "repo" / "README.md").read_text()
@@ -565,6 +568,7 @@ def test_repository_with_the_package(tmp_path):
     assert type(loaded) is InternImageDinoForObjectDetection
     processor = AutoImageProcessor.from_pretrained(tmp_path / "repo")
     assert type(processor) is InternImageDetectionImageProcessor
+    assert processor.top_k == 300
     hub.save_for_hub(loaded, tmp_path / "again", image_processor=processor)
     for path in (tmp_path / "repo").glob("*.*"):
         if path.name != "README.md":

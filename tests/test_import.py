@@ -171,7 +171,10 @@ ALLOWED = {
         {"training/mixing.py", "training/optimization.py", "training/trainer.py"},
     ),
     "training/command_line.py": ({"torch", "transformers", "yaml"}, {"hub.py", "training/trainer.py"}),
-    "training/dense.py": ({"torch"}, {"training/optimization.py", "training/trainer.py"}),
+    "training/dense.py": (
+        {"torch", "transformers"},
+        {"heads.py", "training/optimization.py", "training/trainer.py"},
+    ),
     "training/data.py": (
         {"datasets", "numpy", "torch", "PIL", "transformers"},
         {"training/images.py", "training/labels.py", "training/sources.py"},
@@ -181,7 +184,10 @@ ALLOWED = {
         {"training/detection_data.py", "training/images.py", "training/report_style.py"},
     ),
     "training/coco_map.py": ({"datasets", "faster_coco_eval", "numpy", "torch", "transformers"}, set()),
-    "training/detection.py": ({"torch"}, {"resizing.py", "training/coco_map.py", "training/dense.py"}),
+    "training/detection.py": (
+        {"torch", "transformers"},
+        {"resizing.py", "training/coco_map.py", "training/dense.py"},
+    ),
     "training/detection_augmentation.py": (
         {"kornia", "numpy", "torch", "PIL"},
         {"resizing.py", "training/detection_data.py"},

@@ -17,12 +17,18 @@ from golden_data import load_module
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, UperNetForSemanticSegmentation
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    TrainingArguments,
+    UperNetForSemanticSegmentation,
+)
 from transformers.utils import logging
 
 from hf_internimage import InternImageConfig, InternImageSegmentationImageProcessor, heads
 from hf_internimage.checkpoints import CHECKPOINTS
 from hf_internimage.training import overlays
+from hf_internimage.training.dense import DenseRecipe
 from hf_internimage.training.metrics import load_module as load_metric
 from hf_internimage.training.segmentation import SegmentationTrainer
 from hf_internimage.training.segmentation_data import (
@@ -335,6 +341,13 @@ def test_recipes_are_the_originals(recipe, tmp_path):
         assert list(config.pool_scales) == [1, 2, 3, 6]
 
 
+def test_refuses_three_sides_and_too_many_classes(tmp_path, scenes):
+    with pytest.raises(ValueError, match=r"inference_crop is \[1, 2, 3\], expected one number, or height and width"):
+        script.InferenceArguments(inference="slide", inference_crop=[1, 2, 3], inference_stride=[1])
+    with pytest.raises(ValueError, match="There are 256 classes, expected at most 255"):
+        load_data(arguments(scenes, label_names_file=None), label_names=[str(index) for index in range(256)])
+
+
 def test_the_small_recipe_is_small():
     parts = script.read_arguments(
         [str(SCRIPTS / "recipes" / "segmentation" / "scenes.yaml"), "--train_dir=images", "--use_cpu=true"]
@@ -460,6 +473,37 @@ def test_evaluation_alone(trained, scenes, tmp_path):
     assert not list(tmp_path.glob("*/*.safetensors"))
 
 
+def test_evaluation_reduces_labels_as_the_checkpoint_does(trained, scenes, tmp_path):
+    """Maps whose classes begin at 1 are scored alike, if the checkpoint's image processor says that they do."""
+    shutil.copytree(trained, tmp_path / "model")
+    fields = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps({**fields, "do_reduce_labels": True}))
+    shutil.copytree(scenes / "validation", tmp_path / "validation")
+    for path in (tmp_path / "validation" / "masks").iterdir():
+        classes = np.asarray(Image.open(path))
+        Image.fromarray(np.where(classes == 255, 0, classes + 1).astype(np.uint8)).save(path)
+    common = settings(
+        scenes, tmp_path / "out", train_dir=None, label_names_file=None, config_overrides=None, head_overrides=None,
+        shortest_edge=None, crop_size=None, overlays=0, model_name_or_path=tmp_path / "model",
+        validation_dir=tmp_path / "validation",
+    )  # fmt: skip
+    assert script.main([*common, "--do_eval"]) == 0
+    assert scores(tmp_path / "out")["metrics"] == scores(trained)["metrics"]
+
+
+def test_an_image_without_a_labelled_pixel_costs_nothing(trained, tmp_path):
+    model = AutoModelForSemanticSegmentation.from_pretrained(trained)
+    arguments = script.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    run = SegmentationTrainer(model=model, args=arguments, recipe=script.DenseRecipe())
+    labels = torch.full((2, 32, 32), 255)
+    loss = run.compute_loss(model, {"pixel_values": torch.randn(2, 3, 32, 32), "labels": labels})
+    loss.backward()
+    assert loss == 0
+    assert all((parameter.grad == 0).all() for parameter in model.parameters())
+    labels[0, 0, 0] = 1
+    assert run.compute_loss(model, {"pixel_values": torch.randn(2, 3, 32, 32), "labels": labels}) > 0
+
+
 def test_evaluation_refuses_other_classes(trained, scenes, tmp_path, capsys):
     (tmp_path / "names.txt").write_text("background\ndisc\nsquare\n")
     arguments = settings(
@@ -500,6 +544,20 @@ def test_other_classes_and_a_backbone_of_a_checkpoint(trained, scenes, tmp_path)
         for name in (name for name in expected if name.startswith("backbone.")):
             assert torch.equal(got[name], expected[name]), name
     assert not torch.equal(got["decode_head.bottleneck.conv.weight"], expected["decode_head.bottleneck.conv.weight"])
+
+
+def test_queries_on_several_gpus_need_a_launcher(tmp_path):
+    training = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    training._setup_devices  # noqa: B018
+    training._n_gpu = 2
+
+    class Queries(torch.nn.Linear):
+        def forward(self, pixel_values, mask_labels):
+            return None
+
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"):
+        SegmentationTrainer(model=Queries(1, 1), args=training, recipe=DenseRecipe())
+    SegmentationTrainer(model=torch.nn.Linear(1, 1), args=training, recipe=DenseRecipe())
 
 
 def test_mask2former(scenes, tmp_path):

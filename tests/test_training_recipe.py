@@ -495,3 +495,7 @@ def test_drop_schedule_is_mmcv_s():
 def test_impossible_dense_recipes_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         DenseRecipe(**wrong)
+
+
+def test_one_drop_may_be_a_number():
+    assert DenseRecipe(lr_drops=0.9).lr_drops == [0.9]

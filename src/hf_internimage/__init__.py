@@ -35,6 +35,8 @@ _MODULES = (
     "checkpoints",
     "complexity",
     "conversion",
+    "dense_cards",
+    "dense_checkpoints",
     "heads",
     "hub",
     "ops",

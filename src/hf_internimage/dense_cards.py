@@ -20,7 +20,7 @@ SYSTEM_TITLES = {
 }
 _PIPELINE_TAGS = {
     "semantic-segmentation": "image-segmentation",
-    "instance-segmentation": "image-segmentation",
+    "instance-segmentation": "object-detection",  # the pipeline they work in
     "object-detection": "object-detection",
 }
 _METRIC_TYPES = {"mIoU": "mean_iou", "box AP": "mean_average_precision", "mask AP": "mean_average_precision"}
@@ -60,6 +60,10 @@ detect = pipeline("object-detection", model="{name}")
 for found in detect("street.jpg", threshold=0.3):
     print(found["label"], found["score"], found["box"])
 ```
+"""
+
+_MASKS = """
+Masks come from `hf_internimage.rcnn.post_process_instance_segmentation` on the model's outputs.
 """
 
 
@@ -177,7 +181,7 @@ def _scores(scores: Sequence[Score]) -> str:
 
 def _use(checkpoint: DenseCheckpoint) -> str:
     if checkpoint.system in ("mask_rcnn", "cascade_rcnn"):
-        return _DETECT.replace("import hf_internimage  #", "import hf_internimage.rcnn  #")
+        return _DETECT.replace("import hf_internimage  #", "import hf_internimage.rcnn  #") + _MASKS
     if checkpoint.task != SEMANTIC_SEGMENTATION:
         return _DETECT
     options = f", crop_size={checkpoint.crop_size}, stride={checkpoint.stride}" if checkpoint.crop_size else ""

@@ -79,19 +79,21 @@ class PushError(RuntimeError):
 
 
 def default_image_processor(config: "PreTrainedConfig") -> "BaseImageProcessor":
-    """The preprocessing of the released models: at the size `config.image_size`; for detectors that of T and L.
+    """The preprocessing of the released classifiers, at the size `config.image_size`.
 
-    Raises: ValueError if the model does not take three channels.
+    Raises: ValueError for a detector, whose size is no part of its configuration, and if the model does not take three
+    channels.
     """
-    num_channels = getattr(config, "backbone_config", config).num_channels
-    if num_channels != 3:
-        raise ValueError(
-            f"num_channels is {num_channels}, and the default image processor makes 3 channels; give image_processor."
-        )
     if config.model_type == "internimage_dino":
-        from .image_processing_internimage_detection import InternImageDetectionImageProcessor
-
-        return InternImageDetectionImageProcessor()
+        raise ValueError(
+            "A detector's configuration does not say at what size it sees images; give image_processor, an "
+            "InternImageDetectionImageProcessor."
+        )
+    if config.num_channels != 3:
+        raise ValueError(
+            f"num_channels is {config.num_channels}, and the default image processor makes 3 channels; give "
+            "image_processor."
+        )
     sides = [config.image_size] if isinstance(config.image_size, int) else list(config.image_size)
     return image_processor_for(sides[0], sides[-1])
 
@@ -123,9 +125,9 @@ def save_for_hub(
             InternImageDinoForObjectDetection, of this package or loaded by `trust_remote_code=True`. Either way the
             source files written are this package's.
         folder: where to; parents are made.
-        image_processor: if None, that of the released models at `config.image_size`, or of the released detectors T and
-            L. Ours for classification is written as the CLIPImageProcessor of transformers, which gives the same
-            pixels; the source files of the others are saved.
+        image_processor: if None, that of the released classifiers at `config.image_size`; a detector needs one. Ours
+            for classification is written as the CLIPImageProcessor of transformers, which gives the same pixels; the
+            source files of the others are saved.
         card: the model card. If None, a card in the folder stays; where there is none, a short one is written, without
             a licence.
         max_shard_size: larger weights are split into several files.

@@ -101,7 +101,7 @@ class InternImageDetectionImageProcessor(PilBackend):
         if annotations is not None and len(annotations) != len(images):
             raise ValueError(f"There are {len(images)} images, but {len(annotations)} annotations: give one per image.")
         if do_resize and resample != PILImageResampling.BILINEAR:
-            raise ValueError(f"Only bilinear resampling is implemented, got resample={resample}.")
+            raise ValueError(f"Images are resized bilinearly only, got resample={resample}; leave it out.")
         original_sizes = [image.shape[-2:] for image in images]
         if do_resize:
             images = [self.resize(image, size) for image in images]
@@ -117,9 +117,11 @@ class InternImageDetectionImageProcessor(PilBackend):
         if do_pad:
             if pad_size is None:
                 height, width = (max(sides) for sides in zip(*sizes, strict=True))
-                height, width = multiple_size(height, width, size_divisor)
+                height, width = multiple_size(height, width, size_divisor or 1)
                 pad_size = SizeDict(height=height, width=width)
             data["pixel_values"], data["pixel_mask"] = self.pad(images, pad_size, return_mask=True)
+        elif return_tensors is not None and len(set(sizes)) > 1:
+            raise ValueError(f"Images of the sizes {sorted(set(sizes))} make no batch without do_pad; leave it on.")
         encoded = BatchFeature(data, tensor_type=return_tensors)
         if labels is not None:
             encoded["labels"] = [BatchFeature(label, tensor_type=return_tensors) for label in labels]
@@ -129,6 +131,8 @@ class InternImageDetectionImageProcessor(PilBackend):
         """image: (C, H, W) uint8 -> (C, height, width) uint8."""
         if not (size.shortest_edge and size.longest_edge):
             raise ValueError(f"size must have the keys 'shortest_edge' and 'longest_edge', got {dict(size)}.")
+        if image.dtype != np.uint8:
+            raise ValueError(f"Images are resized as 8-bit pixels, got {image.dtype}; pass uint8, or do_resize=False.")
         _, height, width = image.shape
         target = keep_ratio_size(height, width, size.shortest_edge, size.longest_edge)
         return opencv_bilinear(image.transpose(1, 2, 0), target).transpose(2, 0, 1)

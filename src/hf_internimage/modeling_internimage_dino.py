@@ -329,8 +329,11 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
                 all_boxes[:, :, :split] if denoising is not None else None,
                 labels,
             )
-            if denoising is None:  # every parameter gets a gradient, as distributed training wants
+            # Every parameter gets a gradient, as distributed training wants.
+            if denoising is None:
                 loss = loss + 0.0 * self.label_embeddings.weight.sum()
+            if not config.auxiliary_loss:
+                loss = loss + 0.0 * (all_logits.sum() + all_boxes.sum())
             if config.auxiliary_loss:
                 pairs = zip(logits[:-1], boxes[:-1], strict=True)
                 auxiliary = [{"logits": a[:, own], "pred_boxes": b[:, own]} for a, b in pairs]

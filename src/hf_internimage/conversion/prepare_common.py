@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -78,9 +79,13 @@ def stated_config(path: Path, fields: Mapping[str, Any], system: System) -> PreT
     """
     with naming(path):
         try:
-            return CONFIG_MAPPING[system.model_type].from_dict(dict(fields))
-        except (AttributeError, KeyError, TypeError) as error:
+            config = CONFIG_MAPPING[system.model_type].from_dict(dict(fields))
+        except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
             raise ValueError(f"Not a usable configuration ({error}); correct it.") from error
+        backbone = getattr(config, "backbone_config", config).model_type
+        if backbone not in ("internimage", "cb_internimage"):
+            raise ValueError(f"Its backbone is of type {backbone!r}; give a backbone_config of an InternImage.")
+        return config
 
 
 def read_labels(path: Path | None) -> list[str] | None:

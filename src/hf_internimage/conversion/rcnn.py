@@ -36,7 +36,8 @@ def guess_config(shapes: Shapes) -> InternImageMaskRCNNConfig:
     stages = {name.split(".")[2] for name in shapes if name.startswith(_BOX_HEAD)} & set("0123456789")
     if stages not in (set(), {"0", "1", "2"}):
         raise ValueError(
-            f"Its heads have the stages {', '.join(sorted(stages))}, expected 0, 1, 2 of Cascade Mask R-CNN, or none."
+            f"Its heads have the stages {', '.join(sorted(stages))}, expected 0, 1, 2 or "
+            "none; give a released Mask R-CNN or Cascade Mask R-CNN checkpoint."
         )
     if not any(name.startswith("roi_head.mask_head.") for name in shapes):
         raise ValueError("It has no roi_head.mask_head; give a Mask R-CNN or Cascade Mask R-CNN checkpoint.")
@@ -45,7 +46,8 @@ def guess_config(shapes: Shapes) -> InternImageMaskRCNNConfig:
     codes = dimensions(shapes, f"{head}fc_reg.weight", 2)[0]
     if codes != 4 * num_labels:
         raise ValueError(
-            f"{head}fc_reg.weight has {codes} rows for {num_labels} classes, expected four of each class as released."
+            f"{head}fc_reg.weight has {codes} rows for {num_labels} classes, expected four "
+            "of each; give a released checkpoint, whose boxes are predicted for each class."
         )
     fields: dict[str, Any] = {
         **(CASCADE if stages else {}),

@@ -66,8 +66,6 @@ SYSTEMS = (
     System("mask2former", "Mask2Former", "semantic-segmentation", "mask2former", "mask2former"),
     System("cb_dino", "CB-DINO", "object-detection", "dino", "internimage_dino", "backbone.cb_modules."),
     System("dino", "DINO", "object-detection", "dino", "internimage_dino"),
-    System("cb_dino", "CB-DINO", "object-detection", "dino", "internimage_dino", "backbone.cb_modules."),
-    System("dino", "DINO", "object-detection", "dino", "internimage_dino"),
     System(
         "cascade_rcnn",
         "Cascade Mask R-CNN",

@@ -2,12 +2,15 @@
 """The original's recipes for segmentation and detection: rates by layer, polynomial or dropping schedule."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, TrainingArguments
 
+from ..heads import gradient_checkpointing
 from .optimization import dense_parameter_groups, drop_schedule
 from .trainer import RecipeArguments, RecipeTrainer
 
@@ -37,6 +40,8 @@ class DenseRecipe(RecipeArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.lr_drops, (int, float)):  # one of them, in a file of settings
+            self.lr_drops = [float(self.lr_drops)]
         if not 0 <= self.warmup_start_ratio <= 1:
             raise ValueError(f"warmup_start_ratio is {self.warmup_start_ratio}, expected a number between 0 and 1.")
         if self.polynomial_power < 0:
@@ -80,5 +85,33 @@ class DenseTrainer(RecipeTrainer):
             drops=self.recipe.lr_drops if kind == "constant_with_warmup" else (),
         )
 
+    def refuse_data_parallel(self) -> None:
+        """For labels that are lists: raise ValueError where Trainer would split a batch over several GPUs."""
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {self.args.n_gpu} GPUs, over which it cannot split labels that are lists: start "
+                f"with torchrun --nproc-per-node {self.args.n_gpu}, or set CUDA_VISIBLE_DEVICES to one of them."
+            )
 
-__all__ = ["DenseRecipe", "DenseTrainer"]
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the card that is there: Trainer's own would say nothing of how to load such a model."""
+        if not Path(str(self.args.output_dir), "README.md").exists():
+            super().create_model_card(*args, **kwargs)
+
+
+def checkpoint_backbone(model: PreTrainedModel, training: TrainingArguments) -> None:
+    """If asked for gradient checkpointing and the head has none, switch it on in the InternImage inside, here.
+
+    Trainer is then not asked for it any more. For models that have it by themselves it stays Trainer's, which includes
+    their backbone.
+
+    Raises: ValueError if neither the head has it nor there is an InternImage in `model`.
+    """
+    if not training.gradient_checkpointing or model.supports_gradient_checkpointing:
+        return
+    gradient_checkpointing(model)
+    for name in ("gradient_checkpointing", "activation_checkpointing"):  # transformers 5.23 renamed it
+        setattr(training, name, False)
+
+
+__all__ = ["DenseRecipe", "DenseTrainer", "checkpoint_backbone"]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
 
 from ..resizing import multiple_size
 from .coco_map import as_rows
@@ -42,7 +43,21 @@ class DetectionTrainer(DenseTrainer):
     In evaluation the image processor turns a model's outputs into detections, in pixels of the images as they are in
     their files. These are the predictions, as `coco_map.as_rows` makes them, and `label_ids` the images' `image_id`:
     tensors that several processes can gather. `compute_metrics` has to be a `CocoMap`.
+
+    Args:
+        Everything is DenseTrainer's.
+
+    Raises:
+        ValueError: for several GPUs in one process.
     """
+
+    def __init__(self, model: PreTrainedModel | nn.Module, args: TrainingArguments, **kwargs: Any) -> None:
+        # RT-DETR and its descendants have no use for this embedding in a batch without an object: without this, DDP
+        # fails at the next one.
+        if any("denoising_class_embed" in name for name, _ in model.named_parameters()):
+            args.ddp_find_unused_parameters = True
+        super().__init__(model=model, args=args, **kwargs)
+        self.refuse_data_parallel()
 
     def prediction_step(
         self,

@@ -229,13 +229,17 @@ def load_detection_data(
     Args:
         arguments: where the data are.
         seed: of the held-out share and of the choice of `max_train_samples`.
-        splits: which of train, validation and test to load; those that are not there are None.
+        splits: which of train, validation and test to load; those that are not there are None. A share of the training
+            data is held out for validation also where those are not to be loaded.
         label_names: the classes in the order wanted, such as a model's; the data may lack some.
 
     Raises:
         ValueError: in one sentence naming the file, image or column, for anything that is wrong with the data.
     """
     sources = {split: _find(arguments, split) for split in splits}
+    held_out = "validation" in splits and sources["validation"] is None and arguments.train_val_split > 0
+    if held_out and "train" not in splits:  # what a training with these arguments would hold out
+        sources["train"] = _find(arguments, "train")
     found = {split: dataset for split, dataset in sources.items() if dataset is not None}
     if not found:
         raise ValueError(f"There are no data for {listed(list(splits))}; check dataset_name or the folders' names.")
@@ -250,7 +254,7 @@ def load_detection_data(
         prepared[split] = _renumbered(dataset, split, names)
     train = prepared.get("train")
     if train is not None:
-        if "validation" in splits and "validation" not in prepared and arguments.train_val_split:
+        if held_out:
             held = round(len(train) * arguments.train_val_split)
             if not 0 < held < len(train):
                 raise ValueError(
@@ -259,7 +263,10 @@ def load_detection_data(
                 )
             order = np.random.default_rng(seed).permutation(len(train))
             train, prepared["validation"] = train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
-        prepared["train"] = _first(_trainable(train, arguments), arguments.max_train_samples, seed)
+        if "train" in splits:
+            prepared["train"] = _first(_trainable(train, arguments), arguments.max_train_samples, seed)
+        else:
+            del prepared["train"]
     for split in ("validation", "test"):
         if split in prepared:
             prepared[split] = _first(prepared[split], arguments.max_eval_samples, seed)

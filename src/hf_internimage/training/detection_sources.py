@@ -16,6 +16,7 @@ from .sources import is_image, listed
 
 IMAGES = "images"
 _BOX_NAMES, _CLASS_NAMES = ("bbox", "boxes"), ("category", "categories", "category_id", "label", "labels")
+_MANY, _NEARLY_ALL = 0.25, 0.99  # shares of the boxes
 _NEEDED: dict[str, tuple[str, ...]] = {
     "images": ("id", "file_name"),
     "categories": ("id", "name"),
@@ -93,7 +94,7 @@ def read_column(
         box_format: xywh or xyxy.
 
     Raises:
-        ValueError: naming the column or row, if one is missing or malformed.
+        ValueError: naming the column or row, if one is missing or malformed; if boxes in xywh seem to be in xyxy.
     """
     features, column = dataset.features, objects_column
     image = image_column or next((name for name in features if is_image(features[name])), None)
@@ -133,7 +134,25 @@ def read_column(
             rows.add(number, box, index_of[label], area, bool(crowd), where, box_format)
     has_size = {"width", "height"} <= set(features)
     sizes = list(zip(dataset["width"], dataset["height"], strict=True)) if has_size else [(0, 0)] * len(dataset)
+    if box_format == "xywh":
+        known = [(row, size) for row, size in zip(rows.objects.values(), sizes, strict=True) if all(size)]
+        _refuse_corners([(box, size) for row, size in known for box, *_ in row], source)
     return concatenate_datasets([pictures, rows.columns(names, sizes)], axis=1)
+
+
+def _refuse_corners(boxes: list[tuple[list[float], tuple[int, int]]], source: str) -> None:
+    """Raise ValueError if boxes make no sense in xywh but do in xyxy; each with its image's (width, height)."""
+    outside = fitting = 0
+    for (left, top, third, fourth), (width, height) in boxes:
+        outside += left + third > width + 1 or top + fourth > height + 1
+        fitting += left <= third <= width + 1 and top <= fourth <= height + 1
+    # Corners taken for sizes leave the image wherever a box's middle is in its right or lower half. Sizes taken for
+    # corners are in disorder wherever a box is farther from the edge than it is large.
+    if outside > _MANY * len(boxes) and fitting > _NEARLY_ALL * len(boxes):
+        raise ValueError(
+            f"{source}: {outside} of {len(boxes)} boxes end outside of their image, as (left, top, width, height); is "
+            "box_format=xyxy meant?"
+        )
 
 
 def _object_fields(feature: Any) -> dict[str, Any]:

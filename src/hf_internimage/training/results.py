@@ -46,12 +46,12 @@ def evaluation_result(
     """One evaluation's numbers, and what is needed to repeat it.
 
     Args:
-        model: the classifier itself.
+        model: the model itself.
         name: folder or repository it is from.
         data, split: what it was evaluated on: train, validation or test.
         samples: number of images.
-        metrics: of `classification_accuracy.py`, from 0 to 1, and the mean loss.
-        image_size: height and width in pixels.
+        metrics: of the task, from 0 to 1, and the mean loss.
+        image_size: height and width in pixels; of segmentation and detection the shortest and longest edge.
         batch_size: images a batch and process.
         dtype: what it was computed in, such as float32.
         device: where.

@@ -2,7 +2,6 @@
 """Trains semantic segmentation with any head of transformers, scored by mean IoU in bounded memory."""
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,11 +26,16 @@ class SegmentationTrainer(DenseTrainer):
 
     Args:
         Everything is DenseTrainer's. `compute_metrics` is `ComputeMeanIoU`, with `batch_eval_metrics`.
+
+    Raises:
+        ValueError: for several GPUs in one process, if masks of queries are predicted.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.has_queries = "mask_labels" in inspect.signature(type(self.model).forward).parameters
+        if self.has_queries:
+            self.refuse_data_parallel()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         # dataloader_drop_last is for batch norms, which a last batch of one image breaks in training only
@@ -52,6 +56,8 @@ class SegmentationTrainer(DenseTrainer):
             inputs = {"pixel_values": inputs["pixel_values"], **query_labels(inputs["labels"])}
         outputs = model(**inputs)
         loss = outputs.loss.mean()  # Mask2Former's is of shape (1,)
+        if "labels" in inputs and (inputs["labels"] == IGNORED_LABEL).all():
+            loss = torch.nan_to_num(loss)  # a mean over no pixel
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -72,11 +78,6 @@ class SegmentationTrainer(DenseTrainer):
                 for maps in (found, labels)
             )
         return loss, found, labels
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Keep the card that is there: Trainer's own would say nothing of how to load such a model."""
-        if not Path(str(self.args.output_dir), "README.md").exists():
-            super().create_model_card(*args, **kwargs)
 
 
 def query_labels(labels: torch.Tensor) -> dict[str, list[torch.Tensor]]:

@@ -71,9 +71,12 @@ class SegmentationDataArguments:
             'object such as {"0": "wall"}. With reduce_labels, without the first.'
         },
     )
-    reduce_labels: bool = field(
-        default=False,
-        metadata={"help": "0 in a map is no class, and 1 the first one, as in ADE20K, Pascal Context and NYU."},
+    reduce_labels: bool | None = field(
+        default=None,
+        metadata={
+            "help": "0 in a map is no class, and 1 the first one, as in ADE20K, Pascal Context and NYU; default: as "
+            "the checkpoint's image processor has it, else false."
+        },
     )
     train_val_split: float = field(
         default=0.15, metadata={"help": "Share to validate on where there is no validation data; 0 for none."}
@@ -242,6 +245,8 @@ def load_data(
         label_names = read_label_names(Path(arguments.label_names_file))
     if label_names is None:
         raise ValueError("Set label_names_file: images and maps do not say what the classes are called.")
+    if len(label_names) > IGNORED_LABEL:
+        raise ValueError(f"There are {len(label_names)} classes, expected at most 255: 255 in a map is no class.")
     found = {split: _find(arguments, split) for split in ("train", "validation")}
     if "train" in splits and found["train"] is None:
         raise ValueError("There are no training data: set train_dir, or train_split_name to a split of the dataset.")
@@ -262,7 +267,7 @@ def load_data(
         _some(train, arguments.max_train_samples, seed) if "train" in splits else None,
         _some(validation, arguments.max_eval_samples, seed) if "validation" in splits else None,
         list(label_names),
-        arguments.reduce_labels,
+        bool(arguments.reduce_labels),
         arguments.max_image_pixels,
     )
 

@@ -17,7 +17,7 @@ from .metrics import load_module
 from .overlays import draw_masks
 from .results import evaluation_result, write_json
 from .segmentation import SegmentationTrainer
-from .segmentation_data import ProcessorPair, SegmentationData, SegmentationDataArguments
+from .segmentation_data import PairTransform, ProcessorPair, SegmentationData, SegmentationDataArguments
 
 
 @dataclass
@@ -44,6 +44,9 @@ class InferenceArguments:
         for name in ("inference_crop", "inference_stride", "tta_ratios"):
             if isinstance(value := getattr(self, name), (int, float)):  # in a file of settings
                 setattr(self, name, [value])
+        for name in ("inference_crop", "inference_stride"):
+            if len(getattr(self, name)) > 2:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected one number, or height and width.")
         if self.inference not in ("whole", "slide"):
             raise ValueError(f"inference is {self.inference!r}, expected 'whole' or 'slide'.")
         given = bool(self.inference_crop) and bool(self.inference_stride)
@@ -94,23 +97,12 @@ def judge(
     segmenter = inference.segmenter(model, processor)
     transform = loaded.transform(ProcessorPair(processor))
     count, world = len(split), training.world_size
-    drawn = {int(row) for row in np.linspace(0, count - 1, min(inference.overlays, count))}
-    (output / "overlays").mkdir(parents=True, exist_ok=True)
-    seconds = 0.0
-    # As many images in each process: a sharded model runs in all of them at once. The last ones come twice, uncounted.
-    for turn in range(-(-count // world)):
-        row = turn * world + training.process_index
-        example = split[min(row, count - 1)]
-        image, labels, _ = transform.read(example["image"], example["label"])
-        started = time.perf_counter()
-        with trainer.compute_loss_context_manager():
-            found = segmenter(image).cpu().numpy()
-        seconds += time.perf_counter() - started
-        if row >= count:
-            continue
-        metric.add(found, labels)
-        if row in drawn:
-            draw_masks(image, labels, found, names, output / "overlays" / f"{row:05d}.png")
+    if trainer.is_fsdp_enabled and inference.inference == "slide":
+        raise ValueError(
+            "inference=slide needs as many windows in every process: evaluate the saved model without FSDP."
+        )
+    with trainer.weights_to_judge():
+        seconds = _segment(trainer, split, segmenter, transform, metric, names, inference.overlays)
     counts = torch.from_numpy(metric.counts).to(training.device)
     metric.counts = trainer.accelerator.reduce(counts, "sum").cpu().numpy()
     measured = metric.compute()
@@ -138,6 +130,38 @@ def judge(
     if trainer.is_world_process_zero():
         write_json(evaluation, output / "eval_evaluation.json")
     return evaluation
+
+
+def _segment(
+    trainer: SegmentationTrainer,
+    split: Dataset,
+    segmenter: SemanticSegmenter,
+    transform: PairTransform,
+    metric: Any,
+    names: list[str],
+    overlays: int,
+) -> float:
+    """Segment this process's share of a split, add it to the metric and draw some; returns the seconds it took."""
+    count, world = len(split), trainer.args.world_size
+    folder = Path(str(trainer.args.output_dir), "overlays")
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = {int(row) for row in np.linspace(0, count - 1, min(overlays, count))}
+    seconds = 0.0
+    # As many images in each process: a sharded model runs in all of them at once. The last ones come twice, uncounted.
+    for turn in range(-(-count // world)):
+        row = turn * world + trainer.args.process_index
+        example = split[min(row, count - 1)]
+        image, labels, _ = transform.read(example["image"], example["label"])
+        started = time.perf_counter()
+        with trainer.compute_loss_context_manager():
+            found = segmenter(image).cpu().numpy()
+        seconds += time.perf_counter() - started
+        if row >= count:
+            continue
+        metric.add(found, labels)
+        if row in drawn:
+            draw_masks(image, labels, found, names, folder / f"{row:05d}.png")
+    return seconds
 
 
 _DESCRIBED = ("inference", "inference_crop", "inference_stride", "tta_ratios", "tta_flip")

@@ -173,7 +173,7 @@ class RecipeTrainer(Trainer):
         return self.average
 
     @contextlib.contextmanager
-    def _weights_to_judge(self) -> Iterator[None]:
+    def weights_to_judge(self) -> Iterator[None]:
         """Evaluation sees the averages, the same ones in all processes."""
         with contextlib.nullcontext() if self.average is None else self.average.applied():
             self._agree_on_buffers()
@@ -187,11 +187,11 @@ class RecipeTrainer(Trainer):
                     dist.broadcast(buffer, 0)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self._weights_to_judge():
+        with self.weights_to_judge():
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        with self._weights_to_judge():
+        with self.weights_to_judge():
             return super().predict(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
