@@ -45,8 +45,9 @@ from hf_internimage.segmentation import SemanticSegmenter
 from PIL import Image
 from transformers import AutoImageProcessor, {auto}
 
-model = {auto}.from_pretrained("{name}").eval()
-segment = SemanticSegmenter(model, AutoImageProcessor.from_pretrained("{name}"){options})
+folder = "{name}"
+model = {auto}.from_pretrained(folder).eval()
+segment = SemanticSegmenter(model, AutoImageProcessor.from_pretrained(folder){options})
 labels = segment(Image.open("street.jpg").convert("RGB"))  # (height, width), the class of each pixel
 ```
 """
