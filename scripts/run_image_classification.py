@@ -34,10 +34,10 @@ from transformers.utils import logging
 
 from hf_internimage import InternImageConfig, InternImageImageProcessorPil, hub
 from hf_internimage.training import data, metrics, reports
-from hf_internimage.training.augmentation import Augmentation, AugmentationArguments, AugmentedPixels
+from hf_internimage.training.augmentation import Augmentation, AugmentationArguments
 from hf_internimage.training.classification import ClassificationRecipe, ClassificationTrainer
 from hf_internimage.training.command_line import UsageError, find_checkpoint, json_object, parse, run_script
-from hf_internimage.training.images import check_images, target_size
+from hf_internimage.training.images import Augmented, check_images, target_size
 from hf_internimage.training.outcome import judge, publish
 from hf_internimage.training.streams import TrainingStream
 from hf_internimage.training.trainer import TellEpoch
@@ -198,7 +198,7 @@ def build_trainer(
         augmentation = Augmentation(
             target_size(processor), list(processor.image_mean), list(processor.image_std), parts.augmentation
         )
-        pixels = AugmentedPixels(augmentation, training.seed)
+        pixels = Augmented(augmentation, training.seed)
         callbacks.append(TellEpoch(pixels.epoch))
         transform = loaded.transform(pixels)
         if parts.data.streaming:

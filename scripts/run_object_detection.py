@@ -39,16 +39,17 @@ from hf_internimage import InternImageConfig, InternImageDetectionImageProcessor
 from hf_internimage.configuration_internimage_dino import InternImageDinoConfig
 from hf_internimage.training import reports
 from hf_internimage.training.coco_map import CocoMap
-from hf_internimage.training.command_line import UsageError, find_checkpoint, json_object, parse, run_script
+from hf_internimage.training.command_line import UsageError, find_checkpoint, parse, run_script
 from hf_internimage.training.dense import DenseRecipe, checkpoint_backbone
+from hf_internimage.training.dense_models import DenseModelArguments, load_model
 from hf_internimage.training.detection import Collate, DetectionTrainer
 from hf_internimage.training.detection_augmentation import (
-    AugmentedObjects,
     DetectionAugmentation,
     DetectionAugmentationArguments,
 )
 from hf_internimage.training.detection_data import DetectionData, DetectionDataArguments, load_detection_data
 from hf_internimage.training.detection_outcome import curves, judge, publish
+from hf_internimage.training.images import Augmented
 from hf_internimage.training.trainer import TellEpoch
 
 logger = logging.get_logger("run_object_detection")
@@ -65,28 +66,14 @@ _DINO_STAGES = 3  # the last ones, as in the released T, L, H and G
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(DenseModelArguments):
     """Which model is trained: a detector's checkpoint, or a new head on a backbone; and for what sizes of images."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Detector to start from: a folder, or a repository on the Hub."}
-    )
+    heads = tuple(HEADS)
+
     head: str = field(
         default="dino", metadata={"help": f"Without model_name_or_path: the new head, one of {', '.join(HEADS)}."}
     )
-    backbone: str | None = field(
-        default=None, metadata={"help": "Pretrained InternImage under the new head: a folder, or a repository."}
-    )
-    size: str | None = field(
-        default=None, metadata={"help": "Without backbone: size of a new InternImage: t, s, b, l, xl, h or g."}
-    )
-    config_overrides: str | None = field(
-        default=None, metadata={"help": 'Fields of the backbone\'s configuration, as JSON: {"layer_scale": 1.0}.'}
-    )
-    head_overrides: str | None = field(
-        default=None, metadata={"help": 'Fields of the head\'s configuration, as JSON: {"num_queries": 300}.'}
-    )
-    drop_path_rate: float | None = field(default=None, metadata={"help": "The backbone's; default: the model's."})
     shortest_edge: int | None = field(
         default=None,
         metadata={
@@ -98,14 +85,9 @@ class ModelArguments:
     max_detections: int | None = field(
         default=None, metadata={"help": "Detections kept of each image; default: the image processor's."}
     )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
 
     def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise ValueError(f"head is {self.head!r}, expected one of {', '.join(HEADS)}.")
-        given = [name for name in ("model_name_or_path", "backbone", "size") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{given[0]} and {given[1]} are both set; choose one of them.")
+        super().__post_init__()
         if self.longest_edge is not None and self.longest_edge < (self.shortest_edge or self.longest_edge + 1):
             raise ValueError(f"longest_edge is {self.longest_edge}: set shortest_edge, too, and to no more than that.")
         if self.max_detections is not None and self.max_detections < 1:
@@ -150,26 +132,11 @@ def read_arguments(argv: list[str]) -> Parts:
 
 def build_model(arguments: ModelArguments, label_names: list[str]) -> PreTrainedModel:
     """The checkpoint with a classifier for these labels, or a new head on a backbone."""
-    of_backbone = json_object("config_overrides", arguments.config_overrides)
-    if arguments.drop_path_rate is not None:
-        of_backbone["drop_path_rate"] = arguments.drop_path_rate
-    of_head = json_object("head_overrides", arguments.head_overrides) | {
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {name: index for index, name in enumerate(label_names)},
-    }
+    of_backbone, of_head = arguments.overrides(label_names)
     revision = arguments.model_revision
     if arguments.model_name_or_path is not None:
-        name = arguments.model_name_or_path
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        if of_backbone:
-            inner = getattr(config, "backbone_config", None)
-            if inner is None:
-                raise UsageError(f"{name} has no backbone_config: leave out config_overrides and drop_path_rate.")
-            inner.update(of_backbone)
-        config.update(of_head)
-        # The classifier may be for other labels.
-        return AutoModelForObjectDetection.from_pretrained(
-            name, revision=revision, config=config, ignore_mismatched_sizes=True
+        return load_model(
+            arguments.model_name_or_path, revision, of_backbone, of_head, lambda config: AutoModelForObjectDetection
         )
     if arguments.backbone is not None and arguments.head != "dino":
         return heads.from_backbone(
@@ -242,7 +209,7 @@ def build_trainer(parts: Parts, loaded: DetectionData, model: PreTrainedModel, p
     training = parts.training
     callbacks, train = [], None
     if loaded.train is not None:
-        objects = AugmentedObjects(DetectionAugmentation(processor, parts.augmentation), training.seed)
+        objects = Augmented(DetectionAugmentation(processor, parts.augmentation), training.seed)
         callbacks.append(TellEpoch(objects.epoch))
         train = loaded.train.with_transform(loaded.training_transform(objects))
     checkpoint_backbone(model, training)

@@ -41,11 +41,12 @@ from transformers.utils import logging
 
 from hf_internimage import InternImageConfig, InternImageSegmentationImageProcessor, heads
 from hf_internimage.training import reports, segmentation_data
-from hf_internimage.training.command_line import UsageError, find_checkpoint, json_object, parse, run_script
+from hf_internimage.training.command_line import UsageError, find_checkpoint, parse, run_script
 from hf_internimage.training.dense import DenseRecipe, checkpoint_backbone
+from hf_internimage.training.dense_models import DenseModelArguments, load_model
+from hf_internimage.training.images import Augmented
 from hf_internimage.training.segmentation import ComputeMeanIoU, SegmentationTrainer
 from hf_internimage.training.segmentation_augmentation import (
-    AugmentedPair,
     SegmentationAugmentation,
     SegmentationAugmentationArguments,
 )
@@ -58,28 +59,14 @@ HEADS = ("upernet", "mask2former")
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(DenseModelArguments):
     """Which model is trained: a segmenter's checkpoint, or a new head on a backbone; and for what sizes of images."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Segmenter to start from: a folder, or a repository on the Hub."}
-    )
+    heads = HEADS
+
     head: str = field(
         default="upernet", metadata={"help": f"Without model_name_or_path: the new head, one of {', '.join(HEADS)}."}
     )
-    backbone: str | None = field(
-        default=None, metadata={"help": "Pretrained InternImage under the new head: a folder, or a repository."}
-    )
-    size: str | None = field(
-        default=None, metadata={"help": "Without backbone: size of a new InternImage: t, s, b, l, xl, h or g."}
-    )
-    config_overrides: str | None = field(
-        default=None, metadata={"help": 'Fields of the backbone\'s configuration, as JSON: {"layer_scale": 1.0}.'}
-    )
-    head_overrides: str | None = field(
-        default=None, metadata={"help": 'Fields of the head\'s configuration, as JSON: {"hidden_size": 256}.'}
-    )
-    drop_path_rate: float | None = field(default=None, metadata={"help": "The backbone's; default: the model's."})
     shortest_edge: int | None = field(
         default=None,
         metadata={"help": "Images are resized to fit this and longest_edge; default: the checkpoint's, or the crop's."},
@@ -88,14 +75,6 @@ class ModelArguments:
     size_divisor: int | None = field(
         default=None, metadata={"help": "Both sides become a multiple of this; default: the checkpoint's, or 32."}
     )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
-
-    def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise ValueError(f"head is {self.head!r}, expected one of {', '.join(HEADS)}.")
-        given = [name for name in ("model_name_or_path", "backbone", "size") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{given[0]} and {given[1]} are both set; choose one of them.")
 
 
 @dataclass
@@ -137,15 +116,9 @@ def read_arguments(argv: list[str]) -> Parts:
 
 def build_model(arguments: ModelArguments, label_names: list[str]) -> PreTrainedModel:
     """The checkpoint with a classifier for these labels, or a new head on a backbone."""
-    fields = json_object("config_overrides", arguments.config_overrides)
-    if arguments.drop_path_rate is not None:
-        fields["drop_path_rate"] = arguments.drop_path_rate
-    of_head = json_object("head_overrides", arguments.head_overrides) | {
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {name: index for index, name in enumerate(label_names)},
-    }
+    fields, of_head = arguments.overrides(label_names)
     if arguments.model_name_or_path is not None:
-        return load_model(arguments.model_name_or_path, arguments.model_revision, fields, of_head)
+        return load_model(arguments.model_name_or_path, arguments.model_revision, fields, of_head, auto_class)
     if arguments.backbone is not None:
         return heads.from_backbone(
             arguments.head, arguments.backbone, backbone_fields=fields, revision=arguments.model_revision, **of_head
@@ -155,19 +128,10 @@ def build_model(arguments: ModelArguments, label_names: list[str]) -> PreTrained
     return getattr(transformers, heads.HEADS[arguments.head].model)(config)
 
 
-def load_model(name: str, revision: str, of_backbone: dict[str, Any], of_head: dict[str, Any]) -> PreTrainedModel:
-    """Any segmenter of transformers, with these fields of its backbone's and its own configuration."""
-    config = AutoConfig.from_pretrained(name, revision=revision)
-    if of_backbone:
-        inner = getattr(config, "backbone_config", None)
-        if inner is None:
-            raise UsageError(f"{name} has no backbone_config: leave out config_overrides and drop_path_rate.")
-        inner.update(of_backbone)
-    config.update(of_head)
+def auto_class(config: Any) -> Any:
+    """What loads a segmenter of this configuration."""
     semantic = type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
-    auto = AutoModelForSemanticSegmentation if semantic else AutoModelForUniversalSegmentation
-    # The classifier may be for other labels.
-    return auto.from_pretrained(name, revision=revision, config=config, ignore_mismatched_sizes=True)
+    return AutoModelForSemanticSegmentation if semantic else AutoModelForUniversalSegmentation
 
 
 def checkpoint_labels(arguments: ModelArguments, label_names: list[str] | None) -> list[str]:
@@ -232,7 +196,7 @@ def build_trainer(
             list(processor.image_std),
             parts.augmentation,
         )
-        pair = AugmentedPair(augmentation, training.seed)
+        pair = Augmented(augmentation, training.seed)
         callbacks.append(TellEpoch(pair.epoch))
         train = loaded.train.with_transform(loaded.transform(pair))
     checkpoint_backbone(model, training)

@@ -9,10 +9,10 @@ from transformers import RTDetrImageProcessorPil
 
 from hf_internimage import InternImageDetectionImageProcessor
 from hf_internimage.training.detection_augmentation import (
-    AugmentedObjects,
     DetectionAugmentation,
     DetectionAugmentationArguments,
 )
+from hf_internimage.training.images import Augmented
 
 
 def objects(boxes, classes=None, crowds=None):
@@ -196,7 +196,7 @@ def test_crops_are_the_recipes():
 def test_a_seed_gives_the_same_and_epochs_differ():
     image = Image.effect_mandelbrot((90, 70), (-2, -1, 1, 1), 90).convert("RGB")
     target = objects([(10, 10, 30, 30), (50, 20, 30, 40)])
-    prepare = AugmentedObjects(DetectionAugmentation(keeping_ratio(), DetectionAugmentationArguments()), seed=7)
+    prepare = Augmented(DetectionAugmentation(keeping_ratio(), DetectionAugmentationArguments()), seed=7)
     before = torch.get_rng_state()
     results = []
     for epoch in (0, 1, 2, 3, 0):

@@ -14,11 +14,11 @@ from transformers.utils import logging
 
 from hf_internimage import InternImageDetectionImageProcessor
 from hf_internimage.training.detection_augmentation import (
-    AugmentedObjects,
     DetectionAugmentation,
     DetectionAugmentationArguments,
 )
 from hf_internimage.training.detection_data import DetectionDataArguments, load_detection_data
+from hf_internimage.training.images import Augmented
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_objects_that_cannot_be_trained_on(tmp_path, caplog):
 def augmented(data, **changes):
     arguments = DetectionAugmentationArguments(**{"crop_probability": 0.0, **changes})
     augmentation = DetectionAugmentation(InternImageDetectionImageProcessor(), arguments)
-    return data.training_transform(AugmentedObjects(augmentation, 0))
+    return data.training_transform(Augmented(augmentation, 0))
 
 
 def test_an_image_of_another_size_than_annotated_is_named(tmp_path):

@@ -171,6 +171,7 @@ ALLOWED = {
         {"training/mixing.py", "training/optimization.py", "training/trainer.py"},
     ),
     "training/command_line.py": ({"torch", "transformers", "yaml"}, {"hub.py", "training/trainer.py"}),
+    "training/dense_models.py": ({"transformers"}, {"training/command_line.py"}),
     "training/dense.py": (
         {"torch", "transformers"},
         {"heads.py", "training/optimization.py", "training/trainer.py"},

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from hf_internimage import InternImageSegmentationImageProcessor
+from hf_internimage.training.images import Augmented
 from hf_internimage.training.segmentation_augmentation import (
     IGNORED_LABEL,
-    AugmentedPair,
     SegmentationAugmentation,
     SegmentationAugmentationArguments,
     distort_colours,
@@ -90,11 +90,11 @@ def test_only_the_seed_decides():
 
 def test_epoch_and_image_are_part_of_the_seed():
     image, labels = picture()
-    pair = AugmentedPair(augmentation(), seed=3)
+    pair = Augmented(augmentation(), seed=3)
     made = [pair(image, labels, [5]), pair(image, labels, [6])]
     pair.epoch.fill_(1)
     made.append(pair(image, labels, [5]))
-    made.append(AugmentedPair(augmentation(), seed=4)(image, labels, [5]))
+    made.append(Augmented(augmentation(), seed=4)(image, labels, [5]))
     pair.epoch.fill_(0)
     assert torch.equal(pair(image, labels, [5])["pixel_values"], made[0]["pixel_values"])
     for index, one in enumerate(made):

@@ -28,6 +28,7 @@ from transformers.utils import logging
 from hf_internimage import InternImageConfig, InternImageSegmentationImageProcessor, heads
 from hf_internimage.checkpoints import CHECKPOINTS
 from hf_internimage.training import overlays
+from hf_internimage.training.command_line import json_object
 from hf_internimage.training.dense import DenseRecipe
 from hf_internimage.training.metrics import load_module as load_metric
 from hf_internimage.training.segmentation import SegmentationTrainer
@@ -324,11 +325,11 @@ def test_recipes_are_the_originals(recipe, tmp_path):
     owner, _, name = parts.model.backbone.partition("/")
     assert owner == "OpenGVLab"
     assert next(found for found in CHECKPOINTS if found.name == name).size == size
-    fields = script.json_object("", parts.model.config_overrides)
+    fields = json_object("", parts.model.config_overrides)
     assert fields == ({} if size == "h" else {"layer_scale": 1.0})
     config = heads.head_config(
         parts.model.head, InternImageConfig.from_size(size, **fields),
-        **script.json_object("", parts.model.head_overrides),
+        **json_object("", parts.model.head_overrides),
     )  # fmt: skip
     if recipe == "mask2former_h":
         assert (config.feature_size, config.mask_feature_size, config.hidden_dim) == (1024, 1024, 1024)

@@ -141,25 +141,6 @@ class Augmentation:
                 return
 
 
-class AugmentedPixels:
-    """What prepares training images, anew in every epoch (`images.ImageTransform.prepare`).
-
-    Args:
-        augmentation: what is done to an image.
-        seed: of the whole training.
-
-    Attributes:
-        epoch: a tensor that worker processes share; set it with `fill_`.
-    """
-
-    def __init__(self, augmentation: Augmentation, seed: int) -> None:
-        self.augmentation, self.seed = augmentation, seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def __call__(self, image: Image.Image, key: list[int]) -> torch.Tensor:
-        return self.augmentation(image, [self.seed, int(self.epoch), *key])
-
-
 def _enhancer(kind: type) -> Callable[..., Image.Image]:
     return lambda image, strength, sign, fill: kind(image).enhance(max(0.1, 1 + sign * 0.9 * strength))
 
@@ -203,4 +184,4 @@ OPERATIONS: dict[str, Callable[[Image.Image, float, float, tuple[int, ...]], Ima
     ),
 }
 
-__all__ = ["OPERATIONS", "Augmentation", "AugmentationArguments", "AugmentedPixels"]
+__all__ = ["OPERATIONS", "Augmentation", "AugmentationArguments"]

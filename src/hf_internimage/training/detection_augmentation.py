@@ -142,28 +142,9 @@ class DetectionAugmentation:
         return pixels, torch.cat([points.amin(1), points.amax(1)], 1)  # mirroring swaps left and right
 
 
-class AugmentedObjects:
-    """What prepares training images and boxes, anew in every epoch (`detection_data.ReadObjects.prepare`).
-
-    Args:
-        augmentation: what is done to an image.
-        seed: of the whole training.
-
-    Attributes:
-        epoch: a tensor that worker processes share; set it with `fill_`.
-    """
-
-    def __init__(self, augmentation: DetectionAugmentation, seed: int) -> None:
-        self.augmentation, self.seed = augmentation, seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def __call__(self, image: PILImage, target: Target, key: list[int]) -> dict[str, Any]:
-        return self.augmentation(image, target, [self.seed, int(self.epoch), *key])
-
-
 def _resize(height: int, width: int) -> Any:
     # Half-pixel centres without antialiasing, as OpenCV and evaluation have it.
     return kornia_augmentation.Resize((height, width), align_corners=False, antialias=False)
 
 
-__all__ = ["AugmentedObjects", "DetectionAugmentation", "DetectionAugmentationArguments"]
+__all__ = ["DetectionAugmentation", "DetectionAugmentationArguments"]

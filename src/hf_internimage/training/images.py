@@ -192,6 +192,29 @@ class ProcessorPixels:
         return self.processor(image, return_tensors="pt")["pixel_values"][0]
 
 
+class Augmented:
+    """What prepares training examples, anew in every epoch, from nothing but the example, the epoch and the seed.
+
+    Called with an example's parts, of which the last is its key (see `ImageTransform`), it calls `augmentation` with
+    the others and the key behind seed and epoch.
+
+    Args:
+        augmentation: what is done to an example.
+        seed: of the whole training.
+
+    Attributes:
+        epoch: a tensor that worker processes share; set it with `fill_`.
+    """
+
+    def __init__(self, augmentation: Callable[..., Any], seed: int) -> None:
+        self.augmentation, self.seed = augmentation, seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __call__(self, *example: Any) -> Any:
+        *parts, key = example
+        return self.augmentation(*parts, [self.seed, int(self.epoch), *key])
+
+
 def target_size(processor: Any) -> tuple[int, int]:
     """Height and width in pixels of what an image processor makes."""
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
@@ -226,6 +249,7 @@ def check_images(
 
 __all__ = [
     "MAX_PIXELS",
+    "Augmented",
     "ImageTransform",
     "ProcessorPixels",
     "check_images",

@@ -160,25 +160,6 @@ def distort_colours(values: torch.Tensor, generator: np.random.Generator) -> tor
     return values if contrast_first else contrast(values)
 
 
-class AugmentedPair:
-    """What prepares training images and their maps, anew in every epoch (`segmentation_data.PairTransform.prepare`).
-
-    Args:
-        augmentation: what is done to an image and its map.
-        seed: of the whole training.
-
-    Attributes:
-        epoch: a tensor that worker processes share; set it with `fill_`.
-    """
-
-    def __init__(self, augmentation: SegmentationAugmentation, seed: int) -> None:
-        self.augmentation, self.seed = augmentation, seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def __call__(self, image: Image.Image, labels: np.ndarray, key: list[int]) -> dict[str, torch.Tensor]:
-        return self.augmentation(image, labels, [self.seed, int(self.epoch), *key])
-
-
 def _kornia() -> Any:
     try:
         from kornia import enhance
@@ -191,7 +172,6 @@ def _kornia() -> Any:
 
 __all__ = [
     "IGNORED_LABEL",
-    "AugmentedPair",
     "SegmentationAugmentation",
     "SegmentationAugmentationArguments",
     "distort_colours",
