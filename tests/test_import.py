@@ -125,7 +125,7 @@ ALLOWED = {
         | {"conversion/tensors.py"},
     ),
     "conversion/prepare_common.py": (
-        {"torch", "transformers"},
+        {"huggingface_hub", "torch", "transformers"},
         {"conversion/files.py", "conversion/labels.py", "conversion/systems.py", "conversion/tensors.py"},
     ),
     "conversion/prepare_dense.py": (
