@@ -270,11 +270,16 @@ def run(parts: Parts) -> None:
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
     evaluation = None
-    drawing: Any = {"overlays": parts.run.overlays, "overlay_threshold": parts.run.overlay_threshold}
+    judged = None if training.do_train else parts.model.model_name_or_path
+    how: Any = {
+        "name": judged or training.hub_model_id or str(output),
+        "overlays": parts.run.overlays,
+        "overlay_threshold": parts.run.overlay_threshold,
+    }
     if training.do_eval and loaded.validation is not None:
-        evaluation = judge(trainer, loaded.validation, "eval", parts.data, loaded, **drawing)
+        evaluation = judge(trainer, loaded.validation, "eval", parts.data, loaded, **how)
     if training.do_predict and loaded.test is not None:
-        judge(trainer, loaded.test, "test", parts.data, loaded, **drawing)
+        judge(trainer, loaded.test, "test", parts.data, loaded, **how)
     if not training.do_train:
         return
     if trainer.is_world_process_zero():

@@ -412,6 +412,7 @@ def test_evaluation_alone_gives_the_same(trained, scenes, tmp_path):
         overlays=0,
     )  # fmt: skip
     assert script.main([*arguments, "--do_eval"]) == 0
+    assert json.loads((tmp_path / "again" / "eval_evaluation.json").read_text())["model"] == str(trained)
     first, again = metrics(trained), metrics(tmp_path / "again")
     assert first.keys() == again.keys()
     for name in first.keys() - {"loss"}:

@@ -38,6 +38,7 @@ def judge(
     arguments: DetectionDataArguments,
     data: DetectionData,
     *,
+    name: str,
     overlays: int,
     overlay_threshold: float,
 ) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def judge(
         prefix: of the files' names: eval or test.
         arguments: what the data are from.
         data: all of them.
+        name: folder or repository the model is from.
         overlays: how many images to draw, evenly from the split.
         overlay_threshold: least score of a detection that is drawn.
 
@@ -68,7 +70,7 @@ def judge(
     training = trainer.args
     evaluation = evaluation_result(
         trainer.model,
-        training.hub_model_id or str(training.output_dir),
+        name,
         arguments,
         "test" if prefix == "test" else "validation",
         samples=len(split),
