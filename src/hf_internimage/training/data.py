@@ -15,26 +15,15 @@ from transformers.utils import logging
 
 from .images import MAX_PIXELS, ImageTransform, ProcessorPixels
 from .labels import Vocabulary, encode_labels, find_label_column, has_labels, label_array, read_vocabulary
-from .sources import SPLITS, is_image, keep_stream, listed, read_folder
+from .sources import SourceArguments, choose, is_image, keep_stream, listed, read_folder
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class DataArguments:
+class DataArguments(SourceArguments):
     """Where the images and labels are, and which part of them to use."""
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Dataset on the Hugging Face Hub, or a local dataset repository."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that dataset."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of that dataset."})
-    train_split_name: str | None = field(
-        default=None, metadata={"help": "Split to train on; found by its usual names if not given."}
-    )
-    validation_split_name: str | None = field(
-        default=None, metadata={"help": "Split to validate on; found by its usual names if not given."}
-    )
     test_split_name: str | None = field(
         default=None, metadata={"help": "Split to test on; found by its usual names if not given."}
     )
@@ -45,7 +34,6 @@ class DataArguments:
             "metadata.csv or metadata.jsonl, Parquet files, or webdataset shards (.tar)."
         },
     )
-    validation_dir: str | None = field(default=None, metadata={"help": "Folder of validation data, likewise."})
     test_dir: str | None = field(default=None, metadata={"help": "Folder of test data, likewise."})
     image_column_name: str | None = field(
         default=None, metadata={"help": "Column of the images; found by its type if not given."}
@@ -83,22 +71,10 @@ class DataArguments:
         default=MAX_PIXELS,
         metadata={"help": "Larger JPEG files are decoded at a reduced size; other larger images are an error."},
     )
-    data_cache_dir: str | None = field(
-        default=None, metadata={"help": "Where datasets keeps what it downloads and converts."}
-    )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.train_val_split < 1:
-            raise ValueError(f"train_val_split is {self.train_val_split}, expected at least 0 and less than 1.")
-        for name in ("shuffle_buffer", "max_train_samples", "max_eval_samples", "max_image_pixels", "num_classes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1.")
-        folders = [name for name in ("train_dir", "validation_dir", "test_dir") if getattr(self, name)]
-        if self.dataset_name is None and not folders:
-            raise ValueError("No data: set dataset_name, or train_dir and its like.")
-        if self.dataset_name is not None and folders:
-            raise ValueError(f"dataset_name and {folders[0]} are both set; choose one of them.")
+        super().__post_init__()
+        self.check_positive("shuffle_buffer", "num_classes")
 
 
 @dataclass
@@ -244,12 +220,7 @@ def _find(arguments: DataArguments, split: str) -> Dataset | IterableDataset | N
         present = builder.as_streaming_dataset()
     else:
         present = load_dataset(arguments.dataset_name, arguments.dataset_config_name, **options)
-    wanted = getattr(arguments, f"{split}_split_name")
-    if wanted is not None and wanted not in present:
-        raise ValueError(
-            f"{arguments.dataset_name} has no split {wanted!r}; set {split}_split_name to one of {sorted(present)}."
-        )
-    name = wanted or next((name for name in SPLITS[split] if name in present), None)
+    name = arguments.name_of_split(split, present)
     if name is None or not arguments.streaming or streaming:
         return None if name is None else present[name]
     key = Hasher.hash([builder.cache_dir, name, arguments.max_eval_samples])
@@ -308,8 +279,7 @@ def _first(dataset: Any, count: int | None, seed: int) -> Any:
         return dataset
     if isinstance(dataset, IterableDataset):
         return dataset.take(count)
-    rows = np.random.default_rng(seed).permutation(len(dataset))[:count]
-    return dataset.select(np.sort(rows))
+    return choose(dataset, count, seed)
 
 
 def _read_names(path: str) -> list[str]:

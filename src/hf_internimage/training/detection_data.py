@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, List, load_dataset
+from datasets import ClassLabel, Dataset, List
 from PIL.Image import Image as PILImage
 from PIL.JpegImagePlugin import JpegImageFile
 from transformers.utils import logging
 
 from .detection_sources import read_coco, read_column
 from .images import MAX_PIXELS, decode_image, name_of, read_bytes
-from .sources import SPLITS, listed, read_folder
+from .sources import SPLITS, SourceArguments, choose, listed, read_folder
 
 logger = logging.get_logger(__name__)
 
@@ -29,20 +29,9 @@ Target = dict[str, np.ndarray]  # of one image: boxes (n, 4) left, top, width, h
 
 
 @dataclass
-class DetectionDataArguments:
+class DetectionDataArguments(SourceArguments):
     """Where the images and boxes are, and which part of them to use."""
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Dataset on the Hugging Face Hub, or a local dataset repository."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that dataset."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of that dataset."})
-    train_split_name: str | None = field(
-        default=None, metadata={"help": "Split to train on; found by its usual names if not given."}
-    )
-    validation_split_name: str | None = field(
-        default=None, metadata={"help": "Split to validate on; found by its usual names if not given."}
-    )
     test_split_name: str | None = field(
         default=None, metadata={"help": "Split to test on; found by its usual names if not given."}
     )
@@ -53,7 +42,6 @@ class DetectionDataArguments:
             "images beside it or in images/, or images with a metadata.jsonl, or Parquet files."
         },
     )
-    validation_dir: str | None = field(default=None, metadata={"help": "Folder of validation data, likewise."})
     test_dir: str | None = field(default=None, metadata={"help": "Folder of test data, likewise."})
     train_annotations: str | None = field(
         default=None, metadata={"help": "COCO's annotation file for the images in train_dir, if it lies elsewhere."}
@@ -73,40 +61,16 @@ class DetectionDataArguments:
             "top, right, bottom)."
         },
     )
-    train_val_split: float = field(
-        default=0.15,
-        metadata={"help": "Share of the images to validate on where there is no validation data; 0 for none."},
-    )
     train_without_objects: bool = field(
         default=True, metadata={"help": "Also train on images without an object; the original does not."}
     )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on this many images only, chosen at random."}
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Validate and test on this many images only, chosen at random."}
-    )
-    max_image_pixels: int = field(default=MAX_PIXELS, metadata={"help": "Larger images are an error."})
-    data_cache_dir: str | None = field(
-        default=None, metadata={"help": "Where datasets keeps what it downloads and converts."}
-    )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.train_val_split < 1:
-            raise ValueError(f"train_val_split is {self.train_val_split}, expected at least 0 and less than 1.")
+        super().__post_init__()
         if self.box_format not in ("xywh", "xyxy"):
             raise ValueError(f"box_format is {self.box_format!r}, expected xywh or xyxy.")
-        for name in ("max_train_samples", "max_eval_samples", "max_image_pixels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1.")
-        folders = [f"{split}_dir" for split in SPLITS if getattr(self, f"{split}_dir")]
-        if self.dataset_name is None and not folders:
-            raise ValueError("No data: set dataset_name, or train_dir and its like.")
-        if self.dataset_name is not None and folders:
-            raise ValueError(f"dataset_name and {folders[0]} are both set; choose one of them.")
         for split in SPLITS:
-            if getattr(self, f"{split}_annotations") and f"{split}_dir" not in folders:
+            if getattr(self, f"{split}_annotations") and not getattr(self, f"{split}_dir"):
                 raise ValueError(f"{split}_annotations is set without {split}_dir, the folder of its images.")
 
 
@@ -264,12 +228,12 @@ def load_detection_data(
             order = np.random.default_rng(seed).permutation(len(train))
             train, prepared["validation"] = train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
         if "train" in splits:
-            prepared["train"] = _first(_trainable(train, arguments), arguments.max_train_samples, seed)
+            prepared["train"] = choose(_trainable(train, arguments), arguments.max_train_samples, seed)
         else:
             del prepared["train"]
     for split in ("validation", "test"):
         if split in prepared:
-            prepared[split] = _first(prepared[split], arguments.max_eval_samples, seed)
+            prepared[split] = choose(prepared[split], arguments.max_eval_samples, seed)
             if not any(prepared[split]["boxes"]):
                 raise ValueError(f"Split {split!r} has no object in {len(prepared[split])} images to measure by.")
     return DetectionData(
@@ -302,19 +266,8 @@ def _find(arguments: DetectionDataArguments, split: str) -> Dataset | None:
         if path.exists() or getattr(arguments, f"{split}_annotations"):
             return read_coco(Path(folder), path)
         return _read_column(read_folder(folder, False, arguments.data_cache_dir), arguments, folder)
-    present = load_dataset(
-        arguments.dataset_name,
-        arguments.dataset_config_name,
-        revision=arguments.dataset_revision,
-        cache_dir=arguments.data_cache_dir,
-    )
-    wanted = getattr(arguments, f"{split}_split_name")
-    if wanted is not None and wanted not in present:
-        raise ValueError(
-            f"{arguments.dataset_name} has no split {wanted!r}; set {split}_split_name to one of {sorted(present)}."
-        )
-    name = wanted or next((name for name in SPLITS[split] if name in present), None)
-    return None if name is None else _read_column(present[name], arguments, f"{arguments.dataset_name}, {name}")
+    found = arguments.load_split(split)
+    return None if found is None else _read_column(found[1], arguments, f"{arguments.dataset_name}, {found[0]}")
 
 
 def _read_column(dataset: Any, arguments: DetectionDataArguments, source: str) -> Dataset:
@@ -371,12 +324,6 @@ def _trainable(train: Dataset, arguments: DetectionDataArguments) -> Dataset:
         logger.warning(f"{int((counts == 0).sum())} training images without an object are left out.")
         train = train.select(np.flatnonzero(counts))
     return train
-
-
-def _first(dataset: Dataset, count: int | None, seed: int) -> Dataset:
-    if count is None:
-        return dataset
-    return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count]))
 
 
 __all__ = [

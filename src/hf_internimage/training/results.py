@@ -7,31 +7,23 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
 
 from .. import __version__
 from ..ops import explain
+from .sources import SourceArguments
 
 BACKEND_VARIABLE = "HF_INTERNIMAGE_BACKEND"
 _NAMES = {"accuracy": "top1", "top5_accuracy": "top5"}  # of the metric -> in results
 
 
-class NamedData(Protocol):
-    """Arguments that say where data are: those of every task."""
-
-    dataset_name: str | None
-    dataset_config_name: str | None
-    dataset_revision: str | None
-    train_dir: str | None
-
-
 def evaluation_result(
     model: Any,
     name: str,
-    data: NamedData,
+    data: SourceArguments,
     split: str,
     *,
     samples: int,

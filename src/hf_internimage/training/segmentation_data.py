@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, DatasetInfo, Features, load_dataset
+from datasets import Dataset, DatasetInfo, Features
 from datasets import Image as ImageFeature
 from datasets.table import InMemoryTable
 from PIL import Image
 
 from .images import MAX_PIXELS, decode_image, name_of, read_bytes
 from .segmentation_augmentation import IGNORED_LABEL
-from .sources import IMAGE_ENDINGS, SPLITS, is_image, list_files, listed
+from .sources import IMAGE_ENDINGS, SourceArguments, choose, is_image, list_files, listed
 
 _IMAGES, _MASKS = "images", "masks"
 _IMAGE_COLUMN, _LABEL_COLUMN = "image", "label"
@@ -27,20 +27,9 @@ _LABEL_NAMES = ("label", "annotation", "mask", "segmentation", "semantic_segment
 
 
 @dataclass
-class SegmentationDataArguments:
+class SegmentationDataArguments(SourceArguments):
     """Where the images and their segmentation maps are, and which part of them to use."""
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Dataset on the Hugging Face Hub, or a local dataset repository."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that dataset."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of that dataset."})
-    train_split_name: str | None = field(
-        default=None, metadata={"help": "Split to train on; found by its usual names if not given."}
-    )
-    validation_split_name: str | None = field(
-        default=None, metadata={"help": "Split to validate on; found by its usual names if not given."}
-    )
     train_dir: str | None = field(
         default=None,
         metadata={
@@ -48,7 +37,6 @@ class SegmentationDataArguments:
             "name but for the ending, and holds the number of the class of each pixel; 255 is no class."
         },
     )
-    validation_dir: str | None = field(default=None, metadata={"help": "Folder of validation data, likewise."})
     image_suffix: str | None = field(
         default=None,
         metadata={
@@ -78,32 +66,6 @@ class SegmentationDataArguments:
             "the checkpoint's image processor has it, else false."
         },
     )
-    train_val_split: float = field(
-        default=0.15, metadata={"help": "Share to validate on where there is no validation data; 0 for none."}
-    )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on this many images only, chosen at random."}
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Validate on this many only, chosen likewise."}
-    )
-    max_image_pixels: int = field(default=MAX_PIXELS, metadata={"help": "Larger images are an error."})
-    data_cache_dir: str | None = field(
-        default=None, metadata={"help": "Where datasets keeps what it downloads and converts."}
-    )
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.train_val_split < 1:
-            raise ValueError(f"train_val_split is {self.train_val_split}, expected at least 0 and less than 1.")
-        for name in ("max_train_samples", "max_eval_samples", "max_image_pixels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1.")
-        folders = [name for name in ("train_dir", "validation_dir") if getattr(self, name)]
-        if self.dataset_name is None and not folders:
-            raise ValueError("No data: set dataset_name, or train_dir and validation_dir.")
-        if self.dataset_name is not None and folders:
-            raise ValueError(f"dataset_name and {folders[0]} are both set; choose one of them.")
 
 
 @dataclass(frozen=True)
@@ -264,8 +226,8 @@ def load_data(
             )
         train, validation = train.select(np.sort(order[held_out:])), train.select(np.sort(order[:held_out]))
     return SegmentationData(
-        _some(train, arguments.max_train_samples, seed) if "train" in splits else None,
-        _some(validation, arguments.max_eval_samples, seed) if "validation" in splits else None,
+        choose(train, arguments.max_train_samples, seed) if "train" in splits else None,
+        choose(validation, arguments.max_eval_samples, seed) if "validation" in splits else None,
         list(label_names),
         bool(arguments.reduce_labels),
         arguments.max_image_pixels,
@@ -302,19 +264,8 @@ def _find(arguments: SegmentationDataArguments, split: str) -> Dataset | None:
     if arguments.dataset_name is None:
         folder = getattr(arguments, f"{split}_dir")
         return None if folder is None else read_pairs(Path(folder), arguments.image_suffix, arguments.mask_suffix)
-    present = load_dataset(
-        arguments.dataset_name,
-        arguments.dataset_config_name,
-        revision=arguments.dataset_revision,
-        cache_dir=arguments.data_cache_dir,
-    )
-    wanted = getattr(arguments, f"{split}_split_name")
-    if wanted is not None and wanted not in present:
-        raise ValueError(
-            f"{arguments.dataset_name} has no split {wanted!r}; set {split}_split_name to one of {sorted(present)}."
-        )
-    name = wanted or next((name for name in SPLITS[split] if name in present), None)
-    return None if name is None else _two_columns(present[name], arguments)
+    found = arguments.load_split(split)
+    return None if found is None else _two_columns(found[1], arguments)
 
 
 def _two_columns(dataset: Dataset, arguments: SegmentationDataArguments) -> Dataset:
@@ -377,12 +328,6 @@ def _by_stem(folder: Path, suffix: str | None) -> dict[str, str]:
     if not found:
         raise ValueError(f"{folder}: holds no images{f' that end with {suffix}' if suffix else ''}; check the path.")
     return found
-
-
-def _some(dataset: Dataset | None, count: int | None, seed: int) -> Dataset | None:
-    if dataset is None or count is None:
-        return dataset
-    return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count]))
 
 
 __all__ = [

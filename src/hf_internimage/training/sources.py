@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Folders and streams -> splits of `datasets`."""
+"""Where data come from, for every task: arguments that name them, and folders and streams -> splits of `datasets`."""
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, IterableDataset, load_dataset
 from datasets.table import InMemoryTable
 from transformers.utils import logging
 
-from .images import read_bytes
+from .images import MAX_PIXELS, read_bytes
 
 logger = logging.get_logger(__name__)
 
@@ -24,6 +26,83 @@ IMAGE_ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jp
 IMAGE_ENDINGS |= {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 _METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 _STREAM_SHARDS = 1024  # of an image folder
+
+
+@dataclass
+class SourceArguments:
+    """Where data are and which part of them to use, whatever the task; each task derives its own, with its folders."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Dataset on the Hugging Face Hub, or a local dataset repository."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that dataset."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of that dataset."})
+    train_split_name: str | None = field(
+        default=None, metadata={"help": "Split to train on; found by its usual names if not given."}
+    )
+    validation_split_name: str | None = field(
+        default=None, metadata={"help": "Split to validate on; found by its usual names if not given."}
+    )
+    train_dir: str | None = field(default=None, metadata={"help": "Folder of training data instead of dataset_name."})
+    validation_dir: str | None = field(default=None, metadata={"help": "Folder of validation data, likewise."})
+    train_val_split: float = field(
+        default=0.15, metadata={"help": "Share to validate on where there is no validation data; 0 for none."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on this many images only, chosen at random."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate and test on this many images only, chosen likewise."}
+    )
+    max_image_pixels: int = field(default=MAX_PIXELS, metadata={"help": "Larger images are an error."})
+    data_cache_dir: str | None = field(
+        default=None, metadata={"help": "Where datasets keeps what it downloads and converts."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.train_val_split < 1:
+            raise ValueError(f"train_val_split is {self.train_val_split}, expected at least 0 and less than 1.")
+        self.check_positive("max_train_samples", "max_eval_samples", "max_image_pixels")
+        folders = [name for name in (f"{split}_dir" for split in SPLITS) if getattr(self, name, None)]
+        if self.dataset_name is None and not folders:
+            raise ValueError("No data: set dataset_name, or train_dir and its like.")
+        if self.dataset_name is not None and folders:
+            raise ValueError(f"dataset_name and {folders[0]} are both set; choose one of them.")
+
+    def check_positive(self, *names: str) -> None:
+        """Raise ValueError naming the first of these numbers that is set, and to less than 1."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1.")
+
+    def name_of_split(self, split: str, present: Collection[str]) -> str | None:
+        """The name that train, validation or test has among the splits of `dataset_name`; None if it is not there.
+
+        Raises:
+            ValueError: if the name that was given is not among them.
+        """
+        wanted = getattr(self, f"{split}_split_name")
+        if wanted is not None and wanted not in present:
+            raise ValueError(
+                f"{self.dataset_name} has no split {wanted!r}; set {split}_split_name to one of {sorted(present)}."
+            )
+        return wanted or next((name for name in SPLITS[split] if name in present), None)
+
+    def load_split(self, split: str) -> tuple[str, Dataset] | None:
+        """The name and the rows of a split of `dataset_name`; None if it is not there."""
+        present = load_dataset(
+            self.dataset_name, self.dataset_config_name, revision=self.dataset_revision, cache_dir=self.data_cache_dir
+        )
+        name = self.name_of_split(split, present)
+        return None if name is None else (name, present[name])
+
+
+def choose(dataset: Any, count: int | None, seed: int) -> Any:
+    """So many rows of a Dataset chosen at random, in their order; all if None. No dataset (None) stays none."""
+    if dataset is None or count is None:
+        return dataset
+    return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count]))
 
 
 def read_folder(folder: str, streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
@@ -125,4 +204,14 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(str, names[:most])) + more
 
 
-__all__ = ["IMAGE_ENDINGS", "SPLITS", "is_image", "keep_stream", "list_files", "listed", "read_folder"]
+__all__ = [
+    "IMAGE_ENDINGS",
+    "SPLITS",
+    "SourceArguments",
+    "choose",
+    "is_image",
+    "keep_stream",
+    "list_files",
+    "listed",
+    "read_folder",
+]
