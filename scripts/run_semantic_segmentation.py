@@ -14,7 +14,6 @@ processor makes; those at the end, in eval_results.json, at the images' own size
 output folder also holds the model, its image processor, its card and overlays of masks. Needs the extra `train`.
 """
 
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +44,7 @@ from hf_internimage.training.command_line import UsageError, find_checkpoint, pa
 from hf_internimage.training.dense import DenseRecipe, checkpoint_backbone
 from hf_internimage.training.dense_models import DenseModelArguments, load_model
 from hf_internimage.training.images import Augmented
+from hf_internimage.training.publishing import model_id_of
 from hf_internimage.training.segmentation import ComputeMeanIoU, SegmentationTrainer
 from hf_internimage.training.segmentation_augmentation import (
     SegmentationAugmentation,
@@ -273,10 +273,9 @@ def run(parts: Parts) -> None:
 def write_card(parts: Parts, trainer: SegmentationTrainer, evaluation: dict[str, Any] | None, output: Path) -> None:
     """README.md, as the Hub wants it."""
     began = parts.model.model_name_or_path or parts.model.backbone
-    model_id = parts.training.hub_model_id or re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.")
     card = segmentation_card(
         trainer.model,
-        model_id or "internimage-segmentation",
+        model_id_of(parts.training, "internimage-segmentation"),
         evaluation,
         base_model=None if began is None or Path(began).exists() else began,
         license=parts.run.license,

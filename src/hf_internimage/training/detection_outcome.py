@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The end of a detection training: judged by COCO's measure, drawn, described on a card, pushed."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,13 @@ from typing import Any
 from datasets import Dataset
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModelForObjectDetection
-from transformers.utils import logging
 
-from .. import hub
 from .box_overlays import draw_overlays
 from .coco_map import CocoMap
 from .detection import DetectionTrainer
 from .detection_data import DetectionData, DetectionDataArguments
+from .publishing import model_id_of, write_repository
 from .results import evaluation_result, write_json
-
-logger = logging.get_logger(__name__)
 
 _ON_THE_CARD = {
     "map": "average precision (mAP, IoU .5 to .95)",
@@ -137,36 +133,21 @@ def publish(
     Raises:
         PushError: if the Hub does not take it; the folder keeps everything.
     """
-    training, output = trainer.args, Path(str(trainer.args.output_dir))
-    model: Any = trainer.model
-    model_id = training.hub_model_id or re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") or "detector"
+    training = trainer.args
+    model_id = model_id_of(training, "detector")
     base_model = None if base_model is None or Path(base_model).exists() else base_model
-    card: Any = detection_card(model, model_id, evaluation, base_model=base_model, license=license)
-    if model.config.model_type != "internimage_dino":
-        if trainer.is_world_process_zero():
-            (output / "README.md").write_text(str(card), encoding="utf-8")
-        if training.push_to_hub:
-            trainer.push_to_hub()  # by all processes
+
+    def make_card(model: Any) -> ModelCard:
+        return detection_card(model, model_id, evaluation, base_model=base_model, license=license)
+
+    if trainer.model.config.model_type == "internimage_dino":
+        write_repository(trainer, AutoModelForObjectDetection, model_id, make_card)
         return
-    if not trainer.is_world_process_zero():
-        return
-    gathered = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    model = AutoModelForObjectDetection.from_pretrained(output) if gathered else model
-    processor: Any = trainer.processing_class
-    if not training.push_to_hub:
-        hub.save_for_hub(model, output, image_processor=processor, card=card)
-        return
-    commit = hub.push(
-        model,
-        model_id,
-        image_processor=processor,
-        card=card,
-        private=training.hub_private_repo,
-        token=training.hub_token,
-        revision=training.hub_revision,
-        folder=output,
-    )
-    logger.warning(f"Pushed to {commit.repo_url}.")
+    if trainer.is_world_process_zero():
+        card = Path(str(training.output_dir), "README.md")
+        card.write_text(str(make_card(trainer.model)), encoding="utf-8")
+    if training.push_to_hub:
+        trainer.push_to_hub()  # by all processes
 
 
 def detection_card(

@@ -3,22 +3,20 @@
 
 import csv
 import math
-import re
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification
 from transformers.training_args import OptimizerNames
-from transformers.utils import logging
 
 from .. import cards, hub
 from .classification import ClassificationTrainer
 from .data import DataArguments, LoadedData
 from .images import decode_image, target_size
+from .publishing import model_id_of, write_repository
 from .reports import draw_confusions, draw_mistakes, worst_mistakes
 from .results import evaluation_result, write_json
-
-logger = logging.get_logger(__name__)
 
 
 def judge(
@@ -108,45 +106,29 @@ def publish(
     Raises:
         PushError: if the Hub does not take it; the folder keeps everything.
     """
-    training, output = trainer.args, Path(str(trainer.args.output_dir))
-    processor: Any = trainer.processing_class
-    model: Any = trainer.model
-    if model.config.model_type != "internimage":
+    training = trainer.args
+    if trainer.model.config.model_type != "internimage":
         if training.push_to_hub:
             trainer.push_to_hub()  # by all processes
         return
-    if not trainer.is_world_process_zero():
-        return
-    gathered = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    model = AutoModelForImageClassification.from_pretrained(output) if gathered else model
-    model_id = training.hub_model_id or re.sub(r"[^\w.-]+", "-", output.resolve().name).strip("-.") or "internimage"
-    card: Any = hub.short_card(model, model_id, license=license)
-    if (
-        evaluation is not None
-        and {"top1", "loss"} <= set(evaluation["metrics"])
-        and math.isfinite(evaluation["metrics"]["loss"])
-    ):
-        card = cards.evaluated_card(
+    model_id = model_id_of(training, "internimage")
+
+    def make_card(model: Any) -> ModelCard:
+        if (
+            evaluation is None
+            or not {"top1", "loss"} <= set(evaluation["metrics"])
+            or not math.isfinite(evaluation["metrics"]["loss"])
+        ):
+            return hub.short_card(model, model_id, license=license)
+        return cards.evaluated_card(
             evaluation,
             model_id=model_id,
             base_model=None if base_model is None or Path(base_model).exists() else base_model,
             license=license,
             training=training_facts(trainer),
         )
-    if training.push_to_hub:
-        commit = hub.push(
-            model,
-            model_id,
-            image_processor=processor,
-            card=card,
-            private=training.hub_private_repo,
-            token=training.hub_token,
-            revision=training.hub_revision,
-            folder=output,
-        )
-        logger.warning(f"Pushed to {commit.repo_url}.")
-    else:
-        hub.save_for_hub(model, output, image_processor=processor, card=card)
+
+    write_repository(trainer, AutoModelForImageClassification, model_id, make_card)
 
 
 def training_facts(trainer: ClassificationTrainer) -> dict[str, Any]:
