@@ -29,14 +29,23 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from hf_internimage import InternImageConfig, InternImageImageProcessorPil, hub
 from hf_internimage.training import data, metrics, reports
 from hf_internimage.training.augmentation import Augmentation, AugmentationArguments
 from hf_internimage.training.classification import ClassificationRecipe, ClassificationTrainer
-from hf_internimage.training.command_line import UsageError, find_checkpoint, json_object, parse, run_script
+from hf_internimage.training.command_line import (
+    UsageError,
+    are_unnamed,
+    checkpoint_labels,
+    find_checkpoint,
+    json_object,
+    keep_last_model,
+    parse,
+    run_script,
+    wanted_splits,
+)
 from hf_internimage.training.images import Augmented, check_images, target_size
 from hf_internimage.training.outcome import judge, publish
 from hf_internimage.training.streams import TrainingStream
@@ -146,16 +155,8 @@ def check_labels(arguments: ModelArguments, label_names: list[str]) -> None:
     Raises:
         UsageError: if they are not, or there is no checkpoint.
     """
-    if arguments.model_name_or_path is None:
-        raise UsageError("Without training there has to be a checkpoint: set model_name_or_path, or do_train.")
-    config = AutoConfig.from_pretrained(
-        arguments.model_name_or_path,
-        revision=arguments.model_revision,
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    theirs = [config.id2label[index] for index in sorted(config.id2label)]
-    unnamed = theirs == [f"LABEL_{index}" for index in range(len(label_names))]
-    if theirs != label_names and not unnamed:
+    theirs = checkpoint_labels(arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code)
+    if theirs != label_names and not (are_unnamed(theirs) and len(theirs) == len(label_names)):
         raise UsageError(
             f"The model's {len(theirs)} classes ({', '.join(theirs[:3])}...) are not the data's {len(label_names)} "
             f"({', '.join(label_names[:3])}...) in that order: use scripts/evaluate.py, which matches them by name."
@@ -244,10 +245,7 @@ def settle(parts: Parts, loaded: data.LoadedData) -> None:
     if parts.data.streaming and "epoch" in (training.eval_strategy, training.save_strategy):
         raise UsageError("A stream has no epochs: set eval_strategy and save_strategy to steps.")
     if loaded.validation is None:
-        if training.eval_strategy != "no":
-            logger.warning("There are no validation data: the last model is kept, without evaluation.")
-        training.eval_strategy = IntervalStrategy.NO
-        training.load_best_model_at_end = False
+        keep_last_model(training)
         if parts.run.early_stopping_patience is not None:
             raise UsageError("early_stopping_patience needs validation data: set validation_dir or train_val_split.")
 
@@ -271,17 +269,8 @@ def run(parts: Parts) -> None:
     training = parts.training
     set_seed(training.seed)
     checkpoint = find_checkpoint(training) if training.do_train else None
-    splits = [
-        split
-        for split, wanted in (
-            ("train", training.do_train),
-            ("validation", training.do_train or training.do_eval),
-            ("test", training.do_predict),
-        )
-        if wanted
-    ]
     with training.main_process_first(desc="reading the data"):
-        loaded = data.load_data(parts.data, training.seed, splits)
+        loaded = data.load_data(parts.data, training.seed, wanted_splits(training))
         if parts.run.check_data:
             check(loaded)
     settle(parts, loaded)
@@ -293,12 +282,7 @@ def run(parts: Parts) -> None:
     output = Path(str(training.output_dir))
 
     if training.do_train:
-        if checkpoint is not None:
-            logger.warning(f"Going on from {checkpoint}.")
-        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        trainer.save_whole(output)
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
+        trainer.train_and_save(checkpoint)
     evaluation = None
     if training.do_eval:
         if loaded.validation is None:

@@ -32,14 +32,21 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import IntervalStrategy
-from transformers.utils import logging
 
 from hf_internimage import InternImageConfig, InternImageDetectionImageProcessor, heads
 from hf_internimage.configuration_internimage_dino import InternImageDinoConfig
 from hf_internimage.training import reports
 from hf_internimage.training.coco_map import CocoMap
-from hf_internimage.training.command_line import UsageError, find_checkpoint, parse, run_script
+from hf_internimage.training.command_line import (
+    UsageError,
+    are_unnamed,
+    checkpoint_labels,
+    find_checkpoint,
+    keep_last_model,
+    parse,
+    run_script,
+    wanted_splits,
+)
 from hf_internimage.training.dense import DenseRecipe, checkpoint_backbone
 from hf_internimage.training.dense_models import DenseModelArguments, load_model
 from hf_internimage.training.detection import Collate, DetectionTrainer
@@ -52,7 +59,6 @@ from hf_internimage.training.detection_outcome import curves, judge, publish
 from hf_internimage.training.images import Augmented
 from hf_internimage.training.trainer import TellEpoch
 
-logger = logging.get_logger("run_object_detection")
 # DINO, and of transformers' detectors those that learn from boxes alone; with the image processor of each.
 HEADS = {
     "dino": "",
@@ -192,18 +198,6 @@ def build_processor(arguments: ModelArguments) -> Any:
     return found
 
 
-def checkpoint_labels(arguments: ModelArguments) -> list[str]:
-    """Before an evaluation without training: the checkpoint's class names; LABEL_0 and so on if it has none.
-
-    Raises:
-        UsageError: if there is no checkpoint.
-    """
-    if arguments.model_name_or_path is None:
-        raise UsageError("Without training there has to be a checkpoint: set model_name_or_path, or do_train.")
-    config = AutoConfig.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
-    return [config.id2label[index] for index in sorted(config.id2label)]
-
-
 def build_trainer(parts: Parts, loaded: DetectionData, model: PreTrainedModel, processor: Any) -> DetectionTrainer:
     """The trainer with its data, augmented in training and prepared by the image processor in evaluation."""
     training = parts.training
@@ -232,17 +226,12 @@ def run(parts: Parts) -> None:
     training = parts.training
     set_seed(training.seed)
     checkpoint = find_checkpoint(training) if training.do_train else None
-    wanted = {
-        "train": training.do_train,
-        "validation": training.do_train or training.do_eval,
-        "test": training.do_predict,
-    }
-    names = None if training.do_train else checkpoint_labels(parts.model)
-    unnamed = names == [f"LABEL_{index}" for index in range(len(names or ()))]
+    names = None
+    if not training.do_train:
+        names = checkpoint_labels(parts.model.model_name_or_path, parts.model.model_revision)
     with training.main_process_first(desc="reading the data"):
-        loaded = load_detection_data(
-            parts.data, training.seed, [name for name in wanted if wanted[name]], None if unnamed else names
-        )
+        given = None if names is None or are_unnamed(names) else names
+        loaded = load_detection_data(parts.data, training.seed, wanted_splits(training), given)
     if names is not None and len(names) != len(loaded.label_names):
         raise UsageError(
             f"The model has {len(names)} classes without names, the data have {len(loaded.label_names)}: which are "
@@ -253,22 +242,14 @@ def run(parts: Parts) -> None:
     if training.do_predict and loaded.test is None:
         raise UsageError("There are no test data: set test_dir or test_split_name.")
     if training.do_train and loaded.validation is None:
-        if training.eval_strategy != "no":
-            logger.warning("There are no validation data: the last model is kept, without evaluation.")
-        training.eval_strategy = IntervalStrategy.NO
-        training.load_best_model_at_end = False
+        keep_last_model(training)
     model = build_model(parts.model, loaded.label_names)
     processor = build_processor(parts.model)
     trainer = build_trainer(parts, loaded, model, processor)
     output = Path(str(training.output_dir))
 
     if training.do_train:
-        if checkpoint is not None:
-            logger.warning(f"Going on from {checkpoint}.")
-        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        trainer.save_whole(output)
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
+        trainer.train_and_save(checkpoint)
     evaluation = None
     judged = None if training.do_train else parts.model.model_name_or_path
     how: Any = {

@@ -26,7 +26,6 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 import torch
 import transformers
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
@@ -35,26 +34,30 @@ from transformers import (
     set_seed,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
-from transformers.trainer_utils import IntervalStrategy
-from transformers.utils import logging
 
 from hf_internimage import InternImageConfig, InternImageSegmentationImageProcessor, heads
 from hf_internimage.training import reports, segmentation_data
-from hf_internimage.training.command_line import UsageError, find_checkpoint, parse, run_script
+from hf_internimage.training.command_line import (
+    UsageError,
+    are_unnamed,
+    checkpoint_labels,
+    find_checkpoint,
+    keep_last_model,
+    parse,
+    run_script,
+)
 from hf_internimage.training.dense import DenseRecipe, checkpoint_backbone
 from hf_internimage.training.dense_models import DenseModelArguments, load_model
 from hf_internimage.training.images import Augmented
-from hf_internimage.training.publishing import model_id_of
 from hf_internimage.training.segmentation import ComputeMeanIoU, SegmentationTrainer
 from hf_internimage.training.segmentation_augmentation import (
     SegmentationAugmentation,
     SegmentationAugmentationArguments,
 )
 from hf_internimage.training.segmentation_data import ProcessorPair, SegmentationData, SegmentationDataArguments
-from hf_internimage.training.segmentation_outcome import InferenceArguments, judge, segmentation_card
+from hf_internimage.training.segmentation_outcome import InferenceArguments, judge, publish
 from hf_internimage.training.trainer import TellEpoch
 
-logger = logging.get_logger("run_semantic_segmentation")
 HEADS = ("upernet", "mask2former")
 
 
@@ -134,20 +137,16 @@ def auto_class(config: Any) -> Any:
     return AutoModelForSemanticSegmentation if semantic else AutoModelForUniversalSegmentation
 
 
-def checkpoint_labels(arguments: ModelArguments, label_names: list[str] | None) -> list[str]:
+def evaluated_labels(arguments: ModelArguments, label_names: list[str] | None) -> list[str]:
     """Before an evaluation without training: the checkpoint's class names, which have to be those of the data.
 
     Raises:
         UsageError: if they are not, or there is no checkpoint.
     """
-    name = arguments.model_name_or_path
-    if name is None:
-        raise UsageError("Without training there has to be a checkpoint: set model_name_or_path, or do_train.")
-    config = AutoConfig.from_pretrained(name, revision=arguments.model_revision)
-    theirs = [config.id2label[index] for index in sorted(config.id2label)]
+    theirs = checkpoint_labels(arguments.model_name_or_path, arguments.model_revision)
     if label_names is None or theirs == label_names:
         return theirs
-    if len(theirs) != len(label_names) or theirs != [f"LABEL_{index}" for index in range(len(theirs))]:
+    if len(theirs) != len(label_names) or not are_unnamed(theirs):
         raise UsageError(
             f"The model's {len(theirs)} classes ({', '.join(theirs[:3])}...) are not the {len(label_names)} of "
             f"label_names_file ({', '.join(label_names[:3])}...) in that order: take a model of these classes."
@@ -230,16 +229,13 @@ def run(parts: Parts) -> None:
     names: list[str] | None = None
     if not training.do_train:
         file = parts.data.label_names_file
-        names = checkpoint_labels(parts.model, None if file is None else segmentation_data.read_label_names(Path(file)))
+        names = evaluated_labels(parts.model, None if file is None else segmentation_data.read_label_names(Path(file)))
     with training.main_process_first(desc="reading the data"):
         loaded = segmentation_data.load_data(parts.data, training.seed, splits, names)
     if loaded.validation is None:
         if not training.do_train:
             raise UsageError("There are no validation data: set validation_dir, or validation_split_name.")
-        if training.eval_strategy != "no":
-            logger.warning("There are no validation data: the last model is kept, without evaluation.")
-        training.eval_strategy = IntervalStrategy.NO
-        training.load_best_model_at_end = False
+        keep_last_model(training)
     total = training.train_batch_size * training.world_size
     if loaded.train is not None and len(loaded.train) < total:
         raise UsageError(f"There are {len(loaded.train)} training images for batches of {total}: make these smaller.")
@@ -250,12 +246,7 @@ def run(parts: Parts) -> None:
     output = Path(str(training.output_dir))
 
     if training.do_train:
-        if checkpoint is not None:
-            logger.warning(f"Going on from {checkpoint}.")
-        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        trainer.save_whole(output)
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
+        trainer.train_and_save(checkpoint)
     evaluation = None
     if training.do_eval and loaded.validation is not None:
         judged = None if training.do_train else parts.model.model_name_or_path
@@ -265,22 +256,8 @@ def run(parts: Parts) -> None:
         return
     if trainer.is_world_process_zero():
         reports.draw_training(trainer.state.log_history, output / "training.png")
-        write_card(parts, trainer, evaluation, output)
-    if training.push_to_hub:
-        trainer.push_to_hub()  # by all processes
-
-
-def write_card(parts: Parts, trainer: SegmentationTrainer, evaluation: dict[str, Any] | None, output: Path) -> None:
-    """README.md, as the Hub wants it."""
     began = parts.model.model_name_or_path or parts.model.backbone
-    card = segmentation_card(
-        trainer.model,
-        model_id_of(parts.training, "internimage-segmentation"),
-        evaluation,
-        base_model=None if began is None or Path(began).exists() else began,
-        license=parts.run.license,
-    )
-    (output / "README.md").write_text(str(card), encoding="utf-8")
+    publish(trainer, evaluation, base_model=began, license=parts.run.license)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -36,6 +36,14 @@ def _fresh():
     torch.compiler.reset()
 
 
+@pytest.fixture(autouse=True)
+def _verbosity_comes_back():
+    """Scripts set it."""
+    level = transformers.utils.logging.get_verbosity()
+    yield
+    transformers.utils.logging.set_verbosity(level)
+
+
 @pytest.fixture(params=["cpu", "torch"])
 def dcnv3(request):
     """The operator, on each backend in turn."""

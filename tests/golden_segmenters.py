@@ -43,7 +43,7 @@ def mask2former_config():
         dim_feedforward=decoder["transformerlayers"]["feedforward_channels"],
         num_attention_heads=4,
         num_queries=head["num_queries"],
-        num_labels=7,
+        num_labels=head["num_classes"],
         dropout=0.0,
     )
 
@@ -55,7 +55,9 @@ def golden_segmenter(name, dtype=torch.float32):
         "mask2former_tiny": (mask2former, mask2former_config),
     }[name]
     model = system.build_model(config())
-    model.load_state_dict(system.convert(weights(name), model.config).tensors, strict=True)
+    converted = system.convert(weights(name), model.config)
+    assert converted.dropped == {}
+    model.load_state_dict(converted.tensors, strict=True)
     return model.to(dtype).eval()
 
 

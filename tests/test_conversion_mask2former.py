@@ -5,47 +5,23 @@ from functools import cache
 
 import pytest
 import torch
-from golden_heads import backbone_fields, document, expected, pixel_values, weights
+from golden_heads import document, expected, pixel_values, weights
+from golden_segmenters import STAGES, golden_segmenter, mask2former_config
 from synthetic_checkpoints import released_shapes, state_dict
 from torch.testing import assert_close
-from transformers import Mask2FormerConfig
 
-from hf_internimage import InternImageConfig, conversion
+from hf_internimage import conversion
 from hf_internimage.conversion import mask2former
 from hf_internimage.dense_checkpoints import DENSE_CHECKPOINTS
 from hf_internimage.semantic_maps import resize_scores, semantic_scores
 
 NAME = "mask2former_tiny"
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
 ROWS = [row for row in DENSE_CHECKPOINTS if row.system == "mask2former"]
-
-
-def tiny_config():
-    upstream = document(NAME)["config"]
-    head = upstream["decode_head"]
-    return Mask2FormerConfig(
-        backbone_config=InternImageConfig(**backbone_fields(upstream["backbone"]), out_features=STAGES),
-        feature_size=head["feat_channels"],
-        mask_feature_size=head["out_channels"],
-        hidden_dim=head["feat_channels"],
-        encoder_layers=2,
-        encoder_feedforward_dim=96,
-        decoder_layers=4,
-        dim_feedforward=80,
-        num_attention_heads=4,
-        num_queries=head["num_queries"],
-        num_labels=head["num_classes"],
-    )
 
 
 @cache
 def tiny_model(dtype):
-    config = tiny_config()
-    converted = mask2former.convert(weights(NAME), config)
-    assert converted.dropped == {}
-    model = mask2former.build_model(config)
-    model.load_state_dict(converted.tensors, strict=True)
-    return model.to(dtype).eval()
+    return golden_segmenter(NAME, dtype)
 
 
 @cache
@@ -132,10 +108,10 @@ def test_parameters_of_the_paper():
 
 def test_classifier_of_the_base_class_is_dropped():
     left_over = {"decode_head.conv_seg.weight": torch.ones(7, 64, 1, 1), "decode_head.conv_seg.bias": torch.ones(7)}
-    converted = mask2former.convert({**weights(NAME), **left_over}, tiny_config())
+    converted = mask2former.convert({**weights(NAME), **left_over}, mask2former_config())
     assert converted.dropped.keys() == left_over.keys()
     assert all("does not use" in reason for reason in converted.dropped.values())
-    assert converted.tensors.keys() == mask2former.convert(weights(NAME), tiny_config()).tensors.keys()
+    assert converted.tensors.keys() == mask2former.convert(weights(NAME), mask2former_config()).tensors.keys()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +128,7 @@ def test_classifier_of_the_base_class_is_dropped():
 )
 def test_every_name_is_accounted_for(change, message):
     with pytest.raises(ValueError, match=message):
-        mask2former.convert({**weights(NAME), **change}, tiny_config())
+        mask2former.convert({**weights(NAME), **change}, mask2former_config())
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from functools import cache
 
 import pytest
 import torch
-from golden_heads import backbone_fields, document, expected, pixel_values, weights
+from golden_heads import document, expected, pixel_values, weights
+from golden_segmenters import STAGES, golden_segmenter, upernet_config
 from synthetic_checkpoints import released_shapes, state_dict
 from torch.testing import assert_close
-from transformers import UperNetConfig
 
 from hf_internimage import InternImageConfig, conversion
 from hf_internimage.conversion import upernet
@@ -16,29 +16,13 @@ from hf_internimage.dense_checkpoints import DENSE_CHECKPOINTS
 from hf_internimage.semantic_maps import resize_scores
 
 NAME = "upernet_tiny"
-STAGES = ["stage1", "stage2", "stage3", "stage4"]
 ROWS = [row for row in DENSE_CHECKPOINTS if row.system == "upernet"]
 ADE20K = [row for row in ROWS if row.dataset == "ADE20K"]
 
 
-def tiny_config():
-    upstream = document(NAME)["config"]
-    return UperNetConfig(
-        backbone_config=InternImageConfig(**backbone_fields(upstream["backbone"]), out_features=STAGES),
-        hidden_size=upstream["decode_head"]["channels"],
-        auxiliary_channels=upstream["auxiliary_head"]["channels"],
-        num_labels=upstream["decode_head"]["num_classes"],
-    )
-
-
 @cache
 def tiny_model(dtype):
-    config = tiny_config()
-    converted = upernet.convert(weights(NAME), config)
-    assert converted.dropped == {}
-    model = upernet.build_model(config)
-    model.load_state_dict(converted.tensors, strict=True)
-    return model.to(dtype).eval()
+    return golden_segmenter(NAME, dtype)
 
 
 @cache
@@ -140,12 +124,12 @@ def test_kept_labels_are_the_first_of_both_heads():
 )
 def test_every_name_is_accounted_for(change, message):
     with pytest.raises(ValueError, match=message):
-        upernet.convert(state_dict(change(document(NAME)["keys"]), expanded=True), tiny_config())
+        upernet.convert(state_dict(change(document(NAME)["keys"]), expanded=True), upernet_config())
 
 
 def test_copies_of_an_ema_hook_are_dropped_by_name():
     copies = {"ema_decode_head_conv_seg_bias": torch.ones(9)}
-    converted = upernet.convert({**weights(NAME), **copies}, tiny_config())
+    converted = upernet.convert({**weights(NAME), **copies}, upernet_config())
     assert list(converted.dropped) == list(copies)
     assert "EMA hook" in converted.dropped["ema_decode_head_conv_seg_bias"]
     assert torch.equal(converted.tensors["decode_head.classifier.bias"], weights(NAME)["decode_head.conv_seg.bias"])

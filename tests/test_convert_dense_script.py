@@ -10,9 +10,8 @@ import synthetic_checkpoints as synthetic
 import torch
 from conversion_tools import convert
 from golden_heads import expected, pixel_values, weights
+from golden_segmenters import mask2former_config, upernet_config
 from safetensors.torch import load_file
-from test_conversion_mask2former import tiny_config as mask2former_config
-from test_conversion_upernet import tiny_config as upernet_config
 from torch.testing import assert_close
 from transformers import (
     AutoImageProcessor,

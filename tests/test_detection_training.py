@@ -3,7 +3,6 @@
 
 import json
 import shutil
-import sys
 import textwrap
 from pathlib import Path
 
@@ -13,14 +12,14 @@ import torch
 import torch.distributed as dist
 import yaml
 from detection_scenes import NAMES, coco, load, scene, write
-from golden_data import load_module
 from huggingface_hub import ModelCard
 from loopback_hub import loopback_hub  # noqa: F401
 from PIL import Image
 from safetensors.torch import load_file
 from test_loading import WITHOUT_THE_PACKAGE, run_python
+from training_scripts import SCRIPTS, as_arguments, load_script
 from transformers import AutoModelForObjectDetection, TrainingArguments, pipeline
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
 from hf_internimage import InternImageConfig, InternImageDetectionImageProcessor, heads
 from hf_internimage.checkpoints import CHECKPOINTS
@@ -33,7 +32,6 @@ from hf_internimage.training.detection import Collate, DetectionTrainer
 from hf_internimage.training.detection_data import DetectionDataArguments, load_detection_data
 from hf_internimage.training.detection_outcome import curves
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 RECIPES = sorted((SCRIPTS / "recipes" / "detection").glob("*.yaml"))
 SMALL = '{"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}'
 HEAD = {
@@ -42,16 +40,7 @@ HEAD = {
     "num_denoising": 4,
 }  # fmt: skip
 
-before = list(sys.path)
-script = load_module(SCRIPTS / "run_object_detection.py")
-sys.path[:] = before
-
-
-@pytest.fixture(autouse=True)
-def _verbosity_comes_back():
-    level = logging.get_verbosity()
-    yield
-    logging.set_verbosity(level)
+script = load_script("run_object_detection.py")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +206,7 @@ def settings(scenes, output, **changes):
         "report_to": "none",
         **changes,
     }
-    return [f"--{name}={value}" for name, value in values.items() if value is not None]
+    return as_arguments(values)
 
 
 @pytest.mark.parametrize(
@@ -502,8 +491,8 @@ def test_pushing_and_loading_without_the_package(scenes, tmp_path, loopback_hub)
         from pathlib import Path
 
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from golden_data import load_module
-        script = load_module(Path({str(SCRIPTS / "run_object_detection.py")!r}))
+        from training_scripts import load_script
+        script = load_script("run_object_detection.py")
         assert script.main({arguments!r}) == 0
         """
         + use.replace("MODEL", repr(str(tmp_path / "out"))),

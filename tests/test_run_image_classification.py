@@ -4,41 +4,30 @@
 import csv
 import json
 import shutil
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from golden_data import load_module, tiny_config
+from golden_data import tiny_config
 from huggingface_hub import ModelCard
 from loopback_hub import loopback_hub  # noqa: F401
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from test_loading import WITHOUT_THE_PACKAGE, run_python
+from training_scripts import SCRIPTS, as_arguments, load_script
 from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPImageProcessorPil, pipeline
-from transformers.utils import logging
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
 from hf_internimage.training import command_line
 from hf_internimage.training.images import target_size
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 RECIPES = sorted((SCRIPTS / "recipes").glob("*.yaml"))
 SMALL = '{"channels": 16, "depths": [1, 1], "groups": [1, 2]}'
 
-before = list(sys.path)
-script = load_module(SCRIPTS / "run_image_classification.py")
-sys.path[:] = before
-
-
-@pytest.fixture(autouse=True)
-def _verbosity_comes_back():
-    level = logging.get_verbosity()
-    yield
-    logging.set_verbosity(level)
+script = load_script("run_image_classification.py")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +68,7 @@ def settings(digits, output, **changes):
         "report_to": "none",
         **changes,
     }
-    return [f"--{name}={value}" for name, value in values.items() if value is not None]
+    return as_arguments(values)
 
 
 def accuracy(output, prefix="eval"):
@@ -437,8 +426,8 @@ def test_pushing_and_loading_without_the_package(digits, tmp_path, loopback_hub)
         from pathlib import Path
 
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from golden_data import load_module
-        script = load_module(Path({str(SCRIPTS / "run_image_classification.py")!r}))
+        from training_scripts import load_script
+        script = load_script("run_image_classification.py")
         sys.exit(script.main({arguments!r}))
         """,
         **environment,

@@ -3,7 +3,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,17 +12,16 @@ import torch
 import yaml
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from golden_data import load_module
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
+from training_scripts import SCRIPTS, as_arguments, load_script
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
     TrainingArguments,
     UperNetForSemanticSegmentation,
 )
-from transformers.utils import logging
 
 from hf_internimage import InternImageConfig, InternImageSegmentationImageProcessor, heads
 from hf_internimage.checkpoints import CHECKPOINTS
@@ -40,21 +38,11 @@ from hf_internimage.training.segmentation_data import (
     read_pairs,
 )
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 RECIPES = sorted((SCRIPTS / "recipes" / "segmentation").glob("*.yaml"))
 NAMES = ["background", "square", "disc"]
 SMALL = '{"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}'
 
-before = list(sys.path)
-script = load_module(SCRIPTS / "run_semantic_segmentation.py")
-sys.path[:] = before
-
-
-@pytest.fixture(autouse=True)
-def _verbosity_comes_back():
-    level = logging.get_verbosity()
-    yield
-    logging.set_verbosity(level)
+script = load_script("run_semantic_segmentation.py")
 
 
 def scene(seed, height=32, width=32):
@@ -113,7 +101,7 @@ def settings(scenes, output, **changes):
         "report_to": "none",
         **changes,
     }
-    return [f"--{name}={value}" for name, value in values.items() if value is not None]
+    return as_arguments(values)
 
 
 def scores(output):

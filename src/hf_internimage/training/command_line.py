@@ -6,14 +6,15 @@ import os
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import AutoConfig, HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from ..hub import PushError
@@ -32,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "dataloader_pin_memory": torch.accelerator.is_available(),
     "hub_strategy": "end",
 }
+logger = logging.get_logger(__name__)
 _LOST_PEER = re.compile(r"closed by peer|reset by peer|gloo|NCCL|timed? ?out|DistBackend", re.IGNORECASE)
 
 
@@ -146,6 +148,45 @@ def find_checkpoint(training: TrainingArguments) -> Path | None:
     return Path(named)
 
 
+def checkpoint_labels(name: str | None, revision: str, trust_remote_code: bool = False) -> list[str]:
+    """Before an evaluation without training: the checkpoint's class names, in the order of their numbers.
+
+    Args:
+        name, revision: a folder, or a repository on the Hub.
+        trust_remote_code: run its code.
+
+    Raises:
+        UsageError: if there is no checkpoint.
+    """
+    if name is None:
+        raise UsageError("Without training there has to be a checkpoint: set model_name_or_path, or do_train.")
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    return [config.id2label[index] for index in sorted(config.id2label)]
+
+
+def are_unnamed(labels: Sequence[str]) -> bool:
+    """Whether these are the names that transformers gives to classes without one."""
+    return list(labels) == [f"LABEL_{index}" for index in range(len(labels))]
+
+
+def wanted_splits(training: TrainingArguments) -> list[str]:
+    """The splits that these actions read."""
+    wanted = {
+        "train": training.do_train,
+        "validation": training.do_train or training.do_eval,
+        "test": training.do_predict,
+    }
+    return [split for split in wanted if wanted[split]]
+
+
+def keep_last_model(training: TrainingArguments) -> None:
+    """Where there are no validation data: train without evaluation, and keep the last model."""
+    if training.eval_strategy != "no":
+        logger.warning("There are no validation data: the last model is kept, without evaluation.")
+    training.eval_strategy = IntervalStrategy.NO
+    training.load_best_model_at_end = False
+
+
 def run_script(read: Callable[[list[str]], AnyParts], run: Callable[[AnyParts], None], argv: list[str] | None) -> int:
     """Read the arguments and run. Returns 0, or 1 after what was wrong has been said on stderr.
 
@@ -175,4 +216,16 @@ def run_script(read: Callable[[list[str]], AnyParts], run: Callable[[AnyParts], 
     return 0
 
 
-__all__ = ["DEFAULTS", "UsageError", "count_devices", "find_checkpoint", "json_object", "parse", "run_script"]
+__all__ = [
+    "DEFAULTS",
+    "UsageError",
+    "are_unnamed",
+    "checkpoint_labels",
+    "count_devices",
+    "find_checkpoint",
+    "json_object",
+    "keep_last_model",
+    "parse",
+    "run_script",
+    "wanted_splits",
+]

@@ -13,8 +13,16 @@ from .box_overlays import draw_overlays
 from .coco_map import CocoMap
 from .detection import DetectionTrainer
 from .detection_data import DetectionData, DetectionDataArguments
-from .publishing import model_id_of, write_repository
-from .results import evaluation_result, write_json
+from .publishing import (
+    base_repository,
+    card_data,
+    images_of,
+    model_id_of,
+    publish_by_trainer,
+    score_table,
+    write_repository,
+)
+from .results import evaluation_result, precision, write_json
 
 _ON_THE_CARD = {
     "map": "average precision (mAP, IoU .5 to .95)",
@@ -73,7 +81,7 @@ def judge(
         metrics={**result.metrics, "loss": found[f"{prefix}_loss"]},
         image_size=_sides(processor),
         batch_size=training.eval_batch_size,
-        dtype="bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
+        dtype=precision(training),
         device=training.device,
         images_per_second=found[f"{prefix}_samples_per_second"],
         processes=training.world_size,
@@ -133,53 +141,25 @@ def publish(
     Raises:
         PushError: if the Hub does not take it; the folder keeps everything.
     """
-    training = trainer.args
-    model_id = model_id_of(training, "detector")
-    base_model = None if base_model is None or Path(base_model).exists() else base_model
+    model_id = model_id_of(trainer.args, "detector")
+    data = card_data(["object-detection"], base_model=base_repository(base_model), license=license)
 
     def make_card(model: Any) -> ModelCard:
-        return detection_card(model, model_id, evaluation, base_model=base_model, license=license)
+        return _card(model, model_id, evaluation, data)
 
     if trainer.model.config.model_type == "internimage_dino":
         write_repository(trainer, AutoModelForObjectDetection, model_id, make_card)
-        return
-    if trainer.is_world_process_zero():
-        card = Path(str(training.output_dir), "README.md")
-        card.write_text(str(make_card(trainer.model)), encoding="utf-8")
-    if training.push_to_hub:
-        trainer.push_to_hub()  # by all processes
+    else:
+        publish_by_trainer(trainer, make_card(trainer.model))
 
 
-def detection_card(
-    model: Any, model_id: str, evaluation: dict[str, Any] | None, *, base_model: str | None, license: str | None
-) -> ModelCard:
-    """A short card: what the model is, how it is loaded, what was measured.
-
-    Args:
-        model: the model itself.
-        model_id: repository on the Hub the card is for, or the name of a folder.
-        evaluation: what `judge` returned, or None.
-        base_model: repository on the Hub that the training began with, or None.
-        license: SPDX identifier in lower case; not stated if None.
-    """
-    data = ModelCardData(
-        license=license,
-        library_name="transformers",
-        pipeline_tag="object-detection",
-        base_model=base_model,
-        tags=["internimage", "object-detection", "dcnv3", "vision"],
-    )
+def _card(model: Any, model_id: str, evaluation: dict[str, Any] | None, data: ModelCardData) -> ModelCard:
+    """What the model is, how it is loaded, what was measured."""
     measured = ""
     if evaluation is not None:
-        where = Path(str(evaluation["dataset"]["name"])).name
-        measured = (
-            f"\nBy COCO's measure, on {evaluation['samples']:,} images of {where} "
-            f"({evaluation['dataset']['split']}):\n\n| | |\n|---|---|\n"
-        ) + "".join(
-            f"| {what} | {100 * evaluation['metrics'][name]:.1f} % |\n"
-            for name, what in _ON_THE_CARD.items()
-            if name in evaluation["metrics"]
-        )
+        table = score_table(evaluation, _ON_THE_CARD, 1)
+        split = evaluation["dataset"]["split"]
+        measured = f"\nBy COCO's measure, on {images_of(evaluation)} ({split}):\n\n{table}"
     remote = model.config.model_type == "internimage_dino"
     trust = ", trust_remote_code=True" if remote else ""
     first = "" if remote else "import hf_internimage  # pip install hf-internimage; knows the backbone\n"
@@ -209,4 +189,4 @@ detect("street.jpg", threshold=0.4)  # label, score and box of each object
 {measured}""")
 
 
-__all__ = ["curves", "detection_card", "judge", "publish"]
+__all__ = ["curves", "judge", "publish"]

@@ -14,9 +14,9 @@ from .. import cards, hub
 from .classification import ClassificationTrainer
 from .data import DataArguments, LoadedData
 from .images import decode_image, target_size
-from .publishing import model_id_of, write_repository
+from .publishing import base_repository, model_id_of, write_repository
 from .reports import draw_confusions, draw_mistakes, worst_mistakes
-from .results import evaluation_result, write_json
+from .results import evaluation_result, precision, write_json
 
 
 def judge(
@@ -46,7 +46,7 @@ def judge(
         metrics=measured,
         image_size=target_size(processor),
         batch_size=training.eval_batch_size,
-        dtype="bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
+        dtype=precision(training),
         device=training.device,
         images_per_second=found[f"{prefix}_samples_per_second"],
         processes=training.world_size,
@@ -123,7 +123,7 @@ def publish(
         return cards.evaluated_card(
             evaluation,
             model_id=model_id,
-            base_model=None if base_model is None or Path(base_model).exists() else base_model,
+            base_model=base_repository(base_model),
             license=license,
             training=training_facts(trainer),
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import TrainingArguments
 
 from .. import __version__
 from ..ops import explain
@@ -87,6 +88,11 @@ def _backend(model: Any, device: torch.device, dtype: str) -> str | None:
     return os.environ.get(BACKEND_VARIABLE) or next(found, None)
 
 
+def precision(training: TrainingArguments) -> str:
+    """What a trainer computes in: bfloat16, float16 or float32."""
+    return "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
+
+
 def write_json(result: Mapping[str, Any], path: Path) -> None:
     """Write a file that appears complete or not at all."""
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.resolve().parent, delete=False) as file:
@@ -95,4 +101,4 @@ def write_json(result: Mapping[str, Any], path: Path) -> None:
     os.replace(file.name, path)
 
 
-__all__ = ["BACKEND_VARIABLE", "evaluation_result", "write_json"]
+__all__ = ["BACKEND_VARIABLE", "evaluation_result", "precision", "write_json"]

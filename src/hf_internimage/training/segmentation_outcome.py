@@ -10,14 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
 from ..segmentation import SemanticSegmenter
 from .metrics import load_module
 from .overlays import draw_masks
-from .results import evaluation_result, write_json
+from .publishing import base_repository, card_data, images_of, model_id_of, publish_by_trainer, score_table
+from .results import evaluation_result, precision, write_json
 from .segmentation import SegmentationTrainer
 from .segmentation_data import PairTransform, ProcessorPair, SegmentationData, SegmentationDataArguments
+
+_ON_THE_CARD = {
+    "mean_iou": "mean IoU",
+    "mean_accuracy": "mean accuracy of the classes",
+    "overall_accuracy": "accuracy of the pixels",
+}
 
 
 @dataclass
@@ -118,7 +125,7 @@ def judge(
         metrics=means,
         image_size=[size["shortest_edge"], size["longest_edge"]],
         batch_size=1,
-        dtype="bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
+        dtype=precision(training),
         device=training.device,
         images_per_second=count / seconds,
         processes=world,
@@ -171,39 +178,31 @@ def _pair(values: list[int]) -> tuple[int, int] | None:
     return (values[0], values[-1]) if values else None
 
 
-def segmentation_card(
-    model: Any, model_id: str, evaluation: dict[str, Any] | None, *, base_model: str | None, license: str | None
-) -> ModelCard:
-    """A short card: what the model is, how it is loaded, what was measured.
+def publish(
+    trainer: SegmentationTrainer,
+    evaluation: dict[str, Any] | None,
+    *,
+    base_model: str | None = None,
+    license: str | None = None,
+) -> None:
+    """Give the output folder its card: what the model is, how it is loaded, what was measured; push it if asked to.
+
+    All processes have to call this.
 
     Args:
-        model: the model itself.
-        model_id: repository on the Hub the card is for, or the name of a folder.
-        evaluation: what `judge` returned, or None.
-        base_model: repository on the Hub that the training began with, or None.
+        trainer: after `save_whole` into its output folder.
+        evaluation: what `judge` returned, for the card.
+        base_model: what the training began with: a folder, or a repository on the Hub, which the card names.
         license: SPDX identifier in lower case; not stated if None.
     """
-    data = ModelCardData(
-        license=license,
-        library_name="transformers",
-        pipeline_tag="image-segmentation",
-        base_model=base_model,
-        tags=["internimage", "image-segmentation", "semantic-segmentation", "dcnv3", "vision"],
-    )
+    model, model_id = trainer.model, model_id_of(trainer.args, "internimage-segmentation")
+    tasks = ["image-segmentation", "semantic-segmentation"]
+    data = card_data(tasks, base_model=base_repository(base_model), license=license)
     measured = ""
     if evaluation is not None:
-        source = evaluation["dataset"]["name"]
-        where = f"a folder `{Path(source).name}`" if Path(source).exists() else f"`{source}`"
-        samples = evaluation["samples"]
-        measured = f"\nOn {samples:,} images of {where}, at their own size:\n\n| | |\n|---|---|\n" + "".join(
-            f"| {what} | {100 * evaluation['metrics'][name]:.2f} % |\n"
-            for name, what in (
-                ("mean_iou", "mean IoU"),
-                ("mean_accuracy", "mean accuracy of the classes"),
-                ("overall_accuracy", "accuracy of the pixels"),
-            )
-        )
-    return ModelCard(f"""---
+        table = score_table(evaluation, _ON_THE_CARD, 2)
+        measured = f"\nOn {images_of(evaluation)}, at their own size:\n\n{table}"
+    card = ModelCard(f"""---
 {data.to_yaml()}
 ---
 
@@ -225,6 +224,7 @@ labels = SemanticSegmenter(model, processor)(Image.open("street.jpg"))  # (heigh
 
 Without `import hf_internimage` transformers does not know the backbone, and says so with a `KeyError`.
 {measured}""")
+    publish_by_trainer(trainer, card)
 
 
-__all__ = ["InferenceArguments", "judge", "segmentation_card"]
+__all__ = ["InferenceArguments", "judge", "publish"]

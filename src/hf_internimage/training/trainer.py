@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from .averaging import WeightAverage
 from .streams import TrainingStream
 
+logger = logging.get_logger(__name__)
 _PROCESSES = "processes.json"  # how many wrote a checkpoint
 
 
@@ -213,6 +215,18 @@ class RecipeTrainer(Trainer):
         super()._load_best_model()
         if self.average is not None and self.state.best_model_checkpoint is not None:
             self.average.load(Path(self.state.best_model_checkpoint))
+
+    def train_and_save(self, checkpoint: Path | None) -> None:
+        """Train, from this checkpoint on if there is one; write model, metrics and state to the output folder.
+
+        All processes call this.
+        """
+        if checkpoint is not None:
+            logger.warning(f"Going on from {checkpoint}.")
+        result = self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.save_whole(str(self.args.output_dir))
+        self.save_metrics("train", result.metrics)
+        self.save_state()
 
     def save_whole(self, folder: str | Path) -> None:
         """Write the model with its configuration and image processor, for `from_pretrained`; all processes call this.
