@@ -20,7 +20,7 @@ check: $(VENV)/.dev  ## lint, format, types
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files mypy
 
 benchmark: $(VENV)/.dev  ## operator and InternImage-T beside ConvNeXt-T and Swin-T on this machine
-	$(BIN)/python scripts/benchmark.py
+	$(BIN)/python benchmarks/benchmark.py
 
 wheel: $(RELEASE)/.tools  ## dist/: the sdist, and a wheel for this kind of Linux, both ready for PyPI
 	rm -rf build/release dist

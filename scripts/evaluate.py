@@ -33,9 +33,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Ev
 from transformers.utils import logging
 
 from hf_internimage.ops import BackendError
-from hf_internimage.training.data import DataArguments, load_data
-from hf_internimage.training.metrics import ComputeMetrics, keep_best, keep_scores
-from hf_internimage.training.results import BACKEND_VARIABLE, evaluation_result, write_json
+from hf_internimage.training.classification.data import DataArguments, load_data
+from hf_internimage.training.classification.metrics import ComputeMetrics, keep_best, keep_scores
+from hf_internimage.training.evaluation_results import BACKEND_VARIABLE, evaluation_result, write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

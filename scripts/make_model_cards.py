@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_internimage.cards import REPORTED, evaluated_card, official_card
-from hf_internimage.checkpoints import CHECKPOINTS
-from hf_internimage.dense_cards import SYSTEM_TITLES, published_dense_card
-from hf_internimage.dense_checkpoints import DENSE_CHECKPOINTS, DenseCheckpoint
+from hf_internimage.checkpoints.classifiers import CHECKPOINTS
+from hf_internimage.checkpoints.systems import DENSE_CHECKPOINTS, DenseCheckpoint
+from hf_internimage.hub.cards import REPORTED, evaluated_card, official_card
+from hf_internimage.hub.system_cards import SYSTEM_TITLES, published_dense_card
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "model_cards"
@@ -33,7 +33,7 @@ One for each published checkpoint, made by `python scripts/make_model_cards.py` 
 [model_card.md](../src/hf_internimage/data/model_card.md). Edit those, not the cards: a test compares.
 
 The template is in the package because the cards of other models are made of it, too, from their own evaluation:
-`hf_internimage.cards.evaluated_card`, or `python scripts/make_model_cards.py --evaluation FILE.json --model-id NAME`.
+`hf_internimage.hub.cards.evaluated_card`, or `scripts/make_model_cards.py --evaluation FILE.json --model-id NAME`.
 
 Parameters and multiply-accumulates (MACs, which the paper calls FLOPs) are counted by us. The accuracies are
 {reported}.

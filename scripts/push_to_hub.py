@@ -29,9 +29,9 @@ from hf_internimage import (
     InternImageForImageClassification,
     InternImageModel,
     InternImagePreTrainedModel,
-    cards,
-    hub,
 )
+from hf_internimage.hub import cards
+from hf_internimage.hub import repository as hub
 
 _PREPROCESSOR = "preprocessor_config.json"
 

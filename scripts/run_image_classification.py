@@ -31,10 +31,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_internimage import InternImageConfig, InternImageImageProcessorPil, hub
-from hf_internimage.training import data, metrics, reports
-from hf_internimage.training.augmentation import Augmentation, AugmentationArguments
-from hf_internimage.training.classification import ClassificationRecipe, ClassificationTrainer
+from hf_internimage import InternImageConfig, InternImageImageProcessorPil
+from hf_internimage.hub import repository as hub
+from hf_internimage.training import plots as reports
+from hf_internimage.training.classification import data, metrics
+from hf_internimage.training.classification.augmentation import Augmentation, AugmentationArguments
+from hf_internimage.training.classification.evaluation import judge, publish
+from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
 from hf_internimage.training.command_line import (
     UsageError,
     are_unnamed,
@@ -47,7 +50,6 @@ from hf_internimage.training.command_line import (
     wanted_splits,
 )
 from hf_internimage.training.images import Augmented, check_images, target_size
-from hf_internimage.training.outcome import judge, publish
 from hf_internimage.training.streams import TrainingStream
 from hf_internimage.training.trainer import TellEpoch
 

@@ -34,9 +34,8 @@ from transformers import (
 )
 
 from hf_internimage import InternImageConfig, InternImageDetectionImageProcessor, heads
-from hf_internimage.configuration_internimage_dino import InternImageDinoConfig
-from hf_internimage.training import reports
-from hf_internimage.training.coco_map import CocoMap
+from hf_internimage.models.configuration_internimage_dino import InternImageDinoConfig
+from hf_internimage.training import plots as reports
 from hf_internimage.training.command_line import (
     UsageError,
     are_unnamed,
@@ -47,16 +46,14 @@ from hf_internimage.training.command_line import (
     run_script,
     wanted_splits,
 )
-from hf_internimage.training.dense import DenseRecipe, checkpoint_backbone
-from hf_internimage.training.dense_models import DenseModelArguments, load_model
-from hf_internimage.training.detection import Collate, DetectionTrainer
-from hf_internimage.training.detection_augmentation import (
-    DetectionAugmentation,
-    DetectionAugmentationArguments,
-)
-from hf_internimage.training.detection_data import DetectionData, DetectionDataArguments, load_detection_data
-from hf_internimage.training.detection_outcome import curves, judge, publish
+from hf_internimage.training.detection.augmentation import DetectionAugmentation, DetectionAugmentationArguments
+from hf_internimage.training.detection.coco_map import CocoMap
+from hf_internimage.training.detection.data import DetectionData, DetectionDataArguments, load_detection_data
+from hf_internimage.training.detection.evaluation import curves, judge, publish
+from hf_internimage.training.detection.trainer import Collate, DetectionTrainer
 from hf_internimage.training.images import Augmented
+from hf_internimage.training.system_models import DenseModelArguments, load_model
+from hf_internimage.training.system_trainer import DenseRecipe, checkpoint_backbone
 from hf_internimage.training.trainer import TellEpoch
 
 # DINO, and of transformers' detectors those that learn from boxes alone; with the image processor of each.

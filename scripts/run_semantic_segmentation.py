@@ -36,7 +36,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
 from hf_internimage import InternImageConfig, InternImageSegmentationImageProcessor, heads
-from hf_internimage.training import reports, segmentation_data
+from hf_internimage.training import plots as reports
 from hf_internimage.training.command_line import (
     UsageError,
     are_unnamed,
@@ -46,16 +46,17 @@ from hf_internimage.training.command_line import (
     parse,
     run_script,
 )
-from hf_internimage.training.dense import DenseRecipe, checkpoint_backbone
-from hf_internimage.training.dense_models import DenseModelArguments, load_model
 from hf_internimage.training.images import Augmented
-from hf_internimage.training.segmentation import ComputeMeanIoU, SegmentationTrainer
-from hf_internimage.training.segmentation_augmentation import (
+from hf_internimage.training.segmentation import data as segmentation_data
+from hf_internimage.training.segmentation.augmentation import (
     SegmentationAugmentation,
     SegmentationAugmentationArguments,
 )
-from hf_internimage.training.segmentation_data import ProcessorPair, SegmentationData, SegmentationDataArguments
-from hf_internimage.training.segmentation_outcome import InferenceArguments, judge, publish
+from hf_internimage.training.segmentation.data import ProcessorPair, SegmentationData, SegmentationDataArguments
+from hf_internimage.training.segmentation.evaluation import InferenceArguments, judge, publish
+from hf_internimage.training.segmentation.trainer import ComputeMeanIoU, SegmentationTrainer
+from hf_internimage.training.system_models import DenseModelArguments, load_model
+from hf_internimage.training.system_trainer import DenseRecipe, checkpoint_backbone
 from hf_internimage.training.trainer import TellEpoch
 
 HEADS = ("upernet", "mask2former")

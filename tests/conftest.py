@@ -88,8 +88,8 @@ def nan_memory():
 @pytest.fixture
 def tiny_t(tmp_path):
     """A folder with a good checkpoint in the original's layout, good.pth, and its configuration, config.json."""
-    from conversion_tools import original, save_config
-    from golden_data import golden_weights
+    from support.conversion_tools import original, save_config
+    from support.golden_data import golden_weights
 
     torch.save({"model": original(golden_weights("tiny_t"))}, tmp_path / "good.pth")
     save_config(tmp_path / "config.json", "tiny_t")

@@ -3,11 +3,11 @@
 
 import pytest
 import torch
-from golden_data import manifest
+from support.golden_data import manifest
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
 from hf_internimage import InternImageBackbone, InternImageConfig, InternImageForImageClassification
-from hf_internimage.checkpoints import CHECKPOINTS
+from hf_internimage.checkpoints.classifiers import CHECKPOINTS
 from hf_internimage.complexity import Macs, count_macs, count_parameters
 
 SMALL = {"channels": 16, "depths": [1, 2], "groups": [2, 4], "num_labels": 10, "image_size": 32}

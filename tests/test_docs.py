@@ -2,18 +2,16 @@
 """Every Python block of the documentation of segmentation and detection runs as written, on tiny models."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from golden_detectors import golden_dino
-from golden_segmenters import golden_segmenter
 from PIL import Image
+from support.golden_detectors import golden_dino
+from support.golden_segmenters import golden_segmenter
+from support.paths import DOCS
 
 from hf_internimage import InternImageDetectionImageProcessor, InternImageSegmentationImageProcessor
-
-DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture

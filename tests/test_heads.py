@@ -3,27 +3,20 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from golden_data import awaken, golden_model, model_input, tiny_config, write_official_folder
 from PIL import Image
-from test_loading import run_python
+from support.golden_data import awaken, golden_model, model_input, tiny_config, write_official_folder
+from support.loading import run_python
+from support.paths import DOCS
 from transformers import BertTokenizer, CLIPTokenizer, pipeline
 
 from hf_internimage import InternImageBackbone, InternImageConfig, InternImageForImageClassification, InternImageModel
-from hf_internimage.heads import (
-    HEADS,
-    find_backbone,
-    from_backbone,
-    gradient_checkpointing,
-    head_config,
-    load_backbone,
-)
+from hf_internimage.heads import HEADS, find_backbone, from_backbone, gradient_checkpointing, head_config, load_backbone
 
-DOCS = Path(__file__).parents[1] / "docs" / "heads.md"
+HEADS_PAGE = DOCS / "heads.md"
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 LABELS = {"id2label": {0: "cat", 1: "dog", 2: "cow"}, "label2id": {"cat": 0, "dog": 1, "cow": 2}}
 DETR = {
@@ -648,7 +641,7 @@ def test_gradient_checkpointing_from_the_start():
 
 def test_composite_backbone(tmp_path):
     """Both parts take the weights of one InternImage, or a composite one takes another's."""
-    from hf_internimage.configuration_cb_internimage import CBInternImageConfig
+    from hf_internimage.models.configuration_cb_internimage import CBInternImageConfig
 
     source = classifier()
     source.save_pretrained(tmp_path)
@@ -694,17 +687,17 @@ def test_documentation_runs(tmp_path, monkeypatch):
     """Its examples, one after the other as they stand, with a small checkpoint of the same name."""
     write_official_folder("tiny_t", tmp_path / "OpenGVLab" / "internimage_t_1k_224")
     monkeypatch.chdir(tmp_path)
-    text = DOCS.read_text()
+    text = HEADS_PAGE.read_text()
     names = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(compile(block, DOCS.name, "exec"), names)
+        exec(compile(block, HEADS_PAGE.name, "exec"), names)
     assert names["logits"].shape == (1, 19, 128, 128)
     assert names["prefix"].endswith("backbone.model.")
     assert type(names["detector"]) is transformers.RTDetrForObjectDetection
 
 
 def test_documentation_lists_every_head():
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d-]+) \| .*? \| (yes|no) \|", DOCS.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d-]+) \| .*? \| (yes|no) \|", HEADS_PAGE.read_text(), re.MULTILINE)
     assert {name for name, *_ in rows} == set(HEADS)
     for name, model, stages, checkpointing in rows:
         assert model == HEADS[name].model

@@ -14,14 +14,14 @@ from pathlib import Path
 import packaging.tags
 import packaging.utils
 import pytest
-from test_loading import run_python
+from support.loading import run_python
+from support.paths import ROOT
 
 from hf_internimage.ops import native
 
 pytest.importorskip("hatchling", reason="wheels are built by hatchling")
 pytest.importorskip("pip", reason="wheels are built and installed by pip")
 
-ROOT = Path(__file__).resolve().parents[1]
 SWITCH = "HF_INTERNIMAGE_BUILD_CPU"
 
 
@@ -211,7 +211,7 @@ def test_cuda_sources_of_an_installed_wheel(source, tmp_path):
     check = f"""
 from pathlib import Path
 import torch
-from hf_internimage.dcnv3_reference import DCNv3Geometry
+from hf_internimage.models.dcnv3_reference import DCNv3Geometry
 from hf_internimage.ops import nvrtc
 from hf_internimage.ops.backends import dcnv3_cuda
 

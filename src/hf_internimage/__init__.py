@@ -13,34 +13,31 @@ from ._registration import register_with_transformers
 __version__ = "0.1.0"
 
 _HOME = {
-    "CBInternImageBackbone": "modeling_cb_internimage",
-    "CBInternImageConfig": "configuration_cb_internimage",
-    "InternImageBackbone": "modeling_internimage",
-    "InternImageConfig": "configuration_internimage",
-    "InternImageDetectionImageProcessor": "image_processing_internimage_detection",
-    "InternImageDinoConfig": "configuration_internimage_dino",
-    "InternImageDinoForObjectDetection": "modeling_internimage_dino",
-    "InternImageDinoPreTrainedModel": "modeling_internimage_dino",
-    "InternImageForImageClassification": "modeling_internimage",
-    "InternImageImageProcessor": "image_processing_internimage",
-    "InternImageImageProcessorPil": "image_processing_pil_internimage",
-    "InternImageMaskRCNNConfig": "configuration_internimage_mask_rcnn",
-    "InternImageModel": "modeling_internimage",
-    "InternImagePreTrainedModel": "modeling_internimage",
-    "InternImageSegmentationImageProcessor": "image_processing_internimage_segmentation",
+    "CBInternImageBackbone": "models.modeling_cb_internimage",
+    "CBInternImageConfig": "models.configuration_cb_internimage",
+    "InternImageBackbone": "models.modeling_internimage",
+    "InternImageConfig": "models.configuration_internimage",
+    "InternImageDetectionImageProcessor": "models.image_processing_internimage_detection",
+    "InternImageDinoConfig": "models.configuration_internimage_dino",
+    "InternImageDinoForObjectDetection": "models.modeling_internimage_dino",
+    "InternImageDinoPreTrainedModel": "models.modeling_internimage_dino",
+    "InternImageForImageClassification": "models.modeling_internimage",
+    "InternImageImageProcessor": "models.image_processing_internimage",
+    "InternImageImageProcessorPil": "models.image_processing_pil_internimage",
+    "InternImageMaskRCNNConfig": "models.configuration_internimage_mask_rcnn",
+    "InternImageModel": "models.modeling_internimage",
+    "InternImagePreTrainedModel": "models.modeling_internimage",
+    "InternImageSegmentationImageProcessor": "models.image_processing_internimage_segmentation",
     "dcnv3": "ops",
 }
 _MODULES = (
-    "cards",
     "checkpoints",
     "complexity",
     "conversion",
-    "dense_cards",
-    "dense_checkpoints",
     "heads",
     "hub",
+    "models",
     "ops",
-    "rcnn",
     "segmentation",
     "training",
 )
@@ -48,25 +45,25 @@ _MODULES = (
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
-    from .configuration_cb_internimage import CBInternImageConfig as CBInternImageConfig
-    from .configuration_internimage import InternImageConfig as InternImageConfig
-    from .configuration_internimage_dino import InternImageDinoConfig as InternImageDinoConfig
-    from .configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig as InternImageMaskRCNNConfig
-    from .image_processing_internimage import InternImageImageProcessor as InternImageImageProcessor
-    from .image_processing_internimage_detection import (
+    from .models.configuration_cb_internimage import CBInternImageConfig as CBInternImageConfig
+    from .models.configuration_internimage import InternImageConfig as InternImageConfig
+    from .models.configuration_internimage_dino import InternImageDinoConfig as InternImageDinoConfig
+    from .models.configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig as InternImageMaskRCNNConfig
+    from .models.image_processing_internimage import InternImageImageProcessor as InternImageImageProcessor
+    from .models.image_processing_internimage_detection import (
         InternImageDetectionImageProcessor as InternImageDetectionImageProcessor,
     )
-    from .image_processing_internimage_segmentation import (
+    from .models.image_processing_internimage_segmentation import (
         InternImageSegmentationImageProcessor as InternImageSegmentationImageProcessor,
     )
-    from .image_processing_pil_internimage import InternImageImageProcessorPil as InternImageImageProcessorPil
-    from .modeling_cb_internimage import CBInternImageBackbone as CBInternImageBackbone
-    from .modeling_internimage import InternImageBackbone as InternImageBackbone
-    from .modeling_internimage import InternImageForImageClassification as InternImageForImageClassification
-    from .modeling_internimage import InternImageModel as InternImageModel
-    from .modeling_internimage import InternImagePreTrainedModel as InternImagePreTrainedModel
-    from .modeling_internimage_dino import InternImageDinoForObjectDetection as InternImageDinoForObjectDetection
-    from .modeling_internimage_dino import InternImageDinoPreTrainedModel as InternImageDinoPreTrainedModel
+    from .models.image_processing_pil_internimage import InternImageImageProcessorPil as InternImageImageProcessorPil
+    from .models.modeling_cb_internimage import CBInternImageBackbone as CBInternImageBackbone
+    from .models.modeling_internimage import InternImageBackbone as InternImageBackbone
+    from .models.modeling_internimage import InternImageForImageClassification as InternImageForImageClassification
+    from .models.modeling_internimage import InternImageModel as InternImageModel
+    from .models.modeling_internimage import InternImagePreTrainedModel as InternImagePreTrainedModel
+    from .models.modeling_internimage_dino import InternImageDinoForObjectDetection as InternImageDinoForObjectDetection
+    from .models.modeling_internimage_dino import InternImageDinoPreTrainedModel as InternImageDinoPreTrainedModel
     from .ops import dcnv3 as dcnv3
 
 

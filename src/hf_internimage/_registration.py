@@ -15,10 +15,10 @@ from types import ModuleType
 
 
 def _register_config(auto: ModuleType) -> None:
-    from .configuration_cb_internimage import CBInternImageConfig
-    from .configuration_internimage import InternImageConfig
-    from .configuration_internimage_dino import InternImageDinoConfig
-    from .configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig
+    from .models.configuration_cb_internimage import CBInternImageConfig
+    from .models.configuration_internimage import InternImageConfig
+    from .models.configuration_internimage_dino import InternImageDinoConfig
+    from .models.configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig
 
     for config in (InternImageConfig, CBInternImageConfig, InternImageDinoConfig):
         config.register_for_auto_class()
@@ -28,9 +28,9 @@ def _register_config(auto: ModuleType) -> None:
 
 
 def _register_models(auto: ModuleType) -> None:
-    from .modeling_cb_internimage import CBInternImageBackbone
-    from .modeling_internimage import InternImageBackbone, InternImageForImageClassification, InternImageModel
-    from .modeling_internimage_dino import InternImageDinoForObjectDetection
+    from .models.modeling_cb_internimage import CBInternImageBackbone
+    from .models.modeling_internimage import InternImageBackbone, InternImageForImageClassification, InternImageModel
+    from .models.modeling_internimage_dino import InternImageDinoForObjectDetection
 
     classes = (
         ("AutoModel", InternImageModel),
@@ -50,16 +50,16 @@ def _register_models(auto: ModuleType) -> None:
 def _register_image_processors(auto: ModuleType) -> None:
     from transformers.utils import is_torchvision_available
 
-    from .configuration_internimage import InternImageConfig
-    from .configuration_internimage_dino import InternImageDinoConfig
-    from .configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig
-    from .image_processing_internimage_detection import InternImageDetectionImageProcessor
-    from .image_processing_internimage_segmentation import InternImageSegmentationImageProcessor
-    from .image_processing_pil_internimage import InternImageImageProcessorPil
+    from .models.configuration_internimage import InternImageConfig
+    from .models.configuration_internimage_dino import InternImageDinoConfig
+    from .models.configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig
+    from .models.image_processing_internimage_detection import InternImageDetectionImageProcessor
+    from .models.image_processing_internimage_segmentation import InternImageSegmentationImageProcessor
+    from .models.image_processing_pil_internimage import InternImageImageProcessorPil
 
     processors: dict[str, type] = {"pil": InternImageImageProcessorPil}
     if is_torchvision_available():
-        from .image_processing_internimage import InternImageImageProcessor
+        from .models.image_processing_internimage import InternImageImageProcessor
 
         processors["torchvision"] = InternImageImageProcessor
     auto.AutoImageProcessor.register(InternImageConfig, image_processor_classes=processors, exist_ok=True)
@@ -87,11 +87,11 @@ _BLOCKERS = frozenset(
         "transformers.loss.loss_deformable_detr",
         "transformers.models.deformable_detr.configuration_deformable_detr",
         "transformers.models.deformable_detr.modeling_deformable_detr",
-        f"{__package__}.layers_internimage",
-        f"{__package__}.loss_internimage_dino",
-        f"{__package__}.modeling_cb_internimage",
-        f"{__package__}.modeling_internimage",
-        f"{__package__}.modeling_internimage_dino",
+        f"{__package__}.models.layers_internimage",
+        f"{__package__}.models.loss_internimage_dino",
+        f"{__package__}.models.modeling_cb_internimage",
+        f"{__package__}.models.modeling_internimage",
+        f"{__package__}.models.modeling_internimage_dino",
     }
 )
 

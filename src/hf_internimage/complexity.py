@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from .configuration_internimage import InternImageConfig
-from .layers_internimage import InternImageDeformableConvolution
-from .modeling_internimage import InternImageForImageClassification
+from .models.configuration_internimage import InternImageConfig
+from .models.layers_internimage import InternImageDeformableConvolution
+from .models.modeling_internimage import InternImageForImageClassification
 
 # Of one output value and tap: four corners of the bilinear sample, and the mask.
 DCNV3_MACS = 5

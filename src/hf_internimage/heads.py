@@ -278,7 +278,7 @@ def find_backbone(model: "nn.Module") -> "tuple[str, PreTrainedModel]":
     from transformers import PreTrainedModel
     from transformers.backbone_utils import BackboneMixin
 
-    from .modeling_internimage import InternImageTrunk
+    from .models.modeling_internimage import InternImageTrunk
 
     found: list[tuple[str, PreTrainedModel]] = []
     others = []
@@ -308,7 +308,7 @@ def _head_name(head: str | type) -> str:
 
 
 def _backbone_config(backbone: Any) -> "PreTrainedConfig":
-    from .configuration_internimage import InternImageConfig
+    from .models.configuration_internimage import InternImageConfig
 
     if isinstance(backbone, str):
         return InternImageConfig.from_size(backbone)
@@ -352,8 +352,8 @@ def _from_pretrained(checkpoint: str | os.PathLike, options: dict[str, Any]) -> 
     """The checkpoint's backbone, and the names of the weights it lacks."""
     from transformers import AutoConfig
 
-    from .modeling_cb_internimage import CBInternImageBackbone
-    from .modeling_internimage import InternImageBackbone
+    from .models.modeling_cb_internimage import CBInternImageBackbone
+    from .models.modeling_internimage import InternImageBackbone
 
     where = {name: options[name] for name in _FROM_WHERE if name in options}
     found = AutoConfig.from_pretrained(checkpoint, **where).model_type

@@ -13,7 +13,7 @@ from transformers import BatchFeature, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import get_image_size, is_pil_image
 
-from .semantic_maps import add_probabilities, label_map, resize_scores, semantic_scores
+from .models.semantic_maps import add_probabilities, label_map, resize_scores, semantic_scores
 
 
 class SemanticSegmenter:

@@ -6,9 +6,9 @@
 are those of the image classifier and what all systems share.
 """
 
+from ..tensors import Shapes, cast_weights, check_tensors, find_state_dict, shapes_of
 from .classification import SIZES, count_labels, guess_config, guess_size, hub_name, map_head, to_hub_layout
 from .labels import parse_indices, parse_labels
-from .tensors import Shapes, cast_weights, check_tensors, find_state_dict, shapes_of
 
 __all__ = [
     "SIZES",

@@ -5,9 +5,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from ..configuration_internimage import SIZES, InternImageConfig
+from ..models.configuration_internimage import SIZES, InternImageConfig
+from ..tensors import Shapes
 from .renaming import Rule
-from .tensors import Shapes
 
 ALL_STAGES = ("stage1", "stage2", "stage3", "stage4")
 

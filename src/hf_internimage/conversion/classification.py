@@ -15,11 +15,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
-from ..configuration_internimage import SIZES, InternImageConfig
-from ..modeling_internimage import InternImageForImageClassification
+from ..models.configuration_internimage import SIZES, InternImageConfig
+from ..models.modeling_internimage import InternImageForImageClassification
+from ..tensors import Shapes, shapes_of
 from .backbone import released_size
 from .renaming import Converted
-from .tensors import Shapes, shapes_of
 
 _LAYER_SCALE = re.compile(r"^(levels\.\d+\.blocks\.\d+\.)gamma([12])$")
 _HEAD_WEIGHT, _HEAD_BIAS = "model.head.weight", "model.head.bias"

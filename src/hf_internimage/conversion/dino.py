@@ -12,13 +12,13 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from ..configuration_cb_internimage import CBInternImageConfig
-from ..configuration_internimage import InternImageConfig
-from ..configuration_internimage_dino import InternImageDinoConfig
-from ..modeling_internimage_dino import InternImageDinoForObjectDetection
+from ..models.configuration_cb_internimage import CBInternImageConfig
+from ..models.configuration_internimage import InternImageConfig
+from ..models.configuration_internimage_dino import InternImageDinoConfig
+from ..models.modeling_internimage_dino import InternImageDinoForObjectDetection
+from ..tensors import Shapes, dimensions
 from .backbone import backbone_config, backbone_rules, released_size
 from .renaming import Converted, Rule, rename, split_in_three
-from .tensors import Shapes, dimensions
 
 _COMPOSITE = "backbone.cb_modules."
 _HEAD = "bbox_head."

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .tensors import Shapes, check_tensors, shapes_of
+from ..tensors import Shapes, check_tensors, shapes_of
 
 _PICKLED = (".pth", ".pt", ".bin")
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
+from ..tensors import Shapes, dimensions
 from .backbone import backbone_config, backbone_rules
 from .renaming import Converted, Drop, Rule, rename, split_in_three
-from .tensors import Shapes, dimensions
 
 _PIXELS = r"decode_head\.pixel_decoder"
 _PIXELS_TO = "model.pixel_level_module.decoder"

@@ -3,12 +3,12 @@
 
 from collections.abc import Mapping
 
+from ..tensors import find_state_dict
 from .files import naming, read_checkpoint
 from .prepare_classifier import prepare_classifier
 from .prepare_common import Options, Prepared
 from .prepare_dense import prepare_dense
 from .systems import find_system
-from .tensors import find_state_dict
 
 
 def prepare(options: Options) -> Prepared:

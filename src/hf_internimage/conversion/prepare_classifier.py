@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import CHECKPOINTS, imagenet_1k_labels
-from ..configuration_internimage import InternImageConfig
-from ..hub import image_processor_for
+from ..checkpoints.classifiers import CHECKPOINTS, imagenet_1k_labels
+from ..hub.repository import image_processor_for
+from ..models.configuration_internimage import InternImageConfig
+from ..tensors import Shapes, shapes_of
 from .classification import convert, count_labels, guess_size, map_head
 from .files import naming, read_text
 from .labels import parse_indices
@@ -23,7 +24,6 @@ from .prepare_common import (
     stated_config,
 )
 from .systems import System
-from .tensors import Shapes, shapes_of
 
 
 def prepare_classifier(options: Options, system: System, state_dict: Mapping[str, torch.Tensor]) -> Prepared:

@@ -13,10 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ..tensors import cast_weights, check_tensors, shapes_of
 from .files import file_shapes, naming, read_text
 from .labels import parse_labels
 from .systems import System
-from .tensors import cast_weights, check_tensors, shapes_of
 
 
 @dataclass(frozen=True)

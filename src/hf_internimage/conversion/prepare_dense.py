@@ -9,9 +9,10 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..dense_checkpoints import DENSE_CHECKPOINTS, SEMANTIC_SEGMENTATION, DenseCheckpoint, find_checkpoint
-from ..image_processing_internimage_detection import InternImageDetectionImageProcessor
-from ..image_processing_internimage_segmentation import InternImageSegmentationImageProcessor
+from ..checkpoints.systems import DENSE_CHECKPOINTS, SEMANTIC_SEGMENTATION, DenseCheckpoint, find_checkpoint
+from ..models.image_processing_internimage_detection import InternImageDetectionImageProcessor
+from ..models.image_processing_internimage_segmentation import InternImageSegmentationImageProcessor
+from ..tensors import listing, shapes_of
 from .backbone import size_of
 from .files import naming
 from .prepare_common import (
@@ -25,7 +26,6 @@ from .prepare_common import (
     stated_config,
 )
 from .systems import System
-from .tensors import listing, shapes_of
 from .upernet import keep_labels
 
 

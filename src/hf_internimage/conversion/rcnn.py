@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..configuration_internimage_mask_rcnn import CASCADE, InternImageMaskRCNNConfig
+from ..models.configuration_internimage_mask_rcnn import CASCADE, InternImageMaskRCNNConfig
+from ..tensors import Shapes, dimensions
 from .backbone import backbone_config, backbone_rules
 from .renaming import Converted, Rule, rename
-from .tensors import Shapes, dimensions
 
 _BOX_HEAD = "roi_head.bbox_head."
 _PARAMETER = r"(weight|bias)"
@@ -116,7 +116,7 @@ def build_model(config: InternImageMaskRCNNConfig) -> PreTrainedModel:
     Raises:
         ImportError: without torchvision, saying how to install it.
     """
-    from ..rcnn import InternImageMaskRCNNForInstanceSegmentation
+    from ..models.mask_rcnn import InternImageMaskRCNNForInstanceSegmentation
 
     return InternImageMaskRCNNForInstanceSegmentation(config)
 

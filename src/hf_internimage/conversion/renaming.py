@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .tensors import listing
+from ..tensors import listing
 
 # What a matching name becomes: a template for `re.Match.expand`, or a function that gives the tensors themselves.
 Split = Callable[[re.Match[str], torch.Tensor], Mapping[str, torch.Tensor]]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from .tensors import Shapes, listing
+from ..tensors import Shapes, listing
 
 if TYPE_CHECKING:
     import torch

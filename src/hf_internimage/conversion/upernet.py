@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
+from ..tensors import Shapes, dimensions
 from .backbone import backbone_config, backbone_rules
 from .renaming import Converted, Rule, rename
-from .tensors import Shapes, dimensions
 
 _CLASSIFIER = re.compile(r"(?:module\.)?(?:decode_head|auxiliary_head)\.conv_seg\.(?:weight|bias)")
 _CONV = (

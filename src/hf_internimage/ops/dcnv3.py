@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..dcnv3_reference import check_dcnv3, dcnv3_reference
+from ..models.dcnv3_reference import check_dcnv3, dcnv3_reference
 from . import eager
 from .registry import Backend, Call, Registry
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
-from ..hub import PushError
+from ..hub.repository import PushError
 from .trainer import accumulation_steps, last_complete_checkpoint
 
 # Where all scripts differ from transformers' own.

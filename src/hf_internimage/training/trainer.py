@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from .averaging import WeightAverage
+from .ema import WeightAverage
 from .streams import TrainingStream
 
 logger = logging.get_logger(__name__)

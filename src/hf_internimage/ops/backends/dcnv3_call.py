@@ -5,7 +5,7 @@ import ctypes
 
 import torch
 
-from ...dcnv3_reference import DCNv3Geometry
+from ...models.dcnv3_reference import DCNv3Geometry
 
 _SIZES = "batch height width out_height out_width groups channels"
 _PAIRS = "kernel stride padding dilation"

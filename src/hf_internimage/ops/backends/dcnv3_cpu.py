@@ -5,7 +5,7 @@ import ctypes
 
 import torch
 
-from ...dcnv3_reference import DCNv3Geometry
+from ...models.dcnv3_reference import DCNv3Geometry
 from .. import native
 from ..registry import BackendError, Call, wrong_dtype
 from . import dcnv3_call

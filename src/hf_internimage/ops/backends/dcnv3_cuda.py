@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...dcnv3_reference import DCNv3Geometry
+from ...models.dcnv3_reference import DCNv3Geometry
 from .. import cuda_driver, fixed_point, nvrtc
 from ..registry import BackendError, Call, wrong_dtype
 from . import dcnv3_call

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ...dcnv3_reference import DCNv3Geometry
+from ...models.dcnv3_reference import DCNv3Geometry
 from ..registry import BackendError, Call, wrong_dtype
 
 KERNEL_VARIABLE = "HF_INTERNIMAGE_USE_HUB_KERNEL"

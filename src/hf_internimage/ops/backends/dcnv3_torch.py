@@ -3,7 +3,7 @@
 
 import torch
 
-from ...dcnv3_reference import DCNv3Geometry, dcnv3_backward, dcnv3_forward
+from ...models.dcnv3_reference import DCNv3Geometry, dcnv3_backward, dcnv3_forward
 from ..registry import Call
 
 

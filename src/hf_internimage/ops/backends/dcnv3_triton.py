@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...dcnv3_reference import DCNv3Geometry
+from ...models.dcnv3_reference import DCNv3Geometry
 from .. import fixed_point
 from ..registry import BackendError, Call, wrong_dtype
 

@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: MIT
-"""The pieces of scripts/benchmark.py: how to measure, what to measure, how to show it."""

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: MIT
+"""The layers InternImage is made of.
+
+Tensors between modules are (N, C, H, W), as everywhere in transformers; inside a stage they are (N, H, W, C). All
+convolutions see channels-last memory, so going from one to the other is a permuted view and never a copy.
+Parameter names are those of OpenGVLab's checkpoints.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_internimage import InternImageConfig
+from .dcnv3_reference import dcnv3_reference
+
+try:
+    from hf_internimage.ops import dcnv3, fused_cpu
+except ModuleNotFoundError as error:
+    if error.name not in ("hf_internimage", "hf_internimage.ops"):
+        raise
+    # Package absent (code loaded from the Hub): plain PyTorch.
+    dcnv3, fused_cpu = dcnv3_reference, None  # type: ignore[assignment]
+
+_LAYER_NORM_EPS = 1e-6
+# Sizes of the CLIP projector; the released H and G share them and the original cannot change them.
+PROJECTOR_WIDTH, PROJECTOR_OUT, PROJECTOR_STRIDE = 1024, 768, 2
+_PROJECTOR_HEADS = 16
+ACTIVATIONS: dict[str, type[nn.Module]] = {"GELU": nn.GELU, "SiLU": nn.SiLU, "ReLU": nn.ReLU}
+
+
+class InternImageToChannelsLast(nn.Module):
+    """(N, C, H, W) -> (N, H, W, C), a view."""
+
+    keeps_numbers = True
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states.permute(0, 2, 3, 1)
+
+
+class InternImageToChannelsFirst(nn.Module):
+    """(N, H, W, C) -> (N, C, H, W), a view."""
+
+    keeps_numbers = True
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return _channels_first(hidden_states)
+
+
+def _channels_first(hidden_states: torch.Tensor) -> torch.Tensor:
+    """(N, H, W, C) -> (N, C, H, W), a view; under torch.compile a tensor that its compiler may lay out as it likes."""
+    view = hidden_states.permute(0, 3, 1, 2)
+    # PyTorch 2.13 cannot lower a convolution of such a view when height and width are dynamic.
+    return view.contiguous() if torch.compiler.is_compiling() and not torch.compiler.is_exporting() else view
+
+
+def layer_norm(channels: int) -> nn.Sequential:
+    """A LayerNorm over the last axis, under the checkpoints' name `0`."""
+    return nn.Sequential(nn.LayerNorm(channels, eps=_LAYER_NORM_EPS))
+
+
+def _convolution_norm(channels: int, norm_layer: str, channels_last: bool) -> nn.Sequential:
+    """The norm after a convolution: (N, C, H, W) in, (N, H, W, C) out if `channels_last`; named as in checkpoints."""
+    if norm_layer == "BN":
+        layers: list[nn.Module] = [nn.BatchNorm2d(channels)]
+        return nn.Sequential(*layers, *([InternImageToChannelsLast()] if channels_last else []))
+    layers = [InternImageToChannelsLast(), nn.LayerNorm(channels, eps=_LAYER_NORM_EPS)]
+    return nn.Sequential(*layers, *([] if channels_last else [InternImageToChannelsFirst()]))
+
+
+class InternImageZeroLinear(nn.Linear):
+    """A linear layer that starts at zero: sampling offsets and mask logits."""
+
+
+class InternImageProjection(nn.Linear):
+    """A linear layer that starts Xavier-uniform: the operator's input and output projections."""
+
+
+class InternImageDropPath(nn.Module):
+    """Stochastic depth: in training, drops the residual branch of a whole sample with probability `rate`."""
+
+    keeps_numbers = True  # in inference
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return hidden_states
+        keep = hidden_states.new_empty((hidden_states.shape[0],) + (1,) * (hidden_states.dim() - 1))
+        return hidden_states * keep.bernoulli_(1 - self.rate).div_(1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+class InternImageStem(nn.Module):
+    """Two 3x3 convolutions of stride 2: pixels (N, num_channels, H, W) -> (N, channels, ceil(H/4), ceil(W/4))."""
+
+    def __init__(self, config: InternImageConfig) -> None:
+        super().__init__()
+        half = config.channels // 2
+        self.conv1 = nn.Conv2d(config.num_channels, half, kernel_size=3, stride=2, padding=1)
+        self.norm1 = _convolution_norm(half, config.norm_layer, channels_last=False)
+        self.act = ACTIVATIONS[config.act_layer]()
+        self.conv2 = nn.Conv2d(half, config.channels, kernel_size=3, stride=2, padding=1)
+        self.norm2 = _convolution_norm(config.channels, config.norm_layer, channels_last=True)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.conv1(pixel_values.contiguous(memory_format=torch.channels_last))
+        fused = (
+            fused_cpu.norm_act(hidden_states.permute(0, 2, 3, 1), self.norm1, self.act)
+            if fused_cpu is not None
+            else None
+        )
+        normed = self.act(self.norm1(hidden_states)) if fused is None else _channels_first(fused)
+        hidden_states = self.conv2(normed)
+        return _channels_first(self.norm2(hidden_states))  # (N, H, W, C) -> (N, C, H, W)
+
+
+class InternImageDeformableConvolution(nn.Module):
+    """DCNv3 with its projections: (N, H, W, C) -> (N, H, W, C)."""
+
+    def __init__(self, config: InternImageConfig, channels: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.kernel_size = 3
+        self.offset_scale = config.offset_scale
+        self.remove_center = config.remove_center
+        taps = groups * (self.kernel_size**2 - self.remove_center)
+        dw_kernel_size = config.dw_kernel_size or self.kernel_size
+        self.dw_conv = nn.Sequential(
+            nn.Conv2d(channels, channels, dw_kernel_size, padding=dw_kernel_size // 2, groups=channels),
+            _convolution_norm(channels, config.norm_layer, channels_last=True),
+            ACTIVATIONS[config.act_layer](),
+        )
+        self.offset = InternImageZeroLinear(channels, taps * 2)
+        self.mask = InternImageZeroLinear(channels, taps)
+        self.input_proj = InternImageProjection(channels, channels)
+        self.output_proj = InternImageProjection(channels, channels)
+        if config.center_feature_scale:
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(groups, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(groups))
+        else:
+            self.register_parameter("center_feature_scale_proj_weight", None)
+            self.register_parameter("center_feature_scale_proj_bias", None)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        value = self.input_proj(hidden_states)
+        local = self._local(hidden_states)
+        sampled = dcnv3(
+            value,
+            self.offset(local),
+            self.mask(local),
+            groups=self.groups,
+            kernel_size=self.kernel_size,
+            stride=1,
+            padding=self.kernel_size // 2,
+            dilation=1,
+            offset_scale=self.offset_scale,
+            remove_center=self.remove_center,
+            softmax=True,
+        )
+        if self.center_feature_scale_proj_weight is not None:
+            centre = F.linear(
+                local, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
+            ).sigmoid()
+            by_group = (self.groups, -1)  # the scale is one number for all channels of a group
+            blend = torch.lerp(sampled.unflatten(-1, by_group), value.unflatten(-1, by_group), centre.unsqueeze(-1))
+            sampled = blend.flatten(-2)
+        return self.output_proj(sampled)
+
+    def _local(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What offsets and masks are made from: (N, H, W, C) -> (N, H, W, C)."""
+        local = fused_cpu.depthwise_norm_gelu(hidden_states, self.dw_conv) if fused_cpu is not None else None
+        if local is None:
+            local = self.dw_conv(_channels_first(hidden_states))  # (N, H, W, C) -> (N, C, H, W) -> (N, H, W, C)
+        return local
+
+
+class InternImageMLP(nn.Module):
+    """Two linear layers with an activation between: (N, H, W, C) -> (N, H, W, C)."""
+
+    def __init__(self, config: InternImageConfig, channels: int) -> None:
+        super().__init__()
+        hidden = int(channels * config.mlp_ratio)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.act = ACTIVATIONS[config.act_layer]()
+        self.fc2 = nn.Linear(hidden, channels)
+        self.drop = nn.Dropout(config.drop_rate)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        fused = fused_cpu.mlp(hidden_states, self.fc1, self.act, self.fc2, self.drop) if fused_cpu is not None else None
+        if fused is not None:
+            return fused
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(hidden_states)))))
+
+
+class InternImageLayer(GradientCheckpointingLayer):
+    """One block, a DCNv3 and an MLP branch with residual connections: (N, H, W, C) -> (N, H, W, C)."""
+
+    def __init__(self, config: InternImageConfig, channels: int, groups: int, drop_path: float) -> None:
+        super().__init__()
+        self.post_norm = config.post_norm
+        self.norm1 = layer_norm(channels)
+        self.dcn = InternImageDeformableConvolution(config, channels, groups)
+        self.drop_path = InternImageDropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = layer_norm(channels)
+        self.mlp = InternImageMLP(config, channels)
+        if config.layer_scale is not None:
+            self.layer_scale1 = nn.Parameter(torch.full((channels,), float(config.layer_scale)))
+            self.layer_scale2 = nn.Parameter(torch.full((channels,), float(config.layer_scale)))
+        else:
+            self.register_parameter("layer_scale1", None)
+            self.register_parameter("layer_scale2", None)
+        self.res_post_norm1: nn.Sequential | None = None
+        self.res_post_norm2: nn.Sequential | None = None
+        if config.res_post_norm:
+            self.res_post_norm1, self.res_post_norm2 = layer_norm(channels), layer_norm(channels)
+        # As in the original: no effect beside post_norm or a layer scale.
+        self.uses_res_post_norm = config.res_post_norm and not config.post_norm and config.layer_scale is None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        for branch, norm, after, scale in (
+            (self.dcn, self.norm1, self.res_post_norm1, self.layer_scale1),
+            (self.mlp, self.norm2, self.res_post_norm2, self.layer_scale2),
+        ):
+            if self.post_norm:
+                hidden_states = self._add(hidden_states, branch(hidden_states), norm, scale)
+            else:
+                branched = branch(norm(hidden_states))
+                hidden_states = self._add(hidden_states, branched, after if self.uses_res_post_norm else None, scale)
+        return hidden_states
+
+    def _add(
+        self, residual: torch.Tensor, branch: torch.Tensor, norm: nn.Sequential | None, scale: torch.Tensor | None
+    ) -> torch.Tensor:
+        """residual + scale * norm(branch), where norm and scale may be absent, and stochastic depth."""
+        if norm is not None:
+            if fused_cpu is not None and not (self.training and getattr(self.drop_path, "rate", 0.0) > 0):
+                fused = fused_cpu.norm_add(branch, norm, scale, residual, self.drop_path)
+                if fused is not None:
+                    return fused
+            branch = norm(branch)
+        branch = self.drop_path(branch)
+        return residual + branch if scale is None else torch.addcmul(residual, branch, scale)
+
+
+class InternImageDownsample(nn.Module):
+    """A 3x3 convolution of stride 2 that doubles the channels: (N, C, H, W) -> (N, 2C, ceil(H/2), ceil(W/2))."""
+
+    def __init__(self, config: InternImageConfig, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * channels, kernel_size=3, stride=2, padding=1, bias=False)
+        self.norm = _convolution_norm(2 * channels, config.norm_layer, channels_last=True)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return _channels_first(self.norm(self.conv(hidden_states)))  # (N, H, W, C) -> (N, C, H, W)
+
+
+class InternImageStage(nn.Module):
+    """Blocks, the stage's norm where it has one, and the way down to the next stage."""
+
+    def __init__(self, config: InternImageConfig, index: int, drop_paths: Sequence[float]) -> None:
+        super().__init__()
+        channels, groups = config.hidden_sizes[index], config.groups[index]
+        self.blocks = nn.ModuleList(InternImageLayer(config, channels, groups, rate) for rate in drop_paths)
+        has_norm = not config.post_norm or config.center_feature_scale
+        self.norm = layer_norm(channels) if has_norm else nn.Identity()
+        takes_post_norms = config.level2_post_norm and index == 2
+        self.post_norm_block_ids = list((config.level2_post_norm_block_ids or ()) if takes_post_norms else ())
+        self.post_norms = nn.ModuleList(layer_norm(channels) for _ in self.post_norm_block_ids)
+        is_last = index == len(config.depths) - 1
+        self.downsample = None if is_last else InternImageDownsample(config, channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(N, C, H, W) -> the stage's features (N, C, H, W), and the next stage's input or None after the last."""
+        hidden_states = hidden_states.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+        for index, block in enumerate(self.blocks):
+            hidden_states = block(hidden_states)
+            if index in self.post_norm_block_ids:
+                hidden_states = self.post_norms[self.post_norm_block_ids.index(index)](hidden_states)
+        features = _channels_first(self.norm(hidden_states))  # (N, H, W, C) -> (N, C, H, W)
+        return features, self.downsample(features) if self.downsample is not None else None
+
+
+def make_stages(config: InternImageConfig) -> nn.ModuleList:
+    """The stages of a backbone, with the rates of stochastic depth the configuration describes."""
+    blocks = sum(config.depths)
+    linear = config.drop_path_type == "linear"
+    rates = [config.drop_path_rate * (i / max(blocks - 1, 1) if linear else 1) for i in range(blocks)]
+    ends = [sum(config.depths[: index + 1]) for index in range(len(config.depths))]
+    return nn.ModuleList(
+        InternImageStage(config, index, rates[end - config.depths[index] : end]) for index, end in enumerate(ends)
+    )
+
+
+class InternImageCrossAttention(nn.Module):
+    """Multi-head attention of one query over all positions, with separate biases for query, key and value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = PROJECTOR_WIDTH
+        self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.q_bias, self.k_bias, self.v_bias = (nn.Parameter(torch.zeros(width)) for _ in range(3))
+        self.proj = nn.Linear(width, PROJECTOR_OUT)
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Query (N, 1, width), key and value (N, L, width) -> (N, 1, 768)."""
+        heads = (_PROJECTOR_HEADS, -1)
+        projected = (
+            F.linear(states, layer.weight, bias).unflatten(-1, heads).transpose(1, 2)
+            for states, layer, bias in (
+                (query, self.q, self.q_bias),
+                (key, self.k, self.k_bias),
+                (value, self.v, self.v_bias),
+            )
+        )
+        return self.proj(F.scaled_dot_product_attention(*projected).transpose(1, 2).flatten(-2))
+
+
+class InternImageAttentionPooling(nn.Module):
+    """The CLIP projector: pools positions by attention of their mean over all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1_q, self.norm1_k, self.norm1_v = (layer_norm(PROJECTOR_WIDTH) for _ in range(3))
+        self.cross_dcn = InternImageCrossAttention()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(N, L, 1024) -> (N, 768)."""
+        query = self.norm1_q(hidden_states.mean(1, keepdim=True))
+        return self.cross_dcn(query, self.norm1_k(hidden_states), self.norm1_v(hidden_states)).squeeze(1)

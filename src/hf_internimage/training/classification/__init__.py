@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Image classification: data, augmentation, trainer, metrics, evaluation."""

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""What Trainer needs to measure a classifier, however many classes and images there are."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EvalPrediction
+
+from ..metric_modules import load_metric_module
+
+ACCURACY = Path(__file__).with_name("accuracy.py")
+KEPT_CLASSES = 5  # of each image
+
+
+def load_metric(multi_label: bool = False) -> Any:
+    """Return the metric of `accuracy.py`."""
+    return load_metric_module(ACCURACY, config_name="multi_label" if multi_label else "default")
+
+
+def keep_best(logits: Any, labels: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """For `preprocess_logits_for_metrics`, one class an image: the few best classes are all that is kept.
+
+    Shapes: logits (N, classes) -> classes (N, k) int64 and their probabilities (N, k) float32, best first, with k = 5,
+    or the number of classes if there are fewer. The first element of a tuple of outputs is used.
+    """
+    logits = logits[0] if isinstance(logits, (tuple, list)) else logits
+    best = logits.float().softmax(-1).topk(min(KEPT_CLASSES, logits.shape[-1]))
+    return best.indices, best.values
+
+
+def keep_scores(logits: Any, labels: Any = None) -> torch.Tensor:
+    """For `preprocess_logits_for_metrics`, several classes an image: logits -> scores 0 to 1, both (N, classes)."""
+    logits = logits[0] if isinstance(logits, (tuple, list)) else logits
+    return logits.float().sigmoid()
+
+
+class ComputeMetrics:
+    """Trainer's `compute_metrics`, for predictions that `keep_best` or `keep_scores` made.
+
+    Works with `batch_eval_metrics`, too. Gives `accuracy` and, with more than five classes, `top5_accuracy`; with
+    `multi_label`, `mean_average_precision` and `f1`.
+
+    Args:
+        classes: how many the model has.
+        multi_label: whether images have any number of labels.
+    """
+
+    def __init__(self, classes: int, multi_label: bool = False) -> None:
+        self.classes, self.multi_label = classes, multi_label
+        self.metric = load_metric(multi_label)
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        predictions: Any = prediction.predictions
+        predictions = predictions if self.multi_label else predictions[0]
+        self.metric.add_batch(predictions=_as_numpy(predictions), references=_as_numpy(prediction.label_ids))
+        if not compute_result:
+            return {}
+        result = self.metric.compute()
+        if self.classes <= KEPT_CLASSES:
+            result.pop("top5_accuracy", None)
+        return result
+
+    @property
+    def best_metric(self) -> str:
+        """The metric to choose a model by."""
+        return "mean_average_precision" if self.multi_label else "accuracy"
+
+
+def _as_numpy(values: Any) -> Any:
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+
+__all__ = ["ComputeMetrics", "keep_best", "keep_scores", "load_metric"]

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Object detection: data, augmentation, trainer, metrics, evaluation."""

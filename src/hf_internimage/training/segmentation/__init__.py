@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Semantic segmentation: data, augmentation, trainer, metrics, evaluation."""

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: MIT
+"""Every kind of file and option that cannot be converted: one clear sentence, and nothing left behind."""
+
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.conversion_tools import (
+    convert,
+    original,
+    save_config,
+    script,
+    write_safetensors,
+)
+from support.golden_data import fill, golden_weights, manifest
+
+from hf_internimage import (
+    InternImageConfig,
+    InternImageForImageClassification,
+    InternImageImageProcessorPil,
+    conversion,
+)
+from hf_internimage.conversion import prepare_classifier
+
+
+class RunsCode:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def weights_but(**changes):
+    """The good checkpoint with tensors replaced (`__` stands for a dot), or removed if None."""
+    weights = original(golden_weights("tiny_t"))
+    for name, tensor in changes.items():
+        weights[name.replace("__", ".")] = tensor
+    return {"model": {name: tensor for name, tensor in weights.items() if tensor is not None}}
+
+
+def bad_truncated(path):
+    data = (path.parent / "good.pth").read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def bad_truncated_safetensors(path):
+    write_safetensors(path, golden_weights("tiny_t"))
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def bad_code(path):
+    torch.save({"model": original(golden_weights("tiny_t")), "x": RunsCode(path.parent / "ran")}, path)
+
+
+def bad_code_old_format(path):
+    torch.save({"x": RunsCode(path.parent / "ran")}, path, _use_new_zipfile_serialization=False)
+
+
+def bad_code_plain_pickle(path):
+    path.write_bytes(pickle.dumps({"x": RunsCode(path.parent / "ran")}))
+
+
+def bad_duplicate(path):
+    weights = golden_weights("tiny_t")
+    torch.save({**original(weights), **weights}, path)
+
+
+def save(content):
+    return lambda path: torch.save(content() if callable(content) else content, path)
+
+
+BAD_FILES = {
+    "truncated.pth": (bad_truncated, "Not a readable checkpoint"),
+    "truncated.safetensors": (bad_truncated_safetensors, "Not a readable checkpoint"),
+    "random.pth": (lambda path: path.write_bytes(bytes(fill().normal("random", (999,)))), "Not a readable checkpoint"),
+    "random.safetensors": (lambda path: path.write_bytes(bytes(range(256))), "Not a readable checkpoint"),
+    "empty.pth": (lambda path: path.write_bytes(b""), "Not a readable checkpoint"),
+    "pointer.pth": (lambda path: path.write_text("version https://git-lfs.github.com"), "Not a readable checkpoint"),
+    "code.pth": (bad_code, r"it holds the Python object \w+\.mkdir, and unpickling such objects can run code"),
+    "code_old_format.pth": (bad_code_old_format, "Python object|Not a readable checkpoint"),
+    "code_plain_pickle.pkl.pth": (bad_code_plain_pickle, "Python object|Not a readable checkpoint"),
+    "module.pth": (save(lambda: torch.nn.Linear(2, 2)), "it holds the Python object torch.nn.modules.linear.Linear"),
+    "absent.pth": (lambda path: None, "Not a file"),
+    "folder.pth": (lambda path: path.mkdir(), "Not a file"),
+    "weights.onnx": (lambda path: path.write_bytes(b"x"), "Unknown ending '.onnx'"),
+    "list.pth": (save([torch.zeros(2)]), "Found a list in place of a state dict"),
+    "no_tensors.pth": (save({"model": {}}), "Found an empty dict"),
+    "not_tensors.pth": (save({"epoch": 3}), "Entry 'epoch' is a int, not a tensor"),
+    "other_model.pth": (
+        save({"conv1.weight": torch.zeros(2), "layer1.0.bn1.bias": torch.zeros(3)}),
+        r"Its 2 tensors \(conv1\.weight, layer1\.0\.bn1\.bias\) are not those of an InternImage",
+    ),
+    "one_missing.pth": (
+        save(lambda: weights_but(levels__2__blocks__1__dcn__mask__weight=None)),
+        r"do not fit the model: 1 missing \(model\.levels\.2\.blocks\.1\.dcn\.mask\.weight\);",
+    ),
+    "one_misshapen.pth": (
+        save(lambda: weights_but(levels__0__norm__0__bias=torch.zeros(17))),
+        r"do not fit the model: 1 of another shape \(model\.levels\.0\.norm\.0\.bias is \(17,\), expected \(16,\)\);",
+    ),
+    "one_unexpected.pth": (
+        save(lambda: weights_but(levels__0__blocks__0__gamma1=torch.zeros(16))),
+        r"do not fit the model: 1 unexpected \(model\.levels\.0\.blocks\.0\.layer_scale1\);",
+    ),
+    "many_missing.pth": (
+        save(lambda: {k: v for k, v in original(golden_weights("tiny_t")).items() if "levels.2" not in k}),
+        r"do not fit the model: 65 missing \(model\.\S+, model\.\S+, model\.\S+, \.\.\.\);",
+    ),
+    "other_classes.pth": (
+        save(lambda: weights_but(head__weight=torch.zeros(12, 192), head__bias=torch.zeros(12))),
+        r"2 of another shape \(model\.head\.bias .*, model\.head\.weight is \(12, 192\), expected \(10, 192\)\)",
+    ),
+    "no_head.pth": (save(lambda: weights_but(head__weight=None)), r"model\.head\.weight is missing"),
+    "flat_head.pth": (save(lambda: weights_but(head__weight=torch.zeros(5))), r"model\.head\.weight is \(5,\)"),
+    "not_a_number.pth": (
+        save(lambda: weights_but(head__bias=torch.full((10,), float("nan")))),
+        r"model\.head\.bias has values that are not finite",
+    ),
+    "integers.pth": (
+        save(lambda: weights_but(head__bias=torch.zeros(10, dtype=torch.int8))),
+        r"model\.head\.bias is torch\.int8 .* expected dense floating-point",
+    ),
+    "duplicate.pth": (bad_duplicate, r"'patch_embed\.\S+' and 'model\.patch_embed\.\S+' both mean"),
+    "detection.pth": (
+        save(lambda: {"state_dict": {"backbone.levels.0.x": torch.zeros(2), "roi_head.bbox_head.x": torch.zeros(2)}}),
+        r"This is a detection checkpoint \(its tensors are backbone\.\*, roi_head\.\*\).*give a complete check",
+    ),
+    "segmentation.pth": (
+        save(lambda: {"state_dict": {"module.backbone.x": torch.zeros(2), "module.decode_head.x": torch.zeros(2)}}),
+        r"This is a segmentation checkpoint \(its tensors are backbone\.\*, decode_head\.\*\)",
+    ),
+    "backbone.pth": (save({"backbone.x": torch.zeros(2)}), "This is a detection or segmentation checkpoint"),
+}
+
+
+def assert_refused(capsys, before, folder, *messages):
+    """One sentence on stderr, nothing on stdout, and the folder as it was."""
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1, printed.err
+    assert printed.err.startswith("convert_checkpoint.py: error: ")
+    for message in messages:
+        assert re.search(message, printed.err), printed.err
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("file", BAD_FILES)
+def test_bad_files(file, tiny_t, capsys, recwarn):
+    make, message = BAD_FILES[file]
+    make(tiny_t / file)
+    before = sorted(tiny_t.iterdir())
+    assert convert(tiny_t / file, tiny_t / "out", "--config", tiny_t / "config.json") == 1
+    assert_refused(capsys, before, tiny_t, message, re.escape(str(tiny_t / file)))
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_code_would_run_if_it_was_loaded_carelessly(tiny_t):
+    bad_code(tiny_t / "code.pth")
+    torch.load(tiny_t / "code.pth", weights_only=False)
+    assert (tiny_t / "ran").is_dir()
+
+
+def test_unknown_size_and_wrong_size(tiny_t, capsys):
+    before = sorted(tiny_t.iterdir())
+    assert convert(tiny_t / "good.pth", tiny_t / "out") == 1
+    message = r"channels=16 and depths=\[2, 1, 3, 1\] are those of no released size \(t, s, b, l, xl, h, g\)"
+    assert_refused(capsys, before, tiny_t, message, "good.pth")
+    assert convert(tiny_t / "good.pth", tiny_t / "out", "--size", "T") == 1
+    assert_refused(capsys, before, tiny_t, r"do not fit the model: \d+ missing .*, \d+ of another shape", "good.pth")
+    torch.save({"a": torch.zeros(2)}, tiny_t / "other.pth")
+    before = sorted(tiny_t.iterdir())
+    assert convert(tiny_t / "other.pth", tiny_t / "out") == 1
+    assert_refused(capsys, before, tiny_t, r"Its 1 tensors \(a\) are not those of an InternImage;", "other.pth")
+
+
+BAD_OPTIONS = {
+    "labels_count": (("--labels", "l.txt"), "a\nb\n", "Has 2 names for 10 classes"),
+    "labels_blank": (("--labels", "l.txt"), "a\n\nb\n", "The name of class 1 is ''"),
+    "labels_json": (("--labels", "l.json"), '["a", ', "Invalid JSON"),
+    "labels_ids": (("--labels", "l.json"), '{"1": "a", "2": "b"}', "The 2 ids are not 0 to 1"),
+    "labels_number": (("--labels", "l.json"), "[1, 2]", "The name of class 0 is 1, expected text"),
+    "labels_other": (("--labels", "l.json"), "3", "Found a int, expected a list of names"),
+    "labels_binary": (("--labels", "l.txt"), b"\xff\xfe\x00", "Not a text file in UTF-8"),
+    "labels_absent": (("--labels", "l.txt"), None, r"Cannot be read \(No such file or directory\)"),
+    "map_text": (("--head-map", "m.txt"), "1\ntwo\n", "Line 2 is 'two', expected one integer"),
+    "map_count": (("--head-map", "m.txt"), "1\n2\n", "has 2 indices, expected 10"),
+    "map_range": (("--head-map", "m.txt"), "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n", "index 10, but the head has rows 0 to 9"),
+    "map_repeats": (("--head-map", "m.txt"), "1\n1\n1\n4\n5\n6\n7\n8\n9\n0\n", "repeats 2 indices"),
+    "config_json": (("--config", "c.json"), "{", "Invalid JSON"),
+    "config_other": (
+        ("--config", "c.json"),
+        '{"model_type": "resnet"}',
+        r"system \(image classifier\): model_type is 'resnet'",
+    ),
+    "config_value": (("--config", "c.json"), '{"channels": "many"}', "channels is 'many'"),
+    "config_type": (("--config", "c.json"), '{"id2label": [1, 2]}', "Not a usable configuration"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options(case, tiny_t, capsys):
+    (option, file), content, message = BAD_OPTIONS[case]
+    if content is not None:
+        (tiny_t / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    config = () if option == "--config" else ("--config", tiny_t / "config.json")
+    before = sorted(tiny_t.iterdir())
+    assert convert(tiny_t / "good.pth", tiny_t / "out", *config, option, tiny_t / file) == 1
+    assert_refused(capsys, before, tiny_t, message, re.escape(str(tiny_t / file)))
+
+
+@pytest.mark.parametrize(
+    ("in_config", "options", "expected"),
+    [
+        ({}, [], 96),
+        ({"image_size": 128}, [], 128),
+        ({"image_size": [64, 128]}, [], [64, 128]),
+        ({"image_size": 128}, ["--image-size", 160], 160),
+        ({"num_classes": 4}, ["--head-map", "map.txt"], 96),
+    ],
+    ids=["published", "config", "config_pair", "option", "head_map"],
+)
+def test_image_size(in_config, options, expected, tiny_t, monkeypatch):
+    # The published checkpoint with these tensors: 10 classes, of a size that has no name.
+    monkeypatch.setattr(prepare_classifier, "CHECKPOINTS", [SimpleNamespace(size=None, num_labels=10, image_size=96)])
+    monkeypatch.chdir(tiny_t)
+    Path("map.txt").write_text("1\n2\n3\n4\n")
+    save_config(Path("config.json"), "tiny_t", **in_config)
+    assert convert("good.pth", "out", "--config", "config.json", *options) == 0
+    assert json.loads(Path("out/config.json").read_text())["image_size"] == expected
+    height, width = expected if isinstance(expected, list) else (expected, expected)
+    processor = json.loads(Path("out/preprocessor_config.json").read_text())
+    assert processor["crop_size"] == {"height": height, "width": width}
+    assert processor["size"] == {"shortest_edge": max(height, width)}
+
+
+def test_sizes_the_projector_cannot_take_are_refused(tmp_path, capsys):
+    torch.save({"model": original(golden_weights("tiny_h"))}, tmp_path / "h.pth")
+    config = save_config(tmp_path / "config.json", "tiny_h")
+    before = sorted(tmp_path.iterdir())
+    assert convert(tmp_path / "h.pth", tmp_path / "out", "--config", config, "--image-size", 80) == 1
+    assert_refused(capsys, before, tmp_path, "image size is 80x80, .* multiple of 32")
+
+
+def test_values_too_large_for_half_precision(tiny_t, capsys):
+    torch.save(weights_but(head__bias=torch.full((10,), 1e5)), tiny_t / "large.pth")
+    before = sorted(tiny_t.iterdir())
+    arguments = (tiny_t / "large.pth", tiny_t / "out", "--config", tiny_t / "config.json")
+    assert convert(*arguments, "--dtype", "float16") == 1
+    assert_refused(capsys, before, tiny_t, r"model\.head\.bias has values that are too large for torch\.float16")
+    assert convert(*arguments, "--dtype", "bfloat16") == 0
+
+
+def test_existing_destination_is_left_alone(tiny_t, capsys):
+    (tiny_t / "out").mkdir()
+    (tiny_t / "out" / "mine.txt").write_text("mine")
+    (tiny_t / "file").write_text("mine")
+    before = sorted(tiny_t.iterdir())
+    for name, message in (("out", "Exists already"), ("file", "Exists already"), ("no/out", "parent folder does not")):
+        assert convert(tiny_t / "good.pth", tiny_t / name, "--config", tiny_t / "config.json") == 1
+        assert_refused(capsys, before, tiny_t, message, re.escape(str(tiny_t / name)))
+    assert (tiny_t / "out" / "mine.txt").read_text() == "mine"
+    assert (tiny_t / "file").read_text() == "mine"
+    assert len(list((tiny_t / "out").iterdir())) == 1
+
+
+def test_failed_write_leaves_nothing(tiny_t, capsys, monkeypatch):
+    def full(self, folder):
+        assert (Path(folder) / "model.safetensors").is_file()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(InternImageImageProcessorPil, "save_pretrained", full)
+    before = sorted(tiny_t.iterdir())
+    assert convert(tiny_t / "good.pth", tiny_t / "out", "--config", tiny_t / "config.json") == 1
+    assert_refused(capsys, before, tiny_t, "No space left on device")
+
+
+def test_written_file_is_checked(tiny_t, capsys, monkeypatch):
+    honest = InternImageForImageClassification.save_pretrained
+
+    def forgetful(self, folder, **kwargs):
+        honest(self, folder, **kwargs)
+        tensors = load_file(folder / "model.safetensors")
+        del tensors["model.head.bias"]
+        save_file(tensors, folder / "model.safetensors")
+
+    monkeypatch.setattr(InternImageForImageClassification, "save_pretrained", forgetful)
+    before = sorted(tiny_t.iterdir())
+    assert convert(tiny_t / "good.pth", tiny_t / "out", "--config", tiny_t / "config.json") == 1
+    assert_refused(capsys, before, tiny_t, r"1 missing \(model\.head\.bias\)")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["a.pth"],
+        ["a", "b", "--size", "q"],
+        ["a", "b", "--size", "t", "--config", "c"],
+        ["a", "b", "--image-size", "0"],
+    ],
+)
+def test_wrong_arguments_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(arguments)
+    assert stopped.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_another_depth_is_no_released_size():
+    shapes = {
+        name: shape for name, shape in manifest("internimage_t_1k_224")["keys"].items() if ".blocks.17." not in name
+    }
+    with pytest.raises(ValueError, match=r"channels=64 and depths=\[4, 4, 17, 4\] are those of no released size"):
+        conversion.guess_size(shapes)
+
+
+def test_guessed_and_given_sizes_agree():
+    for size in conversion.SIZES:
+        config = InternImageConfig.from_size(size, num_labels=7)
+        with torch.device("meta"):
+            shapes = conversion.shapes_of(InternImageForImageClassification(config).state_dict())
+        shapes = {conversion.hub_name(name): shape for name, shape in shapes.items()}
+        assert conversion.guess_config(shapes).to_dict() == config.to_dict()

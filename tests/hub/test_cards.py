@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: MIT
+"""Model cards: those in model_cards/ are what the table gives, all are valid, and the code in them runs."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from huggingface_hub.utils import validate_repo_id
+from PIL import Image
+from support.golden_data import load_module
+from support.loading import run_python
+from support.loopback_hub import LoopbackHub
+from support.paths import ROOT
+
+from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
+from hf_internimage.checkpoints.classifiers import CHECKPOINTS, SOURCE
+from hf_internimage.hub.cards import REPORTED, evaluated_card, official_card
+from hf_internimage.hub.system_cards import published_dense_card
+
+script = load_module(ROOT / "scripts" / "make_model_cards.py")
+BY_NAME = {checkpoint.name: checkpoint for checkpoint in CHECKPOINTS}
+RESULT = {
+    "model": "somewhere/model",
+    "dataset": {"name": "beans", "config": None, "split": "test", "revision": "abc123"},
+    "samples": 128,
+    "metrics": {"top1": 0.9296875, "top5": 0.984375, "loss": 0.2512},
+    "image_size": [64, 96],
+    "batch_size": 8,
+    "dtype": "float32",
+    "backend": "cpu",
+    "device": "AMD EPYC",
+    "images_per_second": 12.3456,
+    "versions": {"torch": "2.13.0", "transformers": "5.23.0", "hf_internimage": "0.1.0"},
+    "date": "2026-11-21T12:00:00+00:00",
+}
+METADATA = {
+    "base_model",
+    "base_model_relation",
+    "datasets",
+    "library_name",
+    "license",
+    "metrics",
+    "model-index",
+    "pipeline_tag",
+    "tags",
+}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A folder with a tiny classifier of 1000 classes and its processor, and a picture beside it."""
+    config = InternImageConfig(
+        channels=8, depths=[1, 1, 1, 1], groups=[1, 2, 4, 8], num_labels=1000, image_size=32, drop_path_rate=0.0
+    )
+    folder = tmp_path / "tiny"
+    InternImageForImageClassification(config).save_pretrained(folder)
+    InternImageImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder
+    )
+    Image.new("RGB", (48, 40), "orange").save(tmp_path / "cat.jpg")
+    return folder
+
+
+def changed(path, value):
+    """The evaluation's result with one field replaced, or left out where the value is None."""
+    result = copy.deepcopy(RESULT)
+    *parents, last = path.split(".")
+    inner = result
+    for name in parents:
+        inner = inner[name]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    return result
+
+
+def check(text, task="image-classification"):
+    """What the Hub asks of a card, and more: metadata that it knows, and a text without holes. Returns the metadata."""
+    assert text.startswith("---\n")
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
+    assert "\r" not in text
+    _, block, body = text.split("---\n", 2)
+    metadata = yaml.safe_load(block)
+    assert set(metadata) <= METADATA
+    assert metadata["library_name"] == "transformers"
+    assert metadata["pipeline_tag"] == task
+    assert len(set(metadata["tags"])) == len(metadata["tags"])
+    for name in [*metadata.get("datasets", []), *([metadata["base_model"]] if "base_model" in metadata else [])]:
+        validate_repo_id(name)
+    assert ("base_model" in metadata) == ("base_model_relation" in metadata)
+
+    card = ModelCard(text)  # raises for a model-index it cannot read
+    assert str(card) == text
+    if "model-index" in metadata:
+        name, results = model_index_to_eval_results(metadata["model-index"])
+        assert eval_results_to_model_index(name, results) == metadata["model-index"]
+        assert all(isinstance(result, EvalResult) for result in results)
+        assert [result.metric_type for result in results] == [result.metric_type for result in card.data.eval_results]
+
+    prose = re.sub(r"```.*?```", "(code)", body, flags=re.DOTALL)
+    for hole in ("None", "{{", "}}", "{%", "nan", "Undefined"):
+        assert hole not in prose, hole
+    sections = re.split(r"^#+ .+$", prose, flags=re.MULTILINE)
+    assert sections[0].strip() == ""
+    assert len(sections) > 5
+    assert all(section.strip() for section in sections[1:])
+    assert body.count("```") % 2 == 0
+    for link in re.findall(r"\]\((.*?)\)", body):
+        assert re.fullmatch(r"https://[\w.-]+/[\w./#-]*", link), link
+    for table in re.findall(r"(?:^\|.*\n)+", body, flags=re.MULTILINE):
+        columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(columns) == 1, table
+    for code in python_blocks(text):
+        compile(code, "card", "exec")
+    return metadata
+
+
+def python_blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_folder_is_what_the_table_gives():
+    """Byte for byte, and nothing else is in it. If this fails: python scripts/make_model_cards.py"""
+    folder = ROOT / "model_cards"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["README.md", *(f"{name}.md" for name in [*BY_NAME, *(found.name for found in script.convertible())])]
+    )
+    for name, text in script.cards().items():
+        assert (folder / name).read_bytes() == text.encode(), name
+    assert script.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_official_card(name):
+    checkpoint, text = BY_NAME[name], str(official_card(BY_NAME[name]))
+    metadata, side = check(text), checkpoint.image_size
+    assert metadata["license"] == "mit"
+    assert metadata.get("base_model") == (checkpoint.base and f"OpenGVLab/{checkpoint.base}")
+    assert ("ILSVRC/imagenet-1k" in metadata["datasets"]) == (checkpoint.num_labels == 1000)
+    for part in (
+        f"[{checkpoint.repo_id}](https://huggingface.co/{checkpoint.repo_id})",
+        f"InternImage-{checkpoint.size.upper()}: ",
+        f"{checkpoint.parameters:,} (",
+        f"{checkpoint.macs / 1e9:.1f} G for one image of {side}x{side}, counted by us",
+        f"scores of {checkpoint.num_labels} classes",
+        *checkpoint.data,
+        f'model="{checkpoint.repo_id}"',
+    ):
+        assert part in text, part
+    assert ("multiples of 32" in text) == (checkpoint.size in ("h", "g"))
+    assert ("uncurated" in text) == (checkpoint.size in ("h", "g"))
+    assert ("imagenet_1k_labels" in text) == (checkpoint.num_labels == 1000)
+    assert ("no accuracy for this head" in text) == (checkpoint.top1 is None)
+    if checkpoint.reported_gflops:
+        assert f'the authors report {checkpoint.reported_gflops} G "FLOPs"' in text
+
+
+MEASURED = {
+    "name": "another",
+    "height": 512,
+    "width": 704,
+    "seconds": 8.123,
+    "peak_memory_mib": 1280.0,
+    "threads": 2,
+    "device": "a processor",
+    "dtype": "float32",
+}
+
+
+@pytest.mark.parametrize("checkpoint", script.convertible(), ids=lambda checkpoint: checkpoint.name)
+def test_card_of_segmentation_or_detection(checkpoint):
+    text = str(published_dense_card(checkpoint, MEASURED))
+    task = "image-segmentation" if checkpoint.task == "semantic-segmentation" else "object-detection"
+    metadata = check(text, task)
+    values = [result.metric_value for result in ModelCard(text).data.eval_results or []]
+    assert values == [pytest.approx(score.value / 100) for score in checkpoint.scores]
+    assert f"{checkpoint.parameters:,} (" in text
+    assert f"python scripts/convert_checkpoint.py {checkpoint.name}.pth {checkpoint.name}\n" in text
+    assert "8.12 s and 1.25 GiB for one input of 512 x 704 in float32 on a processor, 2 threads" in text
+    assert "measured on `another`" in text
+    for score in checkpoint.scores:
+        assert f"| {score.metric} | {score.value:g} % | {score.views} |" in text
+    assert ("The authors report no result" in text) == (not checkpoint.scores)
+    assert (f"crop_size={checkpoint.crop_size}" in text) == (checkpoint.mode == "slide")
+    assert ("we know of no public file" in text) == (not checkpoint.released)
+    assert ("hf-internimage[torchvision]" in text) == ("rcnn" in checkpoint.system)
+    assert metadata["license"] == checkpoint.licence
+    assert "Time and memory" not in str(published_dense_card(checkpoint))
+
+
+def test_measurements_are_shared_by_equal_systems_only():
+    by_name = {found.name: found for found in script.convertible()}
+    rows = [{"name": "upernet_internimage_l_512x1024_160k_cityscapes"}]
+
+    def measured(name):
+        return script._measured(by_name[name], rows)
+
+    assert measured("upernet_internimage_l_512x1024_160k_cityscapes") is rows[0]
+    assert measured("upernet_internimage_l_512x1024_80k_mapillary") is rows[0]
+    assert measured("upernet_internimage_xl_512x1024_160k_cityscapes") is None
+    assert measured("upernet_internimage_l_640_160k_ade20k") is None
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_reported_accuracy_says_whose_it_is(name):
+    """Once in the metadata, with the source, and once in the text, with the same mark; nothing for the 22K heads."""
+    checkpoint, card = BY_NAME[name], official_card(BY_NAME[name])
+    assert REPORTED == "reported by the authors, not measured by us"
+    if checkpoint.top1 is None:
+        assert card.data.eval_results is None
+        assert "model-index" not in str(card)
+        assert REPORTED not in str(card)
+        return
+    (result,) = ModelCard(str(card)).data.eval_results
+    assert result.metric_value == pytest.approx(checkpoint.top1 / 100)
+    assert (result.metric_type, result.metric_name) == ("accuracy", f"Top-1 accuracy, {REPORTED}")
+    assert (result.dataset_type, result.dataset_split) == ("ILSVRC/imagenet-1k", "validation")
+    assert (result.source_name, result.source_url) == ("OpenGVLab/InternImage", SOURCE)
+    assert not result.verified
+    line = f"| {checkpoint.top1:.1f} % | [model zoo]({SOURCE}): {REPORTED} |"
+    assert line in str(card)
+
+
+def test_index():
+    text = script.cards()["README.md"]
+    assert f"The accuracies are\n{REPORTED}." in text
+    for link in re.findall(r"\]\((.*?)\)", text):
+        assert (ROOT / "model_cards" / link).is_file(), link
+    assert len(re.findall(r"^\| \[internimage", text, flags=re.MULTILINE)) == 11
+    assert len(re.findall(r"^\| \[", text, flags=re.MULTILINE)) == 11 + len(script.convertible())
+
+
+@pytest.mark.parametrize("name", ["internimage_t_1k_224", "internimage_h_jointto22k_384"])
+def test_the_code_of_official_cards_runs(name, tiny, monkeypatch, capsys):
+    """With a tiny model in place of the checkpoint."""
+    monkeypatch.chdir(tiny.parent)
+    blocks = python_blocks(str(official_card(BY_NAME[name])))
+    assert len(blocks) == 3
+    found = {}
+    for code in blocks:
+        code = code.replace(BY_NAME[name].repo_id, str(tiny)).replace("384, 384", "96, 96")
+        exec(compile(code, name, "exec"), found)
+    printed = capsys.readouterr().out
+    assert ("LABEL_" in printed) == (name != "internimage_t_1k_224")
+    assert len(found["features"]) == 4
+    assert found["model"].num_labels == 10
+
+
+def test_card_of_an_evaluation(tiny, monkeypatch):
+    card = evaluated_card(
+        RESULT,
+        model_id="me/my-beans",
+        base_model="OpenGVLab/internimage_t_1k_224",
+        license="apache-2.0",
+        training={"Epochs": 3, "Learning rate": 1e-4, "Odd | setting": "two\nlines"},
+    )
+    metadata = check(str(card))
+    assert metadata["license"] == "apache-2.0"
+    assert metadata["base_model"] == "OpenGVLab/internimage_t_1k_224"
+    assert metadata["datasets"] == ["beans"]
+    name, results = model_index_to_eval_results(metadata["model-index"])
+    assert name == "my-beans"
+    assert [(r.metric_type, r.metric_name, r.metric_value) for r in results] == [
+        ("accuracy", "Top-1 accuracy", 0.929688),
+        ("accuracy", "Top-5 accuracy", 0.984375),
+        ("loss", "Cross-entropy", 0.2512),
+    ]
+    assert {(r.dataset_type, r.dataset_name, r.dataset_split, r.dataset_revision) for r in results} == {
+        ("beans", "beans", "test", "abc123")
+    }
+    assert not any(r.source_url or r.verified for r in results)
+    text = str(card)
+    for part in (
+        "# my-beans\n",
+        "fine-tuned from [OpenGVLab/internimage_t_1k_224](https://huggingface.co/OpenGVLab/internimage_t_1k_224)",
+        "| Evaluated on | beans, test, abc123 |",
+        "| Images | 128 |",
+        "| Input | RGB, 64x96 |",
+        "| Images per second | 12.35 |",
+        "| Versions | torch 2.13.0, transformers 5.23.0, hf_internimage 0.1.0 |",
+        "| Top-1 accuracy | 92.97 % | 87.18 to 96.26 % |",
+        "| Cross-entropy | 0.2512 | - |",
+        "| Odd \\| setting | two lines |",
+        "## Licence\n\n`apache-2.0`\n",
+    ):
+        assert part in text, part
+    assert REPORTED not in text
+
+    monkeypatch.chdir(tiny.parent)
+    for code in python_blocks(text):
+        exec(compile(code.replace("me/my-beans", str(tiny)), "card", "exec"), {})
+
+
+def test_card_of_the_least_that_an_evaluation_says():
+    result = {name: RESULT[name] for name in ("samples", "image_size", "dtype")}
+    result |= {"dataset": {"name": "beans", "split": "validation"}, "metrics": {"top1": 1}}
+    metadata = check(str(evaluated_card(result, model_id="beans")))
+    assert "license" not in metadata
+    assert "base_model" not in metadata
+    (result,) = model_index_to_eval_results(metadata["model-index"])[1]
+    assert result.metric_value == 1
+    text = str(evaluated_card(RESULT, model_id="beans"))
+    assert "## Training" not in text
+    assert "Not stated" in text
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        ("/home/someone/data/beans", "beans"),
+        ("C:\\Users\\someone\\beans\\", "beans"),
+        ("../beans", "beans"),
+        ("imagefolder", "imagefolder"),
+        (str(Path(__file__).parent), Path(__file__).parent.name),
+        ("/", "local images"),
+    ],
+    ids=["posix", "windows", "relative", "no name", "this one", "root"],
+)
+def test_folders_are_not_given_away(found, shown):
+    """Of data in a folder, a card shows the folder's name only, and names no data set of the Hub."""
+    card = evaluated_card(changed("dataset.name", found), model_id="me/model")
+    metadata = check(str(card))
+    assert "datasets" not in metadata
+    (dataset,) = {(r.dataset_type, r.dataset_name) for r in card.data.eval_results}
+    assert dataset == ("imagefolder", shown)
+    assert "someone" not in str(card)
+    assert "somewhere" not in str(card)
+    named = evaluated_card(changed("dataset.name", found), model_id="me/model", dataset="AI-Lab-Makerere/beans")
+    assert check(str(named))["datasets"] == ["AI-Lab-Makerere/beans"]
+
+
+def test_a_folder_that_could_be_a_repository(tmp_path, monkeypatch):
+    (tmp_path / "images" / "beans").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert "datasets" not in check(str(evaluated_card(changed("dataset.name", "images/beans"), model_id="m")))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("metrics", None, r"The result of the evaluation has no metrics\.top1; evaluate the model again"),
+        ("metrics.top1", None, r"has no metrics\.top1"),
+        (
+            "metrics.top1",
+            92.97,
+            r"metrics\.top1 of the evaluation's result is 92\.97, expected a number of at least 0 an",
+        ),
+        ("metrics.top1", float("nan"), r"metrics\.top1 of the evaluation's result is nan"),
+        ("metrics.top1", True, r"metrics\.top1 of the evaluation's result is True"),
+        ("metrics.top5", "0.9", r"metrics\.top5 of the evaluation's result is '0\.9'"),
+        ("metrics.loss", float("inf"), r"metrics\.loss of the evaluation's result is inf, expected a number\."),
+        ("samples", 0, r"samples of the evaluation's result is 0, expected a number of at least 1\."),
+        ("image_size", 64, r"image_size of the evaluation's result is 64, expected \[height, width\] in pixels"),
+        ("image_size", [64], r"image_size of the evaluation's result is \[64\]"),
+        ("dataset.name", None, r"has no dataset\.name"),
+        ("dataset.split", None, r"has no dataset\.split"),
+        ("dtype", None, "has no dtype"),
+    ],
+)
+def test_results_that_cannot_be(path, value, message):
+    with pytest.raises(ValueError, match=message):
+        evaluated_card(changed(path, value), model_id="me/model")
+
+
+@pytest.mark.parametrize("field", ["model_id", "base_model", "dataset"])
+@pytest.mark.parametrize("value", ["/data/model", "a/b/c", "", "a b"])
+def test_names_that_are_no_repository(field, value):
+    with pytest.raises(ValueError, match=f"{field} is '{value}', expected the name of a repository on the Hub"):
+        evaluated_card(RESULT, **{"model_id": "me/model", field: value})
+
+
+def test_values_are_no_template(tmp_path):
+    """What an evaluation says is shown as it is, and never run."""
+    text = str(evaluated_card(changed("device", "{{ 7 * 7 }} {% raw %}"), model_id="me/model"))
+    assert "| Device | {{ 7 * 7 }} {% raw %} |" in text
+
+
+def test_script(tmp_path, capsys):
+    folder = tmp_path / "cards"
+    assert script.main(["--folder", str(folder)]) == 0
+    count = len(script.cards())
+    assert f"{count - 1} cards, {count} files changed" in capsys.readouterr().out
+    assert script.main(["--folder", str(folder), "--check"]) == 0
+    (folder / "internimage_t_1k_224.md").write_text("mine")
+    (folder / "stranger.md").write_text("")
+    assert script.main(["--folder", str(folder), "--check"]) == 1
+    assert "Not up to date: internimage_t_1k_224.md, stranger.md; run python" in capsys.readouterr().err
+
+
+def test_script_for_an_evaluation(tmp_path, capsys):
+    source, target = tmp_path / "result.json", tmp_path / "new" / "README.md"
+    source.write_text(json.dumps(RESULT))
+    command = ["--evaluation", str(source), "--model-id", "me/model", "--license", "mit"]
+    assert script.main(command) == 0
+    printed = capsys.readouterr().out
+    assert check(printed)["license"] == "mit"
+    assert script.main([*command, "--output", str(target)]) == 0
+    assert target.read_bytes() == printed.encode()
+    source.write_text("{}")
+    assert script.main(command) == 1
+    assert "The result of the evaluation has no image_size" in capsys.readouterr().err
+    source.write_text("{")
+    assert script.main(command) == 1
+    with pytest.raises(SystemExit):
+        script.main(["--evaluation", str(source)])
+    with pytest.raises(SystemExit):
+        script.main(["--model-id", "me/model"])
+
+
+def test_the_hubs_validation(tmp_path):
+    """`ModelCard.validate()` over HTTP, against the tests' own Hub; with a card it must refuse."""
+    own = tmp_path / "own.md"
+    own.write_text(str(evaluated_card(RESULT, model_id="me/model")))
+    with LoopbackHub(tmp_path / "hub") as hub:
+        printed = run_python(
+            f"""
+            from pathlib import Path
+            from huggingface_hub import ModelCard
+
+            cards = [*sorted(Path({str(ROOT / "model_cards")!r}).glob("internimage*.md")), Path({str(own)!r})]
+            for path in cards:
+                ModelCard.load(path).validate()
+            try:
+                ModelCard("---\\nlicense: [mit\\n---\\n", ignore_metadata_errors=True).validate()
+            except Exception as error:
+                print(len(cards), type(error).__name__)
+            """,
+            **hub.environment(tmp_path / "home"),
+        )
+        assert printed.startswith("12 ")
+        assert [(method, path, status) for method, path, status in hub.log] == [
+            ("POST", "/api/validate-yaml", 200)
+        ] * 12

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: MIT
+"""The configuration: official files, names users expect, and values that cannot work."""
+
+import pytest
+import torch
+from support.golden_data import MANIFESTS, manifest
+from transformers import AutoConfig
+
+from hf_internimage import InternImageBackbone, InternImageConfig, InternImageForImageClassification, InternImageModel
+
+ARCHITECTURE = """
+    core_op depths groups channels dw_kernel_size layer_scale offset_scale mlp_ratio post_norm res_post_norm
+    level2_post_norm level2_post_norm_block_ids center_feature_scale use_clip_projector remove_center drop_rate
+    drop_path_rate drop_path_type act_layer norm_layer cls_scale with_cp num_classes
+""".split()
+PARAMETERS = {"t": 29.9, "s": 50.1, "b": 97.5, "l": 223.3, "xl": 334.8, "h": 1089.6, "g": 3076.4}  # millions
+
+
+def test_there_are_11_manifests():
+    assert len(MANIFESTS) == 11
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_official_config_loads_unchanged(name, tmp_path):
+    official = manifest(name)["config"]
+    config = InternImageConfig(**official)
+    for field in ARCHITECTURE:
+        assert getattr(config, field) == official[field], field
+    assert config.num_labels == official["num_classes"] == len(config.id2label) == len(config.label2id)
+    assert not hasattr(config, "auto_map")  # it names OpenGVLab's classes, which ours replace
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert type(again) is InternImageConfig
+    assert again.to_diff_dict() == config.to_diff_dict()
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_from_size_is_the_released_architecture(name):
+    official = manifest(name)["config"]
+    size = name.split("_")[1]
+    config = InternImageConfig.from_size(size, num_labels=official["num_classes"])
+    assert {field: getattr(config, field) for field in ARCHITECTURE} == {f: official[f] for f in ARCHITECTURE}
+
+
+@pytest.mark.parametrize("size", PARAMETERS)
+def test_parameter_counts_with_1000_classes(size):
+    with torch.device("meta"):
+        model = InternImageForImageClassification(InternImageConfig.from_size(size.upper()))
+    assert model.num_labels == 1000
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 1) == PARAMETERS[size]
+
+
+def test_from_size_takes_other_values():
+    config = InternImageConfig.from_size("s", num_labels=7, drop_path_rate=0.3, out_features=["stage2", "stage4"])
+    assert (config.channels, config.num_classes, config.drop_path_rate) == (80, 7, 0.3)
+    assert config.out_indices == [2, 4]
+    assert InternImageConfig.from_size("t", id2label={0: "cat"}).num_labels == 1
+    with pytest.raises(ValueError, match="size is 'xxl', expected one of t, s, b, l, xl, h, g"):
+        InternImageConfig.from_size("xxl")
+    # what one configuration is changed to must not leak into the next
+    config.depths[0] = 99
+    assert InternImageConfig.from_size("s").depths[0] == 4
+
+
+@pytest.mark.parametrize("build", [InternImageModel, InternImageForImageClassification, InternImageBackbone])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_default_builds_every_class(build, device):
+    with torch.device(device):
+        model = build(InternImageConfig())
+    assert model.config.hidden_sizes == [64, 128, 256, 512]
+    assert model.device.type == device
+
+
+def test_names_transformers_users_expect():
+    config = InternImageConfig()
+    assert config.stage_names == ["stem", "stage1", "stage2", "stage3", "stage4"]
+    assert config.num_channels == 3
+    assert config.image_size == 224
+    assert isinstance(config.hidden_sizes, list)
+    assert (config.out_features, config.out_indices) == (["stage4"], [4])
+    assert config.num_hidden_layers == config.num_stages == 4
+    assert InternImageConfig(out_indices=(1, -1)).out_features == ["stage1", "stage4"]
+    assert InternImageConfig(out_features=("stem", "stage2")).out_indices == [0, 2]
+    assert InternImageConfig(depths=(1, 1, 1), groups=(4, 8, 16)).stage_names[-1] == "stage3"
+    assert InternImageConfig(some_key_of_mine=1).some_key_of_mine == 1
+
+
+def test_num_classes_and_num_labels_are_one_thing():
+    assert InternImageConfig(num_classes=7).num_labels == 7
+    assert InternImageConfig(num_labels=7).num_classes == 7
+    config = InternImageConfig(id2label={0: "a", 1: "b", 2: "c"})
+    assert config.num_classes == config.num_labels == 3
+    config.num_classes = 4
+    assert config.num_labels == len(config.id2label) == 4
+    # what from_pretrained(..., num_labels=10) does with an official file
+    official = manifest("internimage_t_1k_224")["config"]
+    assert InternImageConfig.from_dict(dict(official), num_labels=10).num_classes == 10
+    assert InternImageConfig.from_dict(dict(official), num_classes=10).num_labels == 10
+    labels = {0: "a", 1: "b"}
+    assert InternImageConfig.from_dict(dict(official), id2label=labels).num_classes == 2
+    assert InternImageConfig(num_classes=2, id2label=labels).id2label == labels
+    with pytest.raises(ValueError, match="num_classes is 5 but id2label has 2 entries"):
+        InternImageConfig(num_classes=5, id2label=labels)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"channels": 66}, r"groups\[0\] is 4, which does not divide the 66 channels of stage 1"),
+        ({"channels": 63, "groups": [3, 6, 12, 24]}, "channels is 63, expected an even number"),
+        ({"channels": "64"}, "channels is '64', expected an integer of at least 1"),
+        ({"channels": 0}, "channels is 0, expected an integer of at least 1"),
+        ({"num_channels": 0}, "num_channels is 0"),
+        ({"groups": [4, 8, 16]}, r"groups is \[4, 8, 16\] and depths is \[4, 4, 18, 4\]: expected the same length"),
+        ({"groups": [4, 8, 16, 30]}, r"groups\[3\] is 30, which does not divide the 512 channels"),
+        ({"groups": 4}, "groups is 4, expected a list of integers"),
+        ({"depths": []}, r"depths is \[\], expected a list of integers of at least 1"),
+        ({"depths": [4, 0, 18, 4]}, r"depths is \[4, 0, 18, 4\], expected a list of integers of at least 1"),
+        ({"act_layer": "Tanh"}, "act_layer is 'Tanh', expected one of GELU, SiLU, ReLU"),
+        ({"norm_layer": "GN"}, "norm_layer is 'GN', expected one of LN, BN"),
+        ({"core_op": "DCNv4"}, "core_op is 'DCNv4', expected one of DCNv3, DCNv3_pytorch"),
+        ({"drop_path_type": "cosine"}, "drop_path_type is 'cosine', expected one of linear, uniform"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate is 1.0, expected a number in \[0, 1\)"),
+        ({"drop_rate": -0.1}, r"drop_rate is -0.1, expected a number in \[0, 1\)"),
+        ({"dw_kernel_size": 4}, "dw_kernel_size is 4, expected an odd integer"),
+        ({"dw_kernel_size": 4, "remove_center": True}, "dw_kernel_size is 4, expected an odd integer"),
+        ({"remove_center": "yes"}, "remove_center is 'yes', expected True or False"),
+        ({"post_norm": 1}, "post_norm is 1, expected True or False"),
+        ({"offset_scale": float("nan")}, "offset_scale is nan, expected a finite number"),
+        ({"layer_scale": "small"}, "layer_scale is 'small', expected a finite number or None"),
+        ({"mlp_ratio": 0.001}, "mlp_ratio is 0.001, expected a number that leaves at least one hidden feature"),
+        ({"cls_scale": 0}, "cls_scale is 0, expected a number that leaves at least one feature"),
+        ({"image_size": (1, 2, 3)}, r"image_size is \(1, 2, 3\), expected a positive integer or a pair"),
+        (
+            {"level2_post_norm": True, "level2_post_norm_block_ids": [5, 18]},
+            r"level2_post_norm_block_ids is \[5, 18\], expected ascending block indices .* in 0..17",
+        ),
+        (
+            {"level2_post_norm": True, "level2_post_norm_block_ids": [5, 5]},
+            r"level2_post_norm_block_ids is \[5, 5\], expected ascending",
+        ),
+        ({"level2_post_norm_block_ids": 5}, "level2_post_norm_block_ids is 5, expected a list"),
+        ({"use_clip_projector": True, "depths": [2], "groups": [4]}, r"use_clip_projector is True but depths is \[2\]"),
+        ({"num_classes": -1}, "num_classes is -1, expected an integer of at least 0"),
+        ({"num_labels": 2.5}, "num_labels is 2.5, expected an integer of at least 0"),
+        ({"hidden_sizes": [1, 2, 3, 4]}, r"hidden_sizes is \[1, 2, 3, 4\] but channels=64 and 4 stages give"),
+        ({"out_features": ["stage9"]}, "out_features must be a subset of stage_names"),
+    ],
+    ids=lambda value: str(value)[:50] if isinstance(value, dict) else "",
+)
+def test_values_that_cannot_work(fields, message):
+    with pytest.raises(ValueError, match=message):
+        InternImageConfig(**fields)
+
+
+def test_a_value_set_later_is_checked_too():
+    config = InternImageConfig()
+    config.groups = [3, 6, 12, 24]
+    with pytest.raises(ValueError, match=r"groups\[0\] is 3, which does not divide"):
+        InternImageModel(config)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""Image processors: the official preprocessor's numbers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from support.golden_data import GOLDEN, MANIFESTS, manifest
+from transformers import AutoConfig, AutoImageProcessor
+from transformers.utils import is_torchvision_available
+
+from hf_internimage import InternImageConfig, InternImageImageProcessorPil
+
+DOCUMENT = json.loads((GOLDEN / "preprocess.json").read_text())
+TENSORS = load_file(GOLDEN / "preprocess.safetensors")
+
+
+def picture(name):
+    return Image.fromarray(TENSORS[f"{name}/image"].numpy())
+
+
+def processor_for(target, build=InternImageImageProcessorPil):
+    return build(size={"shortest_edge": target}, crop_size={"height": target, "width": target})
+
+
+@pytest.mark.parametrize("name", DOCUMENT["cases"])
+def test_pil_matches_the_official_preprocessor_exactly(name):
+    case = DOCUMENT["cases"][name]
+    got = processor_for(case["target"])(picture(name), return_tensors="pt").pixel_values
+    expected = TENSORS.get(f"{name}/clip_pil", TENSORS[f"{name}/upstream"])
+    assert got.shape == (1, 3, case["target"], case["target"])
+    torch.testing.assert_close(got[0], expected, rtol=0, atol=1e-6)
+    if case["max_abs_diff_clip_pil_vs_upstream"] == 0:  # elsewhere upstream crops one pixel later
+        torch.testing.assert_close(got[0], TENSORS[f"{name}/upstream"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
+@pytest.mark.parametrize("name", DOCUMENT["cases"])
+def test_torchvision_matches_its_own_numbers(name):
+    from hf_internimage import InternImageImageProcessor
+
+    case = DOCUMENT["cases"][name]
+    got = processor_for(case["target"], InternImageImageProcessor)(picture(name), return_tensors="pt").pixel_values
+    torch.testing.assert_close(got[0], TENSORS[f"{name}/clip_torchvision"], rtol=0, atol=1e-5)
+
+
+def test_there_is_no_256_step():
+    """A 224-pixel image goes through untouched but for the normalisation."""
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    got = InternImageImageProcessorPil()(Image.fromarray(pixels), return_tensors="np").pixel_values[0]
+    expected = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(got, expected.transpose(2, 0, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_old_preprocessor_files_load(name, tmp_path):
+    official = manifest(name)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(official["preprocessor_config"]))
+    (tmp_path / "config.json").write_text(json.dumps(official["config"]))
+    size = official["preprocessor_config"]["size"]
+    image = picture("tall")
+    expected = processor_for(size)(image, return_tensors="pt").pixel_values
+    for processor in (
+        AutoImageProcessor.from_pretrained(tmp_path),
+        InternImageImageProcessorPil.from_pretrained(tmp_path),
+    ):
+        got = processor(image, return_tensors="pt").pixel_values
+        assert got.shape[-1] == size
+        # AutoImageProcessor takes torchvision where there is one, whose resize differs by up to two grey levels
+        atol = 1e-6 if processor.backend == "pil" else 2.01 / 255 / 0.224
+        torch.testing.assert_close(got, expected, rtol=0, atol=atol)
+
+
+def test_found_by_name_and_by_configuration_class(tmp_path):
+    InternImageConfig().save_pretrained(tmp_path)
+    InternImageImageProcessorPil(size={"shortest_edge": 96}, crop_size=96).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["image_processor_type"] == "InternImageImageProcessor"
+    by_name = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(by_name).__name__.removesuffix("Pil") == "InternImageImageProcessor"
+    assert type(AutoImageProcessor.from_pretrained(tmp_path, backend="pil")) is InternImageImageProcessorPil
+    del saved["image_processor_type"]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved))
+    by_config = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(by_config) is type(by_name)
+    assert by_config.size.shortest_edge == by_name.size.shortest_edge == 96
+    assert AutoConfig.from_pretrained(tmp_path).model_type == "internimage"
+
+
+def test_takes_what_image_processors_take():
+    processor = processor_for(32)
+    gray = picture("gray")
+    assert gray.mode == "L"
+    array = np.array(picture("tall"))
+    mixed = processor([gray, picture("tall"), array, torch.from_numpy(array).permute(2, 0, 1)], return_tensors="pt")
+    assert mixed.pixel_values.shape == (4, 3, 32, 32)
+    assert mixed.pixel_values.dtype == torch.float32
+    torch.testing.assert_close(mixed.pixel_values[1], mixed.pixel_values[2])
+    torch.testing.assert_close(mixed.pixel_values[1], mixed.pixel_values[3])
+    assert processor(picture("tall").convert("RGBA"), return_tensors="pt").pixel_values.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
+def test_the_torchvision_class_says_what_it_needs():
+    from hf_internimage import InternImageImageProcessor
+
+    with pytest.raises(ImportError, match="requires the Torchvision library"):
+        InternImageImageProcessor()

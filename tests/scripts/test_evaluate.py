@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: MIT
+"""scripts/evaluate.py: its numbers against a plain loop, labels by name, any model, several processes, errors."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import datetime
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from datasets import config as datasets_config
+from PIL import Image
+from sklearn.datasets import load_digits
+from support.golden_data import load_module, tiny_config
+from support.paths import SCRIPTS
+from transformers import AutoImageProcessor, CLIPImageProcessorPil, ConvNextConfig, ConvNextForImageClassification
+
+from hf_internimage import InternImageForImageClassification, InternImageImageProcessorPil
+
+SCRIPT = SCRIPTS / "evaluate.py"
+script = load_module(SCRIPT)
+COUNT, CLASSES, SIZE = 50, 10, 32
+NAMES = [f"digit {index}" for index in range(CLASSES)]
+SIDES = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+
+
+@pytest.fixture(autouse=True)
+def _environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv(script.BACKEND_VARIABLE, "")  # so that what the script sets does not stay
+
+
+def labelled(names):
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+
+@pytest.fixture(scope="module")
+def images():
+    digits = load_digits()
+    scans = [Image.fromarray((scan * 15).astype(np.uint8)).convert("RGB") for scan in digits.images[:COUNT]]
+    return scans, digits.target[:COUNT].tolist()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, images):
+    """A folder with data, as a folder for each class, and models whose classes are in another order."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    for index, (scan, label) in enumerate(zip(*images, strict=True)):
+        (folder / "data" / NAMES[label]).mkdir(parents=True, exist_ok=True)
+        scan.save(folder / "data" / NAMES[label] / f"{index:02}.png")
+    torch.manual_seed(0)
+    config = tiny_config(num_labels=CLASSES, **labelled(NAMES[::-1]))
+    InternImageForImageClassification(config).save_pretrained(folder / "model")
+    InternImageImageProcessorPil(**SIDES).save_pretrained(folder / "model")
+    config = ConvNextConfig(hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], num_labels=CLASSES)
+    ConvNextForImageClassification(config).save_pretrained(folder / "convnext")
+    CLIPImageProcessorPil(**SIDES).save_pretrained(folder / "convnext")
+    return folder
+
+
+def expected(folder, images, order):
+    """Top-1, top-5 and loss by a plain loop over single images; `order` are the model's classes of the data's."""
+    kind = ConvNextForImageClassification if folder.name == "convnext" else InternImageForImageClassification
+    model, processor = kind.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder, backend="pil")
+    with torch.no_grad():
+        logits = torch.cat([model(**processor(image, return_tensors="pt")).logits for image in images[0]])
+    labels = torch.tensor([order[label] for label in images[1]])
+    best = logits.topk(5).indices == labels[:, None]
+    return {
+        "top1": best[:, 0].float().mean().item(),
+        "top5": best.any(1).float().mean().item(),
+        "loss": torch.nn.functional.cross_entropy(logits, labels).item(),
+    }
+
+
+def run(*arguments):
+    return script.main([str(argument) for argument in arguments])
+
+
+def test_result(work, images, tmp_path, capsys):
+    output = tmp_path / "result.json"
+    data = work / "data"
+    status = run("--model", work / "model", "--validation_dir", data, "--batch_size", 16, "--output", output)
+    assert status == 0, capsys.readouterr().err
+    result = json.loads(output.read_text())
+    assert json.loads(capsys.readouterr().out) == result
+    assert result["metrics"] == pytest.approx(expected(work / "model", images, range(CLASSES)[::-1]), abs=1e-5)
+    assert result["metrics"]["top1"] != pytest.approx(
+        expected(work / "model", images, range(CLASSES))["top1"], abs=1e-5
+    ), "the order of the classes does not matter here, so nothing was tested"
+    assert result["labels_matched_by"] == "name"
+    assert result["dataset"] == {"name": str(data), "config": None, "split": "validation", "revision": None}
+    assert (result["samples"], result["image_size"], result["batch_size"]) == (COUNT, [SIZE, SIZE], 16)
+    assert (result["dtype"], result["device"]) == ("float32", "cpu")
+    assert result["backend"] in ("cpu", "torch")
+    assert result["images_per_second"] > 0
+    assert set(result["versions"]) == {"torch", "transformers", "hf_internimage"}
+    assert datetime.fromisoformat(result["date"]).tzinfo is not None
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["result.json"]
+
+
+def test_any_model_without_class_names(work, images, tmp_path):
+    output = tmp_path / "result.json"
+    options = ["--test_dir", work / "data", "--split", "test", "--num_workers", 1]
+    assert run("--model", work / "convnext", *options, "--output", output) == 0
+    result = json.loads(output.read_text())
+    assert result["labels_matched_by"] == "index"
+    assert result["backend"] is None
+    assert result["dataset"]["split"] == "test"
+    assert result["metrics"] == pytest.approx(expected(work / "convnext", images, range(CLASSES)), abs=1e-5)
+
+
+def test_type_and_backend(work, images, tmp_path):
+    output = tmp_path / "result.json"
+    options = ["--validation_dir", work / "data", "--dtype", "bfloat16", "--backend", "torch"]
+    assert run("--model", work / "model", *options, "--output", output) == 0
+    result = json.loads(output.read_text())
+    assert (result["dtype"], result["backend"]) == ("bfloat16", "torch")
+    exact = expected(work / "model", images, range(CLASSES)[::-1])["loss"]
+    assert result["metrics"]["loss"] == pytest.approx(exact, abs=0.02)
+    assert result["metrics"]["loss"] != exact
+
+
+def test_several_labels(tmp_path, images):
+    labels = [[label, (label + 1) % CLASSES] for label in images[1]]
+    features = Features({"image": ImageFeature(), "label": List(ClassLabel(names=NAMES))})
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict({"image": images[0], "label": labels}, features=features).to_parquet(tmp_path / "data/0.parquet")
+    torch.manual_seed(0)
+    config = tiny_config(problem_type="multi_label_classification", num_labels=CLASSES, **labelled(NAMES[::-1]))
+    model = InternImageForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    processor = InternImageImageProcessorPil(**SIDES)
+    processor.save_pretrained(tmp_path / "model")
+    output = tmp_path / "result.json"
+    assert run("--model", tmp_path / "model", "--validation_dir", tmp_path / "data", "--output", output) == 0
+    metrics = json.loads(output.read_text())["metrics"]
+    assert set(metrics) == {"mean_average_precision", "f1", "loss"}
+    targets = torch.zeros(COUNT, CLASSES)
+    for row, (first, second) in enumerate(labels):
+        targets[row, [CLASSES - 1 - first, CLASSES - 1 - second]] = 1
+    with torch.no_grad():
+        loss = model(**processor(images[0], return_tensors="pt"), labels=targets).loss.item()
+    assert metrics["loss"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_processes_share_the_images(work, images, tmp_path):
+    """Run as a script, beside which the package `evaluate` has to be found; 50 images on 2 x 7 are not even."""
+    output = tmp_path / "result.json"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
+    options = ["--model", work / "model", "--validation_dir", work / "data", "--batch_size", 7, "--output", output]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*launcher, *map(str, options), "--data_cache_dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(output.read_text())
+    assert json.loads(done.stdout) == result  # one process prints
+    assert (result["samples"], result["batch_size"], result["processes"]) == (COUNT, 7, 2)
+    assert result["metrics"] == pytest.approx(expected(work / "model", images, range(CLASSES)[::-1]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data_names", "model_names", "how", "wanted"),
+    [
+        (["a", "b"], ["a", "b"], "auto", ([0, 1], "name")),
+        (["b", "a"], ["a", "b", "c"], "auto", ([1, 0], "name")),
+        (["b", "a"], ["a", "b"], "index", ([0, 1], "index")),
+        (["crane", "crane"], ["crane", "crane"], "auto", ([0, 1], "name")),
+        (["a", "b"], ["LABEL_0", "LABEL_1", "LABEL_2"], "auto", ([0, 1], "index")),
+        (["0", "1"], ["a", "b"], "auto", ([0, 1], "index")),
+        (["1", "0"], ["0", "1"], "auto", ([1, 0], "name")),
+    ],
+)
+def test_labels_are_matched(data_names, model_names, how, wanted):
+    assert script.match_labels(data_names, model_names, how) == wanted
+
+
+@pytest.mark.parametrize(
+    ("data_names", "model_names", "how", "message"),
+    [
+        (["a", "dog"], ["a", "b"], "auto", r"1 of 2 classes .* \('dog'; the model's begin 'a', 'b'\).*match_labels"),
+        (["a", "b", "c"], ["LABEL_0", "LABEL_1"], "auto", "3 classes, the model 2"),
+        (["a", "b", "c"], ["a", "b"], "index", "3 classes, the model 2"),
+        (["crane", "owl"], ["crane", "owl", "crane"], "auto", r"not, or not once.*'crane'"),
+        (["0", "1"], ["a", "b"], "name", "'0', '1'"),
+    ],
+)
+def test_labels_that_do_not_match(data_names, model_names, how, message):
+    with pytest.raises(ValueError, match=message):
+        script.match_labels(data_names, model_names, how)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dtype", "int8"], "dtype is 'int8', expected one of float32, bfloat16, float16."),
+        (["--split", "dev"], "split is 'dev', expected one of train, validation, test."),
+        (["--batch_size", "0"], "batch_size is 0"),
+        (["--output", "absent/folder/x.json"], "The folder of output=absent/folder/x.json does not exist"),
+        (["--backend", "cuda"], "backend 'cuda' cannot run this call"),
+        (["--split", "test"], "There are no data for test"),
+        (["--model", "absent/model"], "error: absent/model: cannot be loaded"),
+    ],
+)
+def test_errors_are_one_line(options, message, work, tmp_path, capsys):
+    output = tmp_path / "result.json"
+    arguments = ["--model", work / "model", "--validation_dir", work / "data", "--output", output, *options]
+    assert run(*arguments) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("evaluate.py: error:")
+    assert message in error
+    assert "\n" not in error
+    assert not output.exists()
+
+
+def test_bad_image_is_named(images, work, tmp_path, capsys):
+    (tmp_path / "data" / NAMES[0]).mkdir(parents=True)
+    (tmp_path / "data" / NAMES[1]).mkdir()
+    images[0][0].save(tmp_path / "data" / NAMES[0] / "good.png")
+    (tmp_path / "data" / NAMES[1] / "bad.png").write_bytes(b"x")
+    assert run("--model", work / "model", "--validation_dir", tmp_path / "data") == 1
+    assert "bad.png: cannot be decoded" in capsys.readouterr().err
+
+
+def test_labels_as_numbers(work, images, tmp_path):
+    """A column of numbers goes by index, with a model that has names."""
+    features = Features({"image": ImageFeature(), "label": Value("int64")})
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(dict(zip(("image", "label"), images, strict=True)), features=features).to_parquet(
+        tmp_path / "data/0.parquet"
+    )
+    output = tmp_path / "result.json"
+    assert run("--model", work / "model", "--validation_dir", tmp_path / "data", "--output", output) == 0
+    result = json.loads(output.read_text())
+    assert result["labels_matched_by"] == "index"
+    assert result["metrics"] == pytest.approx(expected(work / "model", images, range(CLASSES)), abs=1e-5)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""What the tests of checkpoint conversion share."""
+
+import json
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+from transformers import AutoModelForImageClassification
+
+from hf_internimage import InternImageForImageClassification
+from support.golden_data import load_module, model_case, model_input
+from support.paths import SCRIPTS
+
+script = load_module(SCRIPTS / "convert_checkpoint.py")
+
+
+def original_name(name):
+    """The original's name of a tensor, from the Hub's: no prefix, and gamma for layer_scale."""
+    return name.removeprefix("model.").replace("layer_scale", "gamma")
+
+
+def original(weights):
+    return {original_name(name): tensor for name, tensor in weights.items()}
+
+
+def save_config(path, name, **changes):
+    path.write_text(json.dumps({**model_case(name)[0]["config"], **changes}))
+    return path
+
+
+def convert(*args):
+    return script.main([str(arg) for arg in args])
+
+
+def assert_written(folder, weights):
+    """The weight file holds exactly these tensors, bit for bit."""
+    written = load_file(folder / "model.safetensors")
+    assert sorted(written) == sorted(weights)
+    for name, tensor in weights.items():
+        assert written[name].dtype == tensor.dtype, name
+        assert torch.equal(written[name], tensor), name
+
+
+def load(folder):
+    """The model of a folder, through the Auto class, with nothing missing and nothing left over."""
+    model, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+    assert type(model) is InternImageForImageClassification
+    assert {key: value for key, value in report.items() if value} == {}
+    return model.eval()
+
+
+@torch.no_grad()
+def assert_logits(model, name, classes=slice(None)):
+    case, expected = model_case(name)
+    for which in case["inputs"]:
+        logits = model(model_input(name, which)).logits
+        wanted = expected["logits" if which == "plain" else f"{which}/logits"][:, classes]
+        assert_close(logits, wanted, rtol=0, atol=case["atol_float32"])
+
+
+def write_safetensors(path, weights):
+    save_file(weights, path)

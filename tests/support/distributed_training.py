@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""A short training, run by tests in one process or several: `torchrun distributed_training.py SETTINGS.json`.
+
+accelerate refuses FSDP without a GPU; PyTorch itself does not. For the test of FSDP2 on CPUs the processes are
+therefore declared to be of a kind that accelerate shards.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, TrainingArguments
+
+from hf_internimage import InternImageForImageClassification
+from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
+from support.golden_data import tiny_config
+
+torch.set_num_threads(1)
+
+
+def shard_on_cpus(arguments: TrainingArguments) -> None:
+    """Let accelerate prepare FSDP2 on CPUs, which it leaves out."""
+    assert arguments.device.type == "cpu"
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_HPU
+
+
+class Stripes(Dataset):
+    """Two classes of 32 x 32 pixels that brightness tells apart."""
+
+    def __len__(self) -> int:
+        return 32
+
+    def __getitem__(self, index: int) -> dict:
+        generator = torch.Generator().manual_seed(index)
+        return {"pixel_values": torch.randn(3, 32, 32, generator=generator) + 0.5 * (index % 2), "labels": index % 2}
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step and args.process_index == self.rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(settings: dict) -> None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    torch.manual_seed(0)
+    # The head of H has no batch norm, whose statistics depend on the size of each process's batch.
+    config = tiny_config(num_labels=2, use_clip_projector=True, drop_path_rate=0.0, **settings.get("config", {}))
+    model = InternImageForImageClassification(config)
+    sharding = {}
+    if settings["mode"] == "fsdp2":
+        sharding = {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}}
+    arguments = TrainingArguments(
+        output_dir=settings["output_dir"],
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        per_device_train_batch_size=8 // world,
+        max_steps=6,
+        save_steps=3,
+        save_total_limit=5,
+        logging_steps=1,
+        learning_rate=1e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=2,
+        gradient_checkpointing=settings.get("gradient_checkpointing", False),
+        ddp_find_unused_parameters=False,
+        **sharding,
+    )
+    if sharding:
+        shard_on_cpus(arguments)
+    trainer = ClassificationTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Stripes(),
+        eval_dataset=Stripes(),
+        recipe=ClassificationRecipe(ema_decay=0.5, layer_decay=0.9, geometry_lr_scale=0.1),
+        callbacks=[KillAt(*settings["kill"])] if "kill" in settings else [],
+    )
+    trainer.train(resume_from_checkpoint=settings.get("resume"))
+    metrics = trainer.evaluate()
+    trainer.save_model(str(Path(settings["output_dir"], "final")))
+    if trainer.is_world_process_zero():
+        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        result = {
+            "losses": [entry["loss"] for entry in history],
+            "norms": [entry["grad_norm"] for entry in history],
+            "eval_loss": metrics["eval_loss"],
+            "world": world,
+            "sharded": type(trainer.model).__name__,
+        }
+        Path(settings["output_dir"], "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

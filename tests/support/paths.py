@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: MIT
+"""Folders of the checkout."""
+
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+ROOT = TESTS.parent
+BENCHMARKS, DOCS, SCRIPTS = (ROOT / name for name in ("benchmarks", "docs", "scripts"))
+GOLDEN = TESTS / "golden"

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""Augmentation for detection: boxes stay on their objects, sizes are the recipe's, and a seed gives the same."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import RTDetrImageProcessorPil
+
+from hf_internimage import InternImageDetectionImageProcessor
+from hf_internimage.training.detection.augmentation import DetectionAugmentation, DetectionAugmentationArguments
+from hf_internimage.training.images import Augmented
+
+
+def objects(boxes, classes=None, crowds=None):
+    boxes = np.array(boxes, np.float64).reshape(-1, 4)
+    return {
+        "boxes": boxes,
+        "classes": np.arange(len(boxes)) if classes is None else np.array(classes),
+        "areas": boxes[:, 2] * boxes[:, 3],
+        "crowds": np.zeros(len(boxes), bool) if crowds is None else np.array(crowds),
+    }
+
+
+def keeping_ratio(short=128, long=213):
+    return InternImageDetectionImageProcessor(size={"shortest_edge": short, "longest_edge": long})
+
+
+def of_fixed_sides(height=96, width=128):
+    return RTDetrImageProcessorPil(size={"height": height, "width": width}, do_normalize=False)
+
+
+def picture(width, height, boxes):
+    """Black, with a box of pure red, green or blue for each of up to three boxes (left, top, width, height)."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    for channel, (left, top, across, down) in enumerate(boxes):
+        pixels[top : top + down, left : left + across, channel] = 255
+    return Image.fromarray(pixels)
+
+
+def brightness(pixels, processor):
+    """(3, H, W) from 0 to 1."""
+    if not processor.do_normalize:
+        return pixels
+    mean, std = (torch.tensor(list(values))[:, None, None] for values in (processor.image_mean, processor.image_std))
+    return pixels * std + mean
+
+
+# ---- Boxes and pixels ----
+
+
+@pytest.mark.parametrize("processor", [keeping_ratio(), of_fixed_sides()], ids=["keep ratio", "fixed"])
+@pytest.mark.parametrize("crop", [0.0, 1.0], ids=["whole", "cropped"])
+def test_boxes_stay_on_their_objects(processor, crop):
+    boxes = [(9, 20, 40, 31), (70, 5, 55, 60), (30, 70, 17, 24)]
+    image, target = picture(160, 100, boxes), objects(boxes)
+    augment = DetectionAugmentation(processor, DetectionAugmentationArguments(crop_probability=crop))
+    found = 0
+    for seed in range(50):
+        example = augment(image, target, [seed])
+        lit = brightness(example["pixel_values"], processor) > 0.5
+        height, width = lit.shape[1:]
+        for label, (x, y, w, h) in zip(*example["labels"].values(), strict=True):
+            rows, columns = lit[label].any(1).nonzero(), lit[label].any(0).nonzero()
+            if not len(rows):  # less than half a pixel is left at the border
+                assert min(w * width, h * height) < 2
+                continue
+            seen = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            box = torch.stack([(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height])
+            torch.testing.assert_close(
+                seen.float(), box, atol=1.25 if crop else 0.75, rtol=0
+            )  # half a pixel and a resize's blur; two of them with a crop
+            found += 1
+    assert found > 100
+
+
+def test_a_box_on_everything_stays_so():
+    """Without a shift by a part of a pixel: what a resize by 2 or 3 would betray first."""
+    target = objects([(0, 0, 100, 60), (0, 0, 50, 60), (25, 30, 75, 30)])
+    for short in (60, 120, 180, 97):
+        arguments = DetectionAugmentationArguments(crop_probability=0, resize_min=1, resize_count=1)
+        for flip in (0.0, 1.0):
+            arguments.flip_probability = flip
+            example = DetectionAugmentation(keeping_ratio(short, 1000), arguments)(picture(100, 60, []), target, [3])
+            half = 0.75 if flip else 0.25
+            wanted = [[0.5, 0.5, 1, 1], [half, 0.5, 0.5, 1], [0.375 if flip else 0.625, 0.75, 0.75, 0.5]]
+            torch.testing.assert_close(example["labels"]["boxes"], torch.tensor(wanted), atol=1e-5, rtol=0)
+
+
+def test_pixels_without_augmentation_are_the_processors():
+    arguments = DetectionAugmentationArguments(flip_probability=0, crop_probability=0, resize_min=1, resize_count=1)
+    image = Image.effect_mandelbrot((90, 70), (-2, -1, 1, 1), 90).convert("RGB")
+    for processor in (keeping_ratio(64, 200), keeping_ratio(140, 150)):
+        ours = DetectionAugmentation(processor, arguments)(image, objects([(0, 0, 9, 9)]), [0])["pixel_values"]
+        theirs = processor(image, do_pad=False, return_tensors="pt")["pixel_values"][0]
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours, theirs, atol=1.5 / 255 / 0.22, rtol=0)  # OpenCV's fixed point
+
+
+# ---- What is kept ----
+
+
+def test_crops_keep_an_object():
+    augment = DetectionAugmentation(keeping_ratio(), DetectionAugmentationArguments(crop_probability=1.0))
+    image, target = picture(300, 200, []), objects([(280, 180, 20, 20)])
+    assert all(len(augment(image, target, [seed])["labels"]["boxes"]) for seed in range(15))
+
+
+def test_what_is_not_trained_on():
+    target = objects(
+        [(5, 5, 20, 20), (0, 0, 60, 60), (30, 30, 0, 9), (30, 30, 0.4, 9), (70, 10, 20, 20), (50, 50, 40, 40)],
+        crowds=[False, True, False, False, False, False],
+    )
+    augment = DetectionAugmentation(keeping_ratio(), DetectionAugmentationArguments(crop_probability=0.0))
+    labels = augment(picture(64, 64, []), target, [1])["labels"]
+    assert labels["class_labels"].tolist() == [0, 5]
+    left, right = (labels["boxes"][1, 0] + sign * labels["boxes"][1, 2] / 2 for sign in (-1, 1))
+    assert min(abs(right - 1), abs(left)) < 1e-6  # clipped at the border, mirrored or not
+    assert labels["boxes"][1, 2] == pytest.approx(14 / 64, abs=1e-6)
+
+
+def test_images_without_objects():
+    augment = DetectionAugmentation(keeping_ratio(), DetectionAugmentationArguments())
+    for seed in range(6):
+        example = augment(picture(50, 40, []), objects([]), [seed])
+        assert example["pixel_values"].dtype == torch.float32
+        assert example["labels"]["boxes"].shape == (0, 4)
+        assert example["labels"]["class_labels"].shape == (0,)
+        assert example["labels"]["class_labels"].dtype == torch.int64
+
+
+# ---- Sizes ----
+
+
+def sides(arguments, processor, image, count=80):
+    """Sizes (height, width) that images of this one's size get."""
+    augment = DetectionAugmentation(processor, arguments)
+    generators = (np.random.default_rng(seed) for seed in range(count))
+    steps = (augment.steps(image.height, image.width, generator, False) for generator in generators)
+    return {next(tuple(step.flags["size"]) for step in found if is_a(step, "Resize")) for found in steps}
+
+
+def is_a(step, name):
+    return type(step).__name__ == name
+
+
+def test_sizes_are_the_recipes():
+    recipe = DetectionAugmentationArguments()
+    found = sides(recipe, keeping_ratio(800, 1333), picture(64, 64, []))
+    assert found == {(side, side) for side in range(480, 801, 32)}
+    found = sides(recipe, keeping_ratio(100, 150), picture(200, 100, []))
+    assert found == {(side, 2 * side) for side in range(60, 75, 4)} | {(75, 150)}
+    any_size = DetectionAugmentationArguments(resize_min=0.6, resize_max=1.8, resize_count=0)
+    found = sides(any_size, keeping_ratio(50, 1000), picture(40, 40, []))
+    assert {side for side, _ in found} <= set(range(30, 91))
+    assert len(found) > 30
+    assert sides(recipe, of_fixed_sides(), picture(40, 70, []), 10) == {(96, 128)}
+
+
+@pytest.mark.parametrize("processor", [keeping_ratio(64, 80), of_fixed_sides()], ids=["keep ratio", "fixed"])
+def test_pixels_are_of_the_size_drawn(processor):
+    """After a crop, too: whatever its shape, the sides are within the processor's."""
+    augment = DetectionAugmentation(processor, DetectionAugmentationArguments(crop_probability=1.0))
+    image, target = picture(100, 40, []), objects([(10, 10, 80, 20)])
+    for seed in range(12):
+        height, width = augment(image, target, [seed])["pixel_values"].shape[1:]
+        if processor.size.get("height"):
+            assert (height, width) == (96, 128)
+        else:
+            assert min(height, width) <= 64
+            assert max(height, width) <= 80
+
+
+def test_crops_are_the_recipes():
+    """At 800: the short side is 400, 500 or 600, of which 384 to 600 stay in both directions."""
+    augment = DetectionAugmentation(keeping_ratio(800, 1333), DetectionAugmentationArguments(crop_probability=1))
+    resizes, crops = set(), []
+    for seed in range(300):
+        steps = augment.steps(100, 150, np.random.default_rng(seed), True)
+        resizes.add(next(tuple(step.flags["size"]) for step in steps if is_a(step, "Resize")))
+        crops.append(next(tuple(step.flags["size"]) for step in steps if is_a(step, "RandomCrop")))
+    assert resizes == {(400, 600), (500, 750), (600, 900)}
+    heights, widths = zip(*crops, strict=True)
+    assert 384 <= min(heights) < 390
+    assert 590 < max(heights) <= 600
+    assert 384 <= min(widths) < 390
+    assert 590 < max(widths) <= 600
+
+
+# ---- Chance ----
+
+
+def test_a_seed_gives_the_same_and_epochs_differ():
+    image = Image.effect_mandelbrot((90, 70), (-2, -1, 1, 1), 90).convert("RGB")
+    target = objects([(10, 10, 30, 30), (50, 20, 30, 40)])
+    prepare = Augmented(DetectionAugmentation(keeping_ratio(), DetectionAugmentationArguments()), seed=7)
+    before = torch.get_rng_state()
+    results = []
+    for epoch in (0, 1, 2, 3, 0):
+        prepare.epoch.fill_(epoch)
+        results.append(prepare(image, target, [123]))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(results[0]["pixel_values"], results[4]["pixel_values"])
+    assert torch.equal(results[0]["labels"]["boxes"], results[4]["labels"]["boxes"])
+    assert len({(tuple(result["pixel_values"].shape), result["pixel_values"].sum().item()) for result in results}) >= 3
+    prepare.epoch.fill_(0)
+    torch.manual_seed(5)  # of no influence
+    assert torch.equal(prepare(image, target, [123])["pixel_values"], results[0]["pixel_values"])
+    other = prepare(image, target, [124])["pixel_values"]
+    assert other.shape != results[0]["pixel_values"].shape or not torch.equal(other, results[0]["pixel_values"])
+
+
+def test_half_are_mirrored_and_half_are_cropped():
+    augment = DetectionAugmentation(keeping_ratio(), DetectionAugmentationArguments())
+    drawn = [augment.steps(100, 100, np.random.default_rng(seed), True) for seed in range(400)]
+    for kind in ("RandomHorizontalFlip", "RandomCrop"):
+        assert 160 < sum(any(is_a(step, kind) for step in steps) for steps in drawn) < 240
+    whole = [augment.steps(100, 100, np.random.default_rng(seed), False) for seed in range(20)]
+    assert not any(is_a(step, "RandomCrop") for steps in whole for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"flip_probability": 1.5}, "flip_probability is 1.5"),
+        ({"crop_probability": -1}, "crop_probability is -1"),
+        ({"resize_min": 0}, "resize_min is 0 and"),
+        ({"resize_min": 2}, "resize_min is 2 and resize_max 1.0"),
+        ({"resize_count": -3}, "resize_count is -3"),
+    ],
+)
+def test_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DetectionAugmentationArguments(**arguments)

@@ -1,0 +1,594 @@
+# SPDX-License-Identifier: MIT
+"""scripts/run_semantic_segmentation.py: its data, arguments and recipes, and whole runs on a few tiny scenes."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from support.training_scripts import SCRIPTS, as_arguments, load_script
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    TrainingArguments,
+    UperNetForSemanticSegmentation,
+)
+
+from hf_internimage import InternImageConfig, InternImageSegmentationImageProcessor, heads
+from hf_internimage.checkpoints.classifiers import CHECKPOINTS
+from hf_internimage.training.command_line import json_object
+from hf_internimage.training.metric_modules import load_metric_module
+from hf_internimage.training.segmentation import plots as overlays
+from hf_internimage.training.segmentation.data import (
+    SegmentationDataArguments,
+    decode_mask,
+    load_data,
+    read_label_names,
+    read_pairs,
+)
+from hf_internimage.training.segmentation.trainer import MEAN_IOU, SegmentationTrainer
+from hf_internimage.training.system_trainer import DenseRecipe
+
+RECIPES = sorted((SCRIPTS / "recipes" / "segmentation").glob("*.yaml"))
+NAMES = ["background", "square", "disc"]
+SMALL = '{"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}'
+
+script = load_script("run_semantic_segmentation.py")
+
+
+def scene(seed, height=32, width=32):
+    """A red square and a green disc on gray noise, and the map of them."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(90, 130, (height, width, 3))
+    labels = np.zeros((height, width), np.uint8)
+    down, across = np.mgrid[:height, :width]
+    top, left = generator.integers(2, height // 2), generator.integers(2, width // 3)
+    inside = (abs(down - top - 6) < 9) & (abs(across - left - 4) < 9)
+    labels[inside] = 1
+    inside = (down - height + 9) ** 2 + (across - width + 9) ** 2 < 120
+    labels[inside] = 2
+    pixels[labels == 1] = (220, 40, 40)
+    pixels[labels == 2] = (30, 200, 60)
+    labels[:2] = 255
+    return Image.fromarray(pixels.astype(np.uint8)), Image.fromarray(labels)
+
+
+def write(folder, count, first=0, **size):
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for index in range(first, first + count):
+        image, mask = scene(index, **size)
+        image.save(folder / "images" / f"{index:02d}.png")
+        mask.save(folder / "masks" / f"{index:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    write(folder / "train", 8, height=40, width=48)
+    write(folder / "validation", 3, 100, height=40, width=48)
+    (folder / "names.txt").write_text("\n".join(NAMES))
+    return folder
+
+
+def settings(scenes, output, **changes):
+    values = {
+        "train_dir": scenes / "train",
+        "validation_dir": scenes / "validation",
+        "label_names_file": scenes / "names.txt",
+        "output_dir": output,
+        "config_overrides": SMALL,
+        "head_overrides": '{"hidden_size": 32, "auxiliary_channels": 16}',
+        "shortest_edge": 32,
+        "size_divisor": 8,
+        "crop_size": 32,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 5e-3,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        **changes,
+    }
+    return as_arguments(values)
+
+
+def scores(output):
+    return json.loads((output / "eval_evaluation.json").read_text())
+
+
+# ---- Data ----
+
+
+def test_pairs_by_name(scenes, tmp_path):
+    found = read_pairs(scenes / "train")
+    assert [Path(row["image"]["path"]).name for row in found] == [f"{index:02d}.png" for index in range(8)]
+    assert all(Path(row["label"]["path"]).parts[-2:] == ("masks", Path(row["image"]["path"]).name) for row in found)
+    # names as Cityscapes has them, in folders
+    for name, end in (("images/bonn/a", "_left.png"), ("masks/bonn/a", "_ids.png"), ("masks/bonn/a", "_color.png")):
+        path = tmp_path / f"{name}{end}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(path)
+    (row,) = read_pairs(tmp_path, "_left.png", "_ids.png")
+    assert (Path(row["image"]["path"]).name, Path(row["label"]["path"]).name) == ("a_left.png", "a_ids.png")
+
+
+def arguments(folder, **changes):
+    return SegmentationDataArguments(
+        **{"train_dir": str(folder / "train"), "label_names_file": str(folder / "names.txt"), **changes}
+    )
+
+
+def examples(loaded, split):
+    transform = loaded.transform(lambda image, labels, key: {"image": image, "labels": labels, "key": key})
+    return getattr(loaded, split).with_transform(transform)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "masks/01.png").unlink(), "images/01.png: has no map of its name in"),
+        (lambda folder: (folder / "images/03.png").unlink(), "masks/03.png: has no image of its name in"),
+        (lambda folder: (folder / "masks/01.bmp").write_bytes(b""), "are both called 01"),
+        (lambda folder: shutil.rmtree(folder / "masks"), "masks: is not a folder"),
+        (lambda folder: [path.unlink() for path in (folder / "images").iterdir()], "images: holds no images"),
+    ],
+)
+def test_refuses_folders(damage, message, tmp_path):
+    damage(write(tmp_path / "train", 4))
+    with pytest.raises(ValueError, match=message):
+        read_pairs(tmp_path / "train")
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (Image.new("L", (30, 32)), r"masks/01.png: has 30x32 pixels, its image .*images/01.png 32x32"),
+        (Image.new("L", (32, 32), 3), "masks/01.png: holds class 3, but there are 3 class names"),
+        (Image.new("RGB", (32, 32)), "masks/01.png: is RGB, but a map has"),
+        (None, "masks/01.png: cannot be decoded"),
+    ],
+    ids=["size", "class", "channels", "damaged"],
+)
+def test_refuses_maps(mask, message, tmp_path, scenes):
+    write(tmp_path / "train", 4)
+    path = tmp_path / "train" / "masks" / "01.png"
+    path.write_bytes(b"nothing") if mask is None else mask.save(path)
+    loaded = load_data(arguments(tmp_path, label_names_file=str(scenes / "names.txt"), train_val_split=0))
+    rows = examples(loaded, "train")
+    assert rows[0]["labels"].shape == (32, 32)
+    with pytest.raises(ValueError, match=message):
+        rows[1]
+
+
+def test_maps_of_any_kind_are_numbers(tmp_path):
+    wanted = np.array([[0, 1], [7, 255]], np.uint8)
+    plain, palette, wide = tmp_path / "l.png", tmp_path / "p.png", tmp_path / "i.png"
+    Image.fromarray(wanted).save(plain)
+    coloured = Image.fromarray(wanted).convert("P")
+    coloured.putpalette([value for index in range(256) for value in (255 - index, index, 3)])
+    coloured.putdata(wanted.ravel().tolist())
+    coloured.save(palette)
+    Image.fromarray(wanted.astype(np.uint16) + 300).save(wide)
+    for path, shift in ((plain, 0), (palette, 0), (wide, 300)):
+        found = decode_mask({"bytes": None, "path": str(path)})
+        assert found.dtype == np.int64
+        assert (found == wanted.astype(int) + shift).all()
+
+
+def test_reduced_labels(scenes):
+    names = ["square", "disc"]
+    loaded = load_data(
+        arguments(scenes, label_names_file=None, reduce_labels=True, train_val_split=0), label_names=names
+    )
+    whole = load_data(arguments(scenes, train_val_split=0))
+    reduced, full = examples(loaded, "train")[0]["labels"], examples(whole, "train")[0]["labels"]
+    assert set(np.unique(full)) == {0, 1, 2, 255}
+    assert (reduced == np.select([full == 1, full == 2], [0, 1], 255)).all()
+
+
+def test_held_out_and_chosen(scenes):
+    loaded = load_data(arguments(scenes, train_val_split=0.25, max_train_samples=4), seed=1)
+    again = load_data(arguments(scenes, train_val_split=0.25, max_train_samples=4), seed=1)
+    paths = [[row["image"]["path"] for row in split] for split in (loaded.train, loaded.validation, again.train)]
+    assert (len(paths[0]), len(paths[1])) == (4, 2)
+    assert not set(paths[0]) & set(paths[1])
+    assert paths[0] == paths[2]
+
+
+def test_datasets_with_two_columns_of_images(scenes, tmp_path):
+    rows = read_pairs(scenes / "train")
+    columns = {
+        "picture": [{"bytes": Path(row["image"]["path"]).read_bytes(), "path": None} for row in rows],
+        "annotation": [{"bytes": Path(row["label"]["path"]).read_bytes(), "path": None} for row in rows],
+        "number": list(range(8)),
+    }
+    features = Features({"picture": ImageFeature(), "annotation": ImageFeature(), "number": rows.features.get("n")})
+    features = Features({name: kind for name, kind in features.items() if kind is not None})
+    data = Dataset.from_dict({name: columns[name] for name in features}, features=features)
+    (tmp_path / "repository").mkdir()
+    data.to_parquet(tmp_path / "repository" / "train.parquet")
+    options = {
+        "train_dir": None,
+        "dataset_name": str(tmp_path / "repository"),
+        "label_names_file": str(scenes / "names.txt"),
+        "data_cache_dir": str(tmp_path / "cache"),
+    }
+    with pytest.raises(ValueError, match=r"No column is recognised; set image_column_name to one of \['picture'"):
+        load_data(arguments(scenes, **options))
+    with pytest.raises(ValueError, match=r"'number' is none of images; set label_column_name"):
+        load_data(arguments(scenes, **options, image_column_name="picture", label_column_name="number"))
+    loaded = load_data(arguments(scenes, **options, image_column_name="picture", train_val_split=0))
+    found, expected = examples(loaded, "train")[3], scene(3, 40, 48)
+    assert (np.asarray(found["image"]) == np.asarray(expected[0])).all()
+    assert (found["labels"] == np.asarray(expected[1])).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "\n", "is empty"),
+        ("a.txt", "one\ntwo\none\n", "names one twice"),
+        ("a.json", '{"0": "one", "2": "two"}', "number its 2 classes from 0 to 1"),
+        ("a.json", '"one"', "holds no names"),
+        ("a.json", "[1", "cannot be read"),
+        ("missing.txt", None, "cannot be read"),
+    ],
+)
+def test_refuses_names(name, text, message, tmp_path):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_label_names(tmp_path / name)
+
+
+def test_names(tmp_path):
+    (tmp_path / "a.json").write_text('{"1": "b", "0": "a"}')
+    assert read_label_names(tmp_path / "a.json") == ["a", "b"]
+    (tmp_path / "b.json").write_text('["a", "b"]')
+    assert read_label_names(tmp_path / "b.json") == ["a", "b"]
+
+
+# ---- Arguments and recipes ----
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_settings_of_the_script(recipe, tmp_path):
+    parts = script.read_arguments([str(recipe), "--train_dir=images", f"--output_dir={tmp_path}", "--bf16=false"])
+    for name, value in yaml.safe_load(recipe.read_text()).items():
+        holder = next(part for part in vars(parts).values() if hasattr(part, name))
+        if name != "bf16":
+            assert getattr(holder, name) == value, name
+    assert parts.training.lr_scheduler_type == "polynomial"
+    assert parts.training.batch_eval_metrics
+
+
+# OpenGVLab/InternImage@31c962d, segmentation/configs/ade20k.
+TABLE = {
+    # recipe: crop, long edge, drop path, rate, layer decay, clipping, steps
+    "upernet_t": (512, 2048, 0.2, 6e-5, 1.0, 0.0, 160_000),
+    "upernet_s": (512, 2048, 0.3, 6e-5, 1.0, 0.0, 160_000),
+    "upernet_b": (512, 2048, 0.4, 6e-5, 1.0, 0.0, 160_000),
+    "upernet_l": (640, 2560, 0.4, 2e-5, 0.94, 0.1, 160_000),
+    "upernet_xl": (640, 2560, 0.4, 2e-5, 0.94, 0.1, 160_000),
+    "upernet_h": (896, 3584, 0.5, 2e-5, 0.95, 0.1, 160_000),
+    "mask2former_h": (896, 3584, 0.5, 1e-5, 0.95, 0.1, 80_000),
+}
+
+
+@pytest.mark.parametrize("recipe", TABLE)
+def test_recipes_are_the_originals(recipe, tmp_path):
+    file = SCRIPTS / "recipes" / "segmentation" / f"{recipe}.yaml"
+    parts = script.read_arguments([str(file), "--train_dir=images", f"--output_dir={tmp_path}", "--bf16=false"])
+    training, augmentation = parts.training, parts.augmentation
+    crop, *_ = TABLE[recipe]
+    assert augmentation.crop == (crop, crop)
+    assert (
+        parts.model.shortest_edge,
+        parts.model.longest_edge,
+        parts.model.drop_path_rate,
+        training.learning_rate,
+        parts.recipe.layer_decay,
+        training.max_grad_norm,
+        training.max_steps,
+    ) == TABLE[recipe]
+    assert training.get_warmup_steps(training.max_steps) == 1500
+    assert (parts.recipe.warmup_start_ratio, parts.recipe.polynomial_power) == (1e-6, 1.0)
+    assert (training.weight_decay, parts.recipe.total_train_batch_size) == (0.05, 16)
+    assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.999, 1e-8)
+    assert (augmentation.scale_min, augmentation.scale_max, augmentation.crop_most_of_a_class) == (0.5, 2.0, 0.75)
+    assert (augmentation.flip_probability, augmentation.color_distortion, parts.data.reduce_labels) == (0.5, True, True)
+    size = recipe.rpartition("_")[2]
+    owner, _, name = parts.model.backbone.partition("/")
+    assert owner == "OpenGVLab"
+    assert next(found for found in CHECKPOINTS if found.name == name).size == size
+    fields = json_object("", parts.model.config_overrides)
+    assert fields == ({} if size == "h" else {"layer_scale": 1.0})
+    config = heads.head_config(
+        parts.model.head, InternImageConfig.from_size(size, **fields),
+        **json_object("", parts.model.head_overrides),
+    )  # fmt: skip
+    if recipe == "mask2former_h":
+        assert (config.feature_size, config.mask_feature_size, config.hidden_dim) == (1024, 1024, 1024)
+        assert (config.num_attention_heads, config.encoder_feedforward_dim, config.dim_feedforward) == (32, 4096, 4096)
+        assert (config.encoder_layers, config.decoder_layers, config.num_queries) == (6, 10, 200)
+        assert config.dropout == 0
+    else:
+        assert (config.hidden_size, config.auxiliary_channels, config.auxiliary_loss_weight) == (512, 256, 0.4)
+        assert config.auxiliary_in_channels in (None, config.backbone_config.hidden_sizes[2])
+        assert list(config.pool_scales) == [1, 2, 3, 6]
+
+
+def test_refuses_three_sides_and_too_many_classes(tmp_path, scenes):
+    with pytest.raises(ValueError, match=r"inference_crop is \[1, 2, 3\], expected one number, or height and width"):
+        script.InferenceArguments(inference="slide", inference_crop=[1, 2, 3], inference_stride=[1])
+    with pytest.raises(ValueError, match="There are 256 classes, expected at most 255"):
+        load_data(arguments(scenes, label_names_file=None), label_names=[str(index) for index in range(256)])
+
+
+def test_the_small_recipe_is_small():
+    parts = script.read_arguments(
+        [str(SCRIPTS / "recipes" / "segmentation" / "scenes.yaml"), "--train_dir=images", "--use_cpu=true"]
+    )
+    with torch.device("meta"):
+        model = script.build_model(parts.model, ["background", *"abcdefghij"])
+    assert 1e6 < model.num_parameters() < 2.5e6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_names_file": None}, "Set label_names_file"),
+        ({"train_dir": None, "validation_dir": None}, "No data"),
+        ({"train_dir": None}, "There are no training data"),
+        ({"backbone": "somewhere", "size": "t"}, "backbone and size are both set"),
+        ({"head": "detr"}, "head is 'detr', expected one of upernet"),
+        ({"inference": "slide"}, "inference=slide, which needs both"),
+        ({"inference_crop": 16}, "are for inference=slide"),
+        ({"inference": "slide", "inference_crop": 16, "inference_stride": 20}, "leaves gaps"),
+        ({"per_device_train_batch_size": 9}, "There are 8 training images for batches of 9"),
+        ({"do_predict": True}, "use do_eval"),
+        ({"do_eval": True}, "Without training there has to be a checkpoint"),
+    ],
+    ids=str,
+)
+def test_refuses(changes, message, scenes, tmp_path, capsys):
+    assert script.main(settings(scenes, tmp_path / "out", **changes)) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.glob("out/*.safetensors"))
+
+
+# ---- Whole runs ----
+
+
+LONG = {
+    "num_train_epochs": 30, "eval_strategy": "steps", "eval_steps": 30, "save_strategy": "steps", "save_steps": 30,
+    "scale_min": 0.8, "scale_max": 1.3, "ema_decay": 0.5, "learning_rate": 5e-3, "logging_steps": 20,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(scenes, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "trained"
+    assert script.main(settings(scenes, output, **LONG)) == 0
+    return output
+
+
+def test_what_a_training_leaves(trained, scenes):
+    evaluation = scores(trained)
+    assert evaluation["metrics"]["mean_iou"] > 0.7
+    assert evaluation["samples"] == 3
+    assert set(evaluation["class_iou"]) == set(NAMES)
+    assert evaluation["image_size"] == [32, 128]
+    assert json.loads((trained / "eval_results.json").read_text()).keys() >= {"eval_mean_iou", "eval_overall_accuracy"}
+    history = json.loads((trained / "trainer_state.json").read_text())["log_history"]
+    assert sum("eval_mean_iou" in entry for entry in history) == 2
+    assert "import hf_internimage" in (trained / "README.md").read_text()
+    with Image.open(trained / "training.png") as curves:
+        assert min(curves.size) > 300
+    assert sorted(path.name for path in (trained / "overlays").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+
+
+def test_scores_are_those_of_the_saved_model_at_the_images_own_size(trained, scenes):
+    """Step by step with transformers' means: the processor, the model, its logits at the image's size."""
+    processor = AutoImageProcessor.from_pretrained(trained)
+    assert type(processor) is InternImageSegmentationImageProcessor
+    model = AutoModelForSemanticSegmentation.from_pretrained(trained).eval()
+    assert type(model) is UperNetForSemanticSegmentation
+    assert [model.config.id2label[index] for index in range(3)] == NAMES
+    metric = load_metric_module(MEAN_IOU, num_labels=3)
+    for path in sorted((scenes / "validation" / "images").iterdir()):
+        truth = np.asarray(Image.open(scenes / "validation" / "masks" / path.name))
+        inputs = processor(Image.open(path), return_tensors="pt")
+        assert inputs.pixel_values.shape[-2:] == (32, 40)  # 40x48 -> 32x38 -> 32x40
+        with torch.no_grad():
+            outputs = model(**inputs)
+        (found,) = processor.post_process_semantic_segmentation(outputs, [truth.shape])
+        metric.add(found.numpy(), truth)
+    expected = metric.compute()
+    for name in ("mean_iou", "mean_accuracy", "overall_accuracy"):
+        assert scores(trained)["metrics"][name] == pytest.approx(expected[name], abs=1e-12)
+
+
+def test_trainer_keeps_the_card(trained):
+    before = (trained / "README.md").read_text()
+    SegmentationTrainer.create_model_card(SimpleNamespace(args=SimpleNamespace(output_dir=str(trained))))
+    assert (trained / "README.md").read_text() == before
+    assert ModelCard(before).data.pipeline_tag == "image-segmentation"
+
+
+def test_resuming_gives_the_same_bits(trained, scenes, tmp_path):
+    """A run that lost its end goes on from its last whole checkpoint, with augmentation as it was; workers or not."""
+    output = tmp_path / trained.name
+    shutil.copytree(trained, output)
+    checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    assert len(checkpoints) == 2
+    (checkpoints[-1] / "trainer_state.json").unlink()  # as if it was killed while saving
+    (output / "model.safetensors").unlink()
+    arguments = settings(scenes, output, **LONG, dataloader_num_workers=1)
+    assert script.main([*arguments, "--do_train"]) == 0
+    expected, got = load_file(trained / "model.safetensors"), load_file(output / "model.safetensors")
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(got[name], tensor), name
+
+
+def test_evaluation_alone(trained, scenes, tmp_path):
+    common = settings(
+        scenes, tmp_path / "whole", train_dir=None, label_names_file=None, config_overrides=None, head_overrides=None,
+        shortest_edge=None, crop_size=None, model_name_or_path=trained, overlays=0,
+    )  # fmt: skip
+    assert script.main([*common, "--do_eval"]) == 0
+    assert scores(tmp_path / "whole")["metrics"] == scores(trained)["metrics"]
+    assert scores(tmp_path / "whole")["model"] == str(trained)
+    slide = ["--inference=slide", "--inference_crop=32", "--inference_stride=16", "--tta_ratios", "1", "1.5"]
+    assert script.main([*common, "--do_eval", *slide, "--tta_flip", f"--output_dir={tmp_path / 'slide'}"]) == 0
+    assert scores(tmp_path / "slide")["metrics"] != scores(trained)["metrics"]
+    assert scores(tmp_path / "slide")["inference"]["tta_ratios"] == [1.0, 1.5]
+    assert not any((tmp_path / "slide" / "overlays").iterdir())
+    assert not list(tmp_path.glob("*/*.safetensors"))
+
+
+def test_evaluation_reduces_labels_as_the_checkpoint_does(trained, scenes, tmp_path):
+    """Maps whose classes begin at 1 are scored alike, if the checkpoint's image processor says that they do."""
+    shutil.copytree(trained, tmp_path / "model")
+    fields = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps({**fields, "do_reduce_labels": True}))
+    shutil.copytree(scenes / "validation", tmp_path / "validation")
+    for path in (tmp_path / "validation" / "masks").iterdir():
+        classes = np.asarray(Image.open(path))
+        Image.fromarray(np.where(classes == 255, 0, classes + 1).astype(np.uint8)).save(path)
+    common = settings(
+        scenes, tmp_path / "out", train_dir=None, label_names_file=None, config_overrides=None, head_overrides=None,
+        shortest_edge=None, crop_size=None, overlays=0, model_name_or_path=tmp_path / "model",
+        validation_dir=tmp_path / "validation",
+    )  # fmt: skip
+    assert script.main([*common, "--do_eval"]) == 0
+    assert scores(tmp_path / "out")["metrics"] == scores(trained)["metrics"]
+
+
+def test_an_image_without_a_labelled_pixel_costs_nothing(trained, tmp_path):
+    model = AutoModelForSemanticSegmentation.from_pretrained(trained)
+    arguments = script.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    run = SegmentationTrainer(model=model, args=arguments, recipe=script.DenseRecipe())
+    labels = torch.full((2, 32, 32), 255)
+    loss = run.compute_loss(model, {"pixel_values": torch.randn(2, 3, 32, 32), "labels": labels})
+    loss.backward()
+    assert loss == 0
+    assert all((parameter.grad == 0).all() for parameter in model.parameters())
+    labels[0, 0, 0] = 1
+    assert run.compute_loss(model, {"pixel_values": torch.randn(2, 3, 32, 32), "labels": labels}) > 0
+
+
+def test_evaluation_refuses_other_classes(trained, scenes, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("background\ndisc\nsquare\n")
+    arguments = settings(
+        scenes, tmp_path / "out", label_names_file=tmp_path / "names.txt", config_overrides=None,
+        model_name_or_path=trained,
+    )  # fmt: skip
+    assert script.main([*arguments, "--do_eval"]) == 1
+    assert "are not the 3 of label_names_file (background, disc, square...) in that order" in capsys.readouterr().err
+
+
+def test_other_classes_and_a_backbone_of_a_checkpoint(trained, scenes, tmp_path):
+    """A segmenter goes on with fewer classes; and a backbone gives its weights to a new head."""
+    names = tmp_path / "names.txt"
+    names.write_text("square\ndisc\n")
+    common = {"label_names_file": names, "config_overrides": None, "reduce_labels": True, "max_steps": 1}
+    arguments = settings(
+        scenes, tmp_path / "segmenter", **common, model_name_or_path=trained, head_overrides=None, drop_path_rate=0.1,
+        learning_rate=0.0, shortest_edge=None,
+    )  # fmt: skip
+    assert script.main(arguments) == 0
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "segmenter")
+    assert (model.config.num_labels, model.config.backbone_config.drop_path_rate) == (2, 0.1)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "segmenter")
+    assert (processor.do_reduce_labels, dict(processor.size)["shortest_edge"]) == (True, 32)
+    model.backbone.save_pretrained(tmp_path / "weights")
+    arguments = settings(
+        scenes,
+        tmp_path / "backbone",
+        **common,
+        backbone=tmp_path / "weights",
+        learning_rate=0.0,
+        gradient_checkpointing=True,
+    )
+    assert script.main(arguments) == 0
+    expected = load_file(trained / "model.safetensors")
+    for folder in ("segmenter", "backbone"):
+        got = load_file(tmp_path / folder / "model.safetensors")
+        for name in (name for name in expected if name.startswith("backbone.")):
+            assert torch.equal(got[name], expected[name]), name
+    assert not torch.equal(got["decode_head.bottleneck.conv.weight"], expected["decode_head.bottleneck.conv.weight"])
+
+
+def test_queries_on_several_gpus_need_a_launcher(tmp_path):
+    training = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    training._setup_devices  # noqa: B018
+    training._n_gpu = 2
+
+    class Queries(torch.nn.Linear):
+        def forward(self, pixel_values, mask_labels):
+            return None
+
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"):
+        SegmentationTrainer(model=Queries(1, 1), args=training, recipe=DenseRecipe())
+    SegmentationTrainer(model=torch.nn.Linear(1, 1), args=training, recipe=DenseRecipe())
+
+
+def test_mask2former(scenes, tmp_path):
+    overrides = {
+        "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 2, "encoder_layers": 1,
+        "encoder_feedforward_dim": 16, "decoder_layers": 2, "dim_feedforward": 16, "num_queries": 4,
+        "train_num_points": 64,
+    }  # fmt: skip
+    shutil.copytree(scenes / "train", tmp_path / "train")
+    blank = Image.new("L", (48, 40), 255)
+    blank.save(tmp_path / "train" / "masks" / "00.png")  # an image of which nothing is known
+    output = tmp_path / "out"
+    arguments = settings(
+        scenes, output, head="mask2former", head_overrides=json.dumps(overrides), train_dir=tmp_path / "train"
+    )
+    assert script.main(arguments) == 0
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert len(losses) == 4
+    assert all(np.isfinite(losses))
+    assert 0 <= scores(output)["metrics"]["mean_iou"] <= 1
+    assert "Mask2FormerForUniversalSegmentation" in (output / "README.md").read_text()
+
+
+# ---- Overlays ----
+
+
+def test_overlays_show_classes_over_the_image(tmp_path):
+    image, mask = scene(0)
+    labels = np.asarray(mask)
+    blended = overlays.blend(image, labels, NAMES)
+    assert blended.shape == (32, 32, 3)
+    untouched = (labels == 0) | (labels == 255)
+    assert (blended[untouched] == np.asarray(image)[untouched]).all()
+    colours = overlays.class_colours(NAMES)
+    for label in (1, 2):
+        expected = 0.4 * np.asarray(image)[labels == label] + 0.6 * colours[label]
+        assert abs(blended[labels == label] - expected).max() <= 0.5
+    assert (overlays.class_colours(["a"] * 150)[:3] == colours).all()
+    assert len({tuple(colour) for colour in overlays.class_colours(["a"] * 150)}) > 140
+    overlays.draw_masks(image, labels, labels[::-1], ["background", "$a 猫", "disc"], tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as drawn:
+        width, height = drawn.size
+    assert 1000 < width < 1300
+    assert 350 < height < 600

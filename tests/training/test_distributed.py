@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""RecipeTrainer in two processes (gloo): the losses of one, resuming, whole models from shards, a killed process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate.utils import merge_fsdp_weights
+from safetensors.torch import load_file
+from support.paths import TESTS
+
+from hf_internimage import InternImageForImageClassification
+from hf_internimage.training.trainer import last_complete_checkpoint
+
+MODES = {"one": 1, "ddp": 2, "fsdp2": 2}
+
+
+def run(folder, mode, processes=None, *, fails=False, **settings):
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "settings.json"
+    file.write_text(json.dumps({"mode": mode, "output_dir": str(folder), **settings}))
+    processes = MODES[mode] if processes is None else processes
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [
+        *(launcher if processes > 1 else [sys.executable]),
+        str(TESTS / "support" / "distributed_training.py"),
+        str(file),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    if fails:
+        assert done.returncode != 0
+        return done.stderr
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The same training in one process, in two with DDP, in two with FSDP2."""
+    folder = tmp_path_factory.mktemp("distributed")
+    return folder, {mode: run(folder / mode, mode) for mode in MODES}
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_two_processes_are_one(results, mode):
+    folder, found = results
+    assert found[mode]["world"] == 2
+    assert found[mode]["sharded"].startswith("FSDP" if mode == "fsdp2" else "InternImage")
+    for key in ("losses", "norms"):
+        got, expected = torch.tensor(found[mode][key]), torch.tensor(found["one"][key])
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert found[mode]["eval_loss"] == pytest.approx(found["one"]["eval_loss"], rel=1e-4)
+    assert found["one"]["losses"][-1] != found["one"]["losses"][0]
+    model, info = InternImageForImageClassification.from_pretrained(folder / mode / "final", output_loading_info=True)
+    assert not any(info.values())
+    assert model.config.architectures == ["InternImageForImageClassification"]
+    single, double = weights(folder / "one" / "final"), weights(folder / mode / "final")
+    assert single.keys() == double.keys()
+    for name, tensor in single.items():
+        torch.testing.assert_close(double[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+    files = {path.name for path in (folder / "one" / "final").iterdir()}
+    assert files == {path.name for path in (folder / mode / "final").iterdir()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_resuming_gives_the_same_bits(results, mode, tmp_path):
+    folder, found = results
+    again = run(tmp_path, mode, resume=str(folder / mode / "checkpoint-3"))
+    assert again == found[mode]
+    for name, tensor in weights(folder / mode / "final").items():
+        assert torch.equal(weights(tmp_path / "final")[name], tensor), name
+
+
+def test_shards_fit_other_numbers_of_processes(results, tmp_path):
+    """A checkpoint of two processes goes on in four, and makes one whole model without any."""
+    folder, found = results
+    again = run(tmp_path / "four", "fsdp2", 4, resume=str(folder / "fsdp2" / "checkpoint-3"))
+    assert again["world"] == 4
+    got, expected = torch.tensor(again["losses"]), torch.tensor(found["fsdp2"]["losses"])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    checkpoint = folder / "fsdp2" / "checkpoint-6"
+    merge_fsdp_weights(checkpoint / "pytorch_model_fsdp_0", tmp_path / "whole")
+    model = InternImageForImageClassification.from_pretrained(folder / "fsdp2" / "final")
+    whole = weights(tmp_path / "whole")
+    assert {name: tensor.shape for name, tensor in whole.items()} == {
+        name: tensor.shape for name, tensor in model.state_dict().items()
+    }
+    # the averages lie beside the weights: those are what the finished model holds
+    assert not torch.equal(whole["head.weight"], model.head.weight)
+    model.config.save_pretrained(tmp_path / "whole")
+    loaded, info = InternImageForImageClassification.from_pretrained(tmp_path / "whole", output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(loaded.head.weight, whole["head.weight"])
+
+
+def test_gradient_checkpointing_with_shards(results, tmp_path):
+    _, found = results
+    again = run(tmp_path, "fsdp2", gradient_checkpointing=True)
+    torch.testing.assert_close(torch.tensor(again["losses"]), torch.tensor(found["fsdp2"]["losses"]), rtol=1e-5, atol=0)
+
+
+def test_a_killed_process_ends_the_job_and_the_job_resumes(results, tmp_path):
+    folder, found = results
+    message = run(tmp_path, "ddp", kill=[1, 5], fails=True)
+    assert "SIGKILL" in message or "exitcode  : -9" in message
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    again = run(tmp_path, "ddp", resume=str(last_complete_checkpoint(tmp_path)))
+    assert again == found["ddp"]
+    for name, tensor in weights(folder / "ddp" / "final").items():
+        assert torch.equal(weights(tmp_path / "final")[name], tensor), name
