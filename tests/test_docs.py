@@ -45,10 +45,10 @@ def test_segmentation(folder):
 
 def test_detection(folder):
     names = run_blocks("detection.md")
-    found = names["found"]
-    assert {key: value.shape[1:] for key, value in found.items()} == {"scores": (), "labels": (), "boxes": (4,)}
+    detections = names["detections"]
+    assert {key: value.shape[1:] for key, value in detections.items()} == {"scores": (), "labels": (), "boxes": (4,)}
     assert names["model"].config.num_labels == 3
-    assert torch.all(found["scores"] >= 0.3)
+    assert torch.all(detections["scores"] >= 0.3)
 
 
 def test_links_lead_somewhere():
