@@ -9,16 +9,17 @@ from support.golden_heads import HEADS, backbone_fields, document
 from support.loading import run_python
 
 from hf_internimage import InternImageConfig
+from hf_internimage.checkpoints import classifiers, systems
 from hf_internimage.checkpoints.systems import (
-    DENSE_CHECKPOINTS,
     OBJECT_DETECTION,
     SEMANTIC_SEGMENTATION,
+    SYSTEM_CHECKPOINTS,
     find_checkpoint,
 )
 from hf_internimage.conversion.systems import SYSTEMS, find_system
 
-NAMES = [row.name for row in DENSE_CHECKPOINTS]
-SEGMENTATION = [row for row in DENSE_CHECKPOINTS if row.task == SEMANTIC_SEGMENTATION]
+NAMES = [row.name for row in SYSTEM_CHECKPOINTS]
+SEGMENTATION = [row for row in SYSTEM_CHECKPOINTS if row.task == SEMANTIC_SEGMENTATION]
 SETTINGS = {
     config: setting
     for setting in json.loads((HEADS / "preprocess_seg.json").read_text())["all_test_settings"]
@@ -26,20 +27,22 @@ SETTINGS = {
 }
 
 
-def test_importing_it_loads_no_torch():
+def test_the_tables_alone_load_no_torch():
+    """The files by themselves: the package around them loads torch."""
     printed = run_python(
-        """
-        import sys
-        from hf_internimage.checkpoints.systems import DENSE_CHECKPOINTS
-        print(len(DENSE_CHECKPOINTS), sorted({"torch", "transformers", "numpy"} & set(sys.modules)))
+        f"""
+        import runpy, sys
+        tables = [runpy.run_path(path) for path in {[systems.__file__, classifiers.__file__]}]
+        print(len(tables[0]["SYSTEM_CHECKPOINTS"]), len(tables[1]["CHECKPOINTS"]))
+        print(sorted({{"torch", "transformers", "numpy"}} & set(sys.modules)))
         """
     )
-    assert printed == f"{len(DENSE_CHECKPOINTS)} []\n"
+    assert printed == f"{len(SYSTEM_CHECKPOINTS)} {len(classifiers.CHECKPOINTS)}\n[]\n"
 
 
 def test_names_are_unique_and_found():
     assert len(set(NAMES)) == len(NAMES)
-    for row in DENSE_CHECKPOINTS:
+    for row in SYSTEM_CHECKPOINTS:
         for name in (row.name, f"{row.name}.pth", f"/some/where/{row.name}.pth", *row.configs):
             assert find_checkpoint(name) is row
     for name in ("", "x.pth", "upernet_internimage_t", "upernet_internimage_t_512_160k_ade20k_finetuned"):
@@ -68,38 +71,39 @@ def test_every_configuration_with_a_file_has_a_row():
 
 def test_systems_are_known():
     known = {system.name: system.task for system in SYSTEMS}
-    for row in DENSE_CHECKPOINTS:
+    for row in SYSTEM_CHECKPOINTS:
         assert row.task == known.get(row.system, SEMANTIC_SEGMENTATION)
-    assert {row.system for row in DENSE_CHECKPOINTS} - known.keys() == {"segformer"}
-    assert known.keys() - {row.system for row in DENSE_CHECKPOINTS} == {"classification"}
+    assert {row.system for row in SYSTEM_CHECKPOINTS} - known.keys() == {"segformer"}
+    assert known.keys() - {row.system for row in SYSTEM_CHECKPOINTS} == {"classification"}
 
 
 def test_scores():
-    for row in DENSE_CHECKPOINTS:
+    for row in SYSTEM_CHECKPOINTS:
         assert bool(row.scores) == (row.dataset != "Mapillary Vistas"), row.name
         assert all(40 < score.value < 100 for score in row.scores)
         assert {score.views for score in row.scores} <= {"single-scale", "multi-scale"}
         keys = [(score.metric, score.views, score.split) for score in row.scores]
         assert len(set(keys)) == len(keys)
-    best = {row.name: row.scores[0].value for row in DENSE_CHECKPOINTS if row.scores}
+    best = {row.name: row.scores[0].value for row in SYSTEM_CHECKPOINTS if row.scores}
     assert best["upernet_internimage_h_896_160k_ade20k"] == 59.9
     assert best["mask2former_internimage_h_896_80k_cocostuff2ade20k"] == 62.6
     assert best["dino_4scale_cbinternimage_h_objects365_coco"] == 64.5
 
 
 def test_only_detectors_have_a_number_of_detections():
-    for row in DENSE_CHECKPOINTS:
+    for row in SYSTEM_CHECKPOINTS:
         assert (row.max_detections is None) == (row.task == SEMANTIC_SEGMENTATION)
         assert row.url.endswith(f"{row.name}.pth" if row.released else ".py")
-    assert [row.name for row in DENSE_CHECKPOINTS if not row.released] == [
+    assert [row.name for row in SYSTEM_CHECKPOINTS if not row.released] == [
         "dino_4scale_internimage_h_objects365_coco_ss",
         "dino_4scale_internimage_g_objects365_coco_ss",
     ]
 
 
-@pytest.mark.parametrize(
-    "row", {(row.system, row.size, row.num_labels): row for row in DENSE_CHECKPOINTS}.values(), ids=lambda row: row.name
-)
+ONE_OF_EACH_SHAPE = {(row.system, row.size, row.num_labels): row for row in SYSTEM_CHECKPOINTS}.values()
+
+
+@pytest.mark.parametrize("row", ONE_OF_EACH_SHAPE, ids=lambda row: row.name)
 def test_parameters_and_system_of_every_file(row):
     shapes = synthetic.released_shapes(row)
     assert synthetic.count_parameters(shapes) == row.parameters
@@ -122,7 +126,7 @@ REPORTED = {
 
 @pytest.mark.parametrize(("system", "size"), [(system, size) for system in REPORTED for size in REPORTED[system]])
 def test_parameters_are_those_reported(system, size):
-    for row in DENSE_CHECKPOINTS:
+    for row in SYSTEM_CHECKPOINTS:
         if (row.system, row.size) == (system, size):
             digits = 1e7 if REPORTED[system][size] > 1000 else 1e6
             assert round(row.parameters / digits) == REPORTED[system][size] * 1e6 / digits
@@ -151,4 +155,4 @@ def test_names_written_down_are_the_originals(name):
 
 
 def test_object_detection_pads_to_32():
-    assert {row.size_divisor for row in DENSE_CHECKPOINTS if row.task == OBJECT_DETECTION} == {32}
+    assert {row.size_divisor for row in SYSTEM_CHECKPOINTS if row.task == OBJECT_DETECTION} == {32}

@@ -10,11 +10,11 @@ from support.synthetic_checkpoints import dino as dino_shapes
 from torch.testing import assert_close
 
 from hf_internimage import CBInternImageConfig, InternImageConfig
-from hf_internimage.checkpoints.systems import DENSE_CHECKPOINTS
+from hf_internimage.checkpoints.systems import SYSTEM_CHECKPOINTS
 from hf_internimage.conversion import check_tensors, dino, shapes_of
 from hf_internimage.conversion.systems import find_system
 
-DETECTORS = [row for row in DENSE_CHECKPOINTS if row.system in ("dino", "cb_dino")]
+DETECTORS = [row for row in SYSTEM_CHECKPOINTS if row.system in ("dino", "cb_dino")]
 
 
 def on_meta(shapes):

@@ -11,12 +11,12 @@ from support.synthetic_checkpoints import released_shapes, state_dict
 from torch.testing import assert_close
 
 from hf_internimage import conversion
-from hf_internimage.checkpoints.systems import DENSE_CHECKPOINTS
+from hf_internimage.checkpoints.systems import SYSTEM_CHECKPOINTS
 from hf_internimage.conversion import mask2former
 from hf_internimage.models.semantic_maps import resize_scores, semantic_scores
 
 NAME = "mask2former_tiny"
-ROWS = [row for row in DENSE_CHECKPOINTS if row.system == "mask2former"]
+ROWS = [row for row in SYSTEM_CHECKPOINTS if row.system == "mask2former"]
 
 
 @cache
@@ -149,7 +149,7 @@ def test_odd_files_have_no_configuration(change, message):
 
 
 def test_other_systems_are_told_apart():
-    names = {row.system: released_shapes(row) for row in DENSE_CHECKPOINTS if row.size == "t"}
+    names = {row.system: released_shapes(row) for row in SYSTEM_CHECKPOINTS if row.size == "t"}
     names["mask2former"] = released_shapes(ROWS[0])
     assert {system: mask2former.matches(shapes) for system, shapes in names.items()} == {
         system: system == "mask2former" for system in names

@@ -11,12 +11,12 @@ from support.synthetic_checkpoints import released_shapes, state_dict
 from torch.testing import assert_close
 
 from hf_internimage import InternImageConfig, conversion
-from hf_internimage.checkpoints.systems import DENSE_CHECKPOINTS
+from hf_internimage.checkpoints.systems import SYSTEM_CHECKPOINTS
 from hf_internimage.conversion import upernet
 from hf_internimage.models.semantic_maps import resize_scores
 
 NAME = "upernet_tiny"
-ROWS = [row for row in DENSE_CHECKPOINTS if row.system == "upernet"]
+ROWS = [row for row in SYSTEM_CHECKPOINTS if row.system == "upernet"]
 ADE20K = [row for row in ROWS if row.dataset == "ADE20K"]
 
 

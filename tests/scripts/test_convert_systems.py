@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from hf_internimage import InternImageDetectionImageProcessor, InternImageSegmentationImageProcessor
-from hf_internimage.checkpoints.systems import DENSE_CHECKPOINTS, find_checkpoint
+from hf_internimage.checkpoints.systems import SYSTEM_CHECKPOINTS, find_checkpoint
 from hf_internimage.conversion import prepare_common, rcnn
 from hf_internimage.conversion.systems import SYSTEMS
 
@@ -221,7 +221,7 @@ def test_file_of_another_system_or_size(tiny, capsys):
     path = released_file(tiny, ADE20K_T)
     error = refused(capsys, tiny, path, tiny / "out", "--size", "L")
     assert "This is UperNet with InternImage-T by its channels and depths, not a model of size 'l'" in error
-    row = next(row for row in DENSE_CHECKPOINTS if row.system == "segformer")
+    row = next(row for row in SYSTEM_CHECKPOINTS if row.system == "segformer")
     path = save(tiny / "segformer.pth", synthetic.state_dict(synthetic.released_shapes(row), expanded=True))
     error = refused(capsys, tiny, path, tiny / "out")
     assert "This is a segmentation checkpoint with a SegFormer head" in error

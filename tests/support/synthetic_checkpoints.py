@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from hf_internimage import InternImageBackbone, InternImageConfig
-from hf_internimage.checkpoints.systems import DENSE_CHECKPOINTS, find_checkpoint
+from hf_internimage.checkpoints.systems import SYSTEM_CHECKPOINTS, find_checkpoint
 
 
 def linear(name, out, into, bias=True):
@@ -253,7 +253,7 @@ def state_dict(shapes, dtype=torch.float32, expanded=False):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Write a file like a released checkpoint, with random values.")
-    parser.add_argument("name", help=f"one of {', '.join(row.name for row in DENSE_CHECKPOINTS)}")
+    parser.add_argument("name", help=f"one of {', '.join(row.name for row in SYSTEM_CHECKPOINTS)}")
     parser.add_argument("file", type=Path)
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     args = parser.parse_args(argv)

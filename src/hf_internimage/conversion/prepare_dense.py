@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..checkpoints.systems import DENSE_CHECKPOINTS, SEMANTIC_SEGMENTATION, DenseCheckpoint, find_checkpoint
+from ..checkpoints.systems import SEMANTIC_SEGMENTATION, SYSTEM_CHECKPOINTS, SystemCheckpoint, find_checkpoint
 from ..models.image_processing_internimage_detection import InternImageDetectionImageProcessor
 from ..models.image_processing_internimage_segmentation import InternImageSegmentationImageProcessor
 from ..tensors import listing, shapes_of
@@ -96,7 +96,7 @@ def backbone_size(config: PreTrainedConfig) -> str | None:
     return None if backbone is None else size_of(backbone.channels, backbone.depths)
 
 
-def image_processor(system: System, published: DenseCheckpoint | None) -> BaseImageProcessor:
+def image_processor(system: System, published: SystemCheckpoint | None) -> BaseImageProcessor:
     """That of a published checkpoint's test settings; with default sizes if it is none."""
     segments = system.task == SEMANTIC_SEGMENTATION
     build: Any = InternImageSegmentationImageProcessor if segments else InternImageDetectionImageProcessor
@@ -109,11 +109,11 @@ def image_processor(system: System, published: DenseCheckpoint | None) -> BaseIm
     )
 
 
-def _published(options: Options, system: System, size: str | None, num_labels: int) -> DenseCheckpoint | None:
+def _published(options: Options, system: System, size: str | None, num_labels: int) -> SystemCheckpoint | None:
     """The published checkpoint that is named, or that the file is named after and can be."""
     row = find_checkpoint(options.checkpoint or options.source.name)
     if row is None and options.checkpoint is not None:
-        near = get_close_matches(options.checkpoint, [row.name for row in DENSE_CHECKPOINTS], cutoff=0)
+        near = get_close_matches(options.checkpoint, [row.name for row in SYSTEM_CHECKPOINTS], cutoff=0)
         raise ValueError(
             f"--checkpoint is {options.checkpoint!r}, which is no published checkpoint; give one such as "
             f"{', '.join(near)}."
@@ -138,7 +138,7 @@ def _class_names(others: Mapping[str, object]) -> list[str]:
     return list(names)
 
 
-def _test_lines(processor: Any, published: DenseCheckpoint | None) -> list[str]:
+def _test_lines(processor: Any, published: SystemCheckpoint | None) -> list[str]:
     size = f"images: shorter side {processor.size['shortest_edge']}, longer at most {processor.size['longest_edge']}"
     if published is None:
         return [f"{size} pixels (the default; name the published checkpoint by --checkpoint if it is one)"]

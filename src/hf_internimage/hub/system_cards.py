@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..checkpoints.systems import SEMANTIC_SEGMENTATION, SOURCE, DenseCheckpoint, Score
+from ..checkpoints.systems import SEMANTIC_SEGMENTATION, SOURCE, Score, SystemCheckpoint
 from ..models.configuration_internimage import SIZES
 from .cards import INTRODUCTION, LIBRARY, REPORTED, fill_template, markdown_table
 
@@ -68,7 +68,7 @@ Masks come from `hf_internimage.models.mask_rcnn.post_process_instance_segmentat
 """
 
 
-def published_dense_card(checkpoint: DenseCheckpoint, measured: Mapping[str, Any] | None = None) -> ModelCard:
+def published_dense_card(checkpoint: SystemCheckpoint, measured: Mapping[str, Any] | None = None) -> ModelCard:
     """The card of a published checkpoint that `scripts/convert_checkpoint.py` converts.
 
     Args:
@@ -116,7 +116,7 @@ def published_dense_card(checkpoint: DenseCheckpoint, measured: Mapping[str, Any
     )
 
 
-def _facts(checkpoint: DenseCheckpoint) -> list[tuple[str, str]]:
+def _facts(checkpoint: SystemCheckpoint) -> list[tuple[str, str]]:
     fields = SIZES[checkpoint.size]
     flags = [name for name in _REPORTED_FLAGS if fields.get(name)]
     depths = ", ".join(map(str, fields["depths"]))
@@ -146,7 +146,7 @@ def _facts(checkpoint: DenseCheckpoint) -> list[tuple[str, str]]:
     return facts
 
 
-def _classes(checkpoint: DenseCheckpoint) -> str:
+def _classes(checkpoint: SystemCheckpoint) -> str:
     if checkpoint.real_labels is None:
         return str(checkpoint.num_labels)
     return (
@@ -155,7 +155,7 @@ def _classes(checkpoint: DenseCheckpoint) -> str:
     )
 
 
-def _measurements(checkpoint: DenseCheckpoint, measured: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _measurements(checkpoint: SystemCheckpoint, measured: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if measured is None:
         return []
     architecture = "" if measured["name"] == checkpoint.name else f" (measured on `{measured['name']}`)"
@@ -180,7 +180,7 @@ def _scores(scores: Sequence[Score]) -> str:
     return f"These results are {REPORTED}.\n\n{table}"
 
 
-def _use(checkpoint: DenseCheckpoint) -> str:
+def _use(checkpoint: SystemCheckpoint) -> str:
     if checkpoint.system in ("mask_rcnn", "cascade_rcnn"):
         return _DETECT.replace("import hf_internimage  #", "import hf_internimage.models.mask_rcnn  #") + _MASKS
     if checkpoint.task != SEMANTIC_SEGMENTATION:
@@ -191,7 +191,7 @@ def _use(checkpoint: DenseCheckpoint) -> str:
     return _SEGMENT.replace("{auto}", auto).replace("{options}", options)
 
 
-def _limits(checkpoint: DenseCheckpoint) -> list[str]:
+def _limits(checkpoint: SystemCheckpoint) -> list[str]:
     limits = [
         f"It knows the classes of {checkpoint.dataset} and nothing else, and was tested on pictures of that kind.",
         "We opened no released file and measured no score. That the package computes what the original computes is "
