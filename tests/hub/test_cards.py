@@ -15,14 +15,14 @@ from PIL import Image
 from support.golden_data import load_module
 from support.loading import run_python
 from support.loopback_hub import LoopbackHub
-from support.paths import ROOT
+from support.paths import ROOT, SCRIPTS
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
 from hf_internimage.checkpoints.classifiers import CHECKPOINTS, SOURCE
+from hf_internimage.hub import card_files
 from hf_internimage.hub.cards import REPORTED, evaluated_card, official_card
 from hf_internimage.hub.system_cards import published_dense_card
 
-script = load_module(ROOT / "scripts" / "make_model_cards.py")
 BY_NAME = {checkpoint.name: checkpoint for checkpoint in CHECKPOINTS}
 RESULT = {
     "model": "somewhere/model",
@@ -122,6 +122,11 @@ def check(text, task="image-classification"):
     return metadata
 
 
+def write_cards(arguments):
+    """The exit status of scripts/make_model_cards.py, run in this process."""
+    return card_files.main(arguments, checkout=ROOT)
+
+
 def python_blocks(text):
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
@@ -129,12 +134,11 @@ def python_blocks(text):
 def test_the_folder_is_what_the_table_gives():
     """Byte for byte, and nothing else is in it. If this fails: python scripts/make_model_cards.py"""
     folder = ROOT / "model_cards"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["README.md", *(f"{name}.md" for name in [*BY_NAME, *(found.name for found in script.convertible())])]
-    )
-    for name, text in script.cards().items():
+    names = [*BY_NAME, *(checkpoint.name for checkpoint in card_files.system_checkpoints())]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["README.md", *(f"{name}.md" for name in names)])
+    for name, text in card_files.card_texts(ROOT).items():
         assert (folder / name).read_bytes() == text.encode(), name
-    assert script.main(["--check"]) == 0
+    assert write_cards(["--check"]) == 0
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -174,7 +178,7 @@ MEASURED = {
 }
 
 
-@pytest.mark.parametrize("checkpoint", script.convertible(), ids=lambda checkpoint: checkpoint.name)
+@pytest.mark.parametrize("checkpoint", card_files.system_checkpoints(), ids=lambda checkpoint: checkpoint.name)
 def test_card_of_segmentation_or_detection(checkpoint):
     text = str(published_dense_card(checkpoint, MEASURED))
     task = "image-segmentation" if checkpoint.task == "semantic-segmentation" else "object-detection"
@@ -196,11 +200,11 @@ def test_card_of_segmentation_or_detection(checkpoint):
 
 
 def test_measurements_are_shared_by_equal_systems_only():
-    by_name = {found.name: found for found in script.convertible()}
+    by_name = {checkpoint.name: checkpoint for checkpoint in card_files.system_checkpoints()}
     rows = [{"name": "upernet_internimage_l_512x1024_160k_cityscapes"}]
 
     def measured(name):
-        return script._measured(by_name[name], rows)
+        return card_files.measurement_of(by_name[name], rows)
 
     assert measured("upernet_internimage_l_512x1024_160k_cityscapes") is rows[0]
     assert measured("upernet_internimage_l_512x1024_80k_mapillary") is rows[0]
@@ -229,12 +233,12 @@ def test_reported_accuracy_says_whose_it_is(name):
 
 
 def test_index():
-    text = script.cards()["README.md"]
+    text = card_files.card_texts(ROOT)["README.md"]
     assert f"The accuracies are\n{REPORTED}." in text
     for link in re.findall(r"\]\((.*?)\)", text):
         assert (ROOT / "model_cards" / link).is_file(), link
     assert len(re.findall(r"^\| \[internimage", text, flags=re.MULTILINE)) == 11
-    assert len(re.findall(r"^\| \[", text, flags=re.MULTILINE)) == 11 + len(script.convertible())
+    assert len(re.findall(r"^\| \[", text, flags=re.MULTILINE)) == 11 + len(card_files.system_checkpoints())
 
 
 @pytest.mark.parametrize("name", ["internimage_t_1k_224", "internimage_h_jointto22k_384"])
@@ -243,14 +247,14 @@ def test_the_code_of_official_cards_runs(name, tiny, monkeypatch, capsys):
     monkeypatch.chdir(tiny.parent)
     blocks = python_blocks(str(official_card(BY_NAME[name])))
     assert len(blocks) == 3
-    found = {}
+    variables = {}
     for code in blocks:
         code = code.replace(BY_NAME[name].repo_id, str(tiny)).replace("384, 384", "96, 96")
-        exec(compile(code, name, "exec"), found)
+        exec(compile(code, name, "exec"), variables)
     printed = capsys.readouterr().out
     assert ("LABEL_" in printed) == (name != "internimage_t_1k_224")
-    assert len(found["features"]) == 4
-    assert found["model"].num_labels == 10
+    assert len(variables["features"]) == 4
+    assert variables["model"].num_labels == 10
 
 
 def test_card_of_an_evaluation(tiny, monkeypatch):
@@ -312,7 +316,7 @@ def test_card_of_the_least_that_an_evaluation_says():
 
 
 @pytest.mark.parametrize(
-    ("found", "shown"),
+    ("name", "shown"),
     [
         ("/home/someone/data/beans", "beans"),
         ("C:\\Users\\someone\\beans\\", "beans"),
@@ -323,16 +327,16 @@ def test_card_of_the_least_that_an_evaluation_says():
     ],
     ids=["posix", "windows", "relative", "no name", "this one", "root"],
 )
-def test_folders_are_not_given_away(found, shown):
+def test_folders_are_not_given_away(name, shown):
     """Of data in a folder, a card shows the folder's name only, and names no data set of the Hub."""
-    card = evaluated_card(changed("dataset.name", found), model_id="me/model")
+    card = evaluated_card(changed("dataset.name", name), model_id="me/model")
     metadata = check(str(card))
     assert "datasets" not in metadata
     (dataset,) = {(r.dataset_type, r.dataset_name) for r in card.data.eval_results}
     assert dataset == ("imagefolder", shown)
     assert "someone" not in str(card)
     assert "somewhere" not in str(card)
-    named = evaluated_card(changed("dataset.name", found), model_id="me/model", dataset="AI-Lab-Makerere/beans")
+    named = evaluated_card(changed("dataset.name", name), model_id="me/model", dataset="AI-Lab-Makerere/beans")
     assert check(str(named))["datasets"] == ["AI-Lab-Makerere/beans"]
 
 
@@ -382,15 +386,19 @@ def test_values_are_no_template(tmp_path):
     assert "| Device | {{ 7 * 7 }} {% raw %} |" in text
 
 
+def test_script_calls_the_package():
+    assert load_module(SCRIPTS / "make_model_cards.py").main is card_files.main
+
+
 def test_script(tmp_path, capsys):
     folder = tmp_path / "cards"
-    assert script.main(["--folder", str(folder)]) == 0
-    count = len(script.cards())
+    assert write_cards(["--folder", str(folder)]) == 0
+    count = len(card_files.card_texts(ROOT))
     assert f"{count - 1} cards, {count} files changed" in capsys.readouterr().out
-    assert script.main(["--folder", str(folder), "--check"]) == 0
+    assert write_cards(["--folder", str(folder), "--check"]) == 0
     (folder / "internimage_t_1k_224.md").write_text("mine")
     (folder / "stranger.md").write_text("")
-    assert script.main(["--folder", str(folder), "--check"]) == 1
+    assert write_cards(["--folder", str(folder), "--check"]) == 1
     assert "Not up to date: internimage_t_1k_224.md, stranger.md; run python" in capsys.readouterr().err
 
 
@@ -398,20 +406,20 @@ def test_script_for_an_evaluation(tmp_path, capsys):
     source, target = tmp_path / "result.json", tmp_path / "new" / "README.md"
     source.write_text(json.dumps(RESULT))
     command = ["--evaluation", str(source), "--model-id", "me/model", "--license", "mit"]
-    assert script.main(command) == 0
+    assert write_cards(command) == 0
     printed = capsys.readouterr().out
     assert check(printed)["license"] == "mit"
-    assert script.main([*command, "--output", str(target)]) == 0
+    assert write_cards([*command, "--output", str(target)]) == 0
     assert target.read_bytes() == printed.encode()
     source.write_text("{}")
-    assert script.main(command) == 1
+    assert write_cards(command) == 1
     assert "The result of the evaluation has no image_size" in capsys.readouterr().err
     source.write_text("{")
-    assert script.main(command) == 1
+    assert write_cards(command) == 1
     with pytest.raises(SystemExit):
-        script.main(["--evaluation", str(source)])
+        write_cards(["--evaluation", str(source)])
     with pytest.raises(SystemExit):
-        script.main(["--model-id", "me/model"])
+        write_cards(["--model-id", "me/model"])
 
 
 def test_the_hubs_validation(tmp_path):

@@ -47,6 +47,7 @@ from hf_internimage import (
     InternImageModel,
 )
 from hf_internimage.hub import repository as hub
+from hf_internimage.hub.main import main
 
 WRITTEN = {*ISLAND, "README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
 ODD_SIZE = {"size": {"shortest_edge": 96}, "crop_size": {"height": 64, "width": 96}}
@@ -701,7 +702,6 @@ def test_what_transformers_itself_pushes(pushed):
     assert set(pushed.files("tester/plain")) > ISLAND
 
 
-script = load_module(SCRIPTS / "push_to_hub.py")
 RESULT = {
     "dataset": {"name": "imagefolder", "config": None, "split": "test", "revision": None},
     "samples": 50,
@@ -711,9 +711,13 @@ RESULT = {
 }
 
 
+def test_script_calls_the_package():
+    assert load_module(SCRIPTS / "push_to_hub.py").main is main
+
+
 def run_script(capsys, *args):
     """Status, standard output and standard error of the command line."""
-    status = script.main([str(arg) for arg in args])
+    status = main([str(arg) for arg in args])
     return status, *capsys.readouterr()
 
 
@@ -763,9 +767,9 @@ def test_script_puts_the_numbers_into_the_card(tmp_path, capsys):
 def test_script_pushes_from_the_hub_to_the_hub(pushed, capsys):
     printed = pushed.run(
         f"""
-        from hub.test_repository import script
-        assert script.main([{NAME!r}, "copy", "--private", "--revision", "v2", "--license", "mit"]) == 0
-        assert script.main([{NAME!r}, {NAME!r}, "--private"]) == 1
+        from hf_internimage.hub.main import main
+        assert main([{NAME!r}, "copy", "--private", "--revision", "v2", "--license", "mit"]) == 0
+        assert main([{NAME!r}, {NAME!r}, "--private"]) == 1
         """,
         home="script",
     )
@@ -848,7 +852,7 @@ def test_script_refuses_arguments_that_do_not_go_together(tmp_path, capsys):
         (["--base-model", "x"], "needs --result"),
     ):
         with pytest.raises(SystemExit, match="2"):
-            script.main(["model", "me/x", *arguments])
+            main(["model", "me/x", *arguments])
         assert message in capsys.readouterr().err
 
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""scripts/prepare_scenes.py: masks, boxes and annotations agree, and the same settings give the same files."""
+"""Scenes of scripts/prepare_scenes.py: masks, boxes and annotations agree; the same settings give the same files."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +10,22 @@ from PIL import Image
 from support.golden_data import load_module
 from support.paths import SCRIPTS
 
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return load_module(SCRIPTS / "prepare_scenes.py")
-    finally:
-        sys.path.remove(str(SCRIPTS))
-
+from hf_internimage.training.example_data import fashion_mnist
+from hf_internimage.training.example_data import scenes as example_scenes
 
 SETTINGS = ["--source=digits", "--train=6", "--validation=3", "--size=64"]
 
 
 @pytest.fixture(scope="module")
-def scenes(script, tmp_path_factory):
+def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes") / "made"
-    assert script.main([str(folder), *SETTINGS]) == 0
+    assert example_scenes.main([str(folder), *SETTINGS]) == 0
     return folder
+
+
+@pytest.mark.parametrize(("script", "module"), [("scenes", example_scenes), ("fashion_mnist", fashion_mnist)])
+def test_scripts_call_the_package(script, module):
+    assert load_module(SCRIPTS / f"prepare_{script}.py").main is module.main
 
 
 def annotations(folder):
@@ -48,7 +45,7 @@ def test_files(scenes):
         content = annotations(scenes / split)
         assert [image["file_name"] for image in content["images"]] == [f"{index:05d}.png" for index in range(count)]
         assert [category["id"] for category in content["categories"]] == list(range(1, 11))
-        assert len({found["id"] for found in content["annotations"]}) == len(content["annotations"])
+        assert len({annotation["id"] for annotation in content["annotations"]}) == len(content["annotations"])
         for image in content["images"]:
             picture = Image.open(scenes / split / "images" / image["file_name"])
             mask = Image.open(scenes / split / "masks" / image["file_name"])
@@ -62,23 +59,23 @@ def test_annotations_are_of_the_mask(scenes):
         masks[image["id"]] = np.asarray(Image.open(scenes / "train" / "masks" / image["file_name"]))
     covered = {identity: np.zeros_like(mask) for identity, mask in masks.items()}
     assert len(content["annotations"]) >= 2 * len(masks)
-    for found in content["annotations"]:
-        visible = decode(found["segmentation"])
-        assert (masks[found["image_id"]][visible] == found["category_id"]).all()
-        assert found["area"] == visible.sum() > 20
-        left, top, width, height = found["bbox"]
+    for annotation in content["annotations"]:
+        visible = decode(annotation["segmentation"])
+        assert (masks[annotation["image_id"]][visible] == annotation["category_id"]).all()
+        assert annotation["area"] == visible.sum() > 20
+        left, top, width, height = annotation["bbox"]
         rows, columns = np.nonzero(visible)
         assert (left, top) == (columns.min(), rows.min())
         assert (left + width, top + height) == (columns.max() + 1, rows.max() + 1)
-        assert not covered[found["image_id"]][visible].any()
-        covered[found["image_id"]][visible] = found["category_id"]
+        assert not covered[annotation["image_id"]][visible].any()
+        covered[annotation["image_id"]][visible] = annotation["category_id"]
     for identity, mask in masks.items():
         np.testing.assert_array_equal(covered[identity], mask)
 
 
-def test_seed_decides(script, scenes, tmp_path):
-    assert script.main([str(tmp_path / "same"), *SETTINGS[:1], "--train=2", "--validation=3", "--size=64"]) == 0
-    assert script.main([str(tmp_path / "other"), *SETTINGS, "--seed=1"]) == 0
+def test_seed_decides(scenes, tmp_path):
+    assert example_scenes.main([str(tmp_path / "same"), *SETTINGS[:1], "--train=2", "--validation=3", "--size=64"]) == 0
+    assert example_scenes.main([str(tmp_path / "other"), *SETTINGS, "--seed=1"]) == 0
     first = Path("train", "images", "00000.png")
     assert (tmp_path / "same" / first).read_bytes() == (scenes / first).read_bytes()
     assert (tmp_path / "other" / first).read_bytes() != (scenes / first).read_bytes()
@@ -89,31 +86,31 @@ def test_seed_decides(script, scenes, tmp_path):
     ).read_bytes()
 
 
-def test_items_hide_little_of_each_other(script):
-    pictures, classes = script.read_items("digits", Path(), "train")
+def test_items_hide_little_of_each_other():
+    pictures, classes = example_scenes.read_items("digits", Path(), "train")
     for seed in range(8):
-        alone = script.compose(pictures, classes, 64, 20, np.random.default_rng(seed))
+        alone = example_scenes.compose(pictures, classes, 64, 20, np.random.default_rng(seed))
         assert 2 <= len(alone.classes) <= 20
         assert set(np.unique(alone.items)) == set(range(len(alone.classes) + 1))
 
 
-def test_splits_share_no_item(script):
-    train, validation = (script.read_items("digits", Path(), split)[0] for split in ("train", "validation"))
+def test_splits_share_no_item():
+    train, validation = (example_scenes.read_items("digits", Path(), split)[0] for split in ("train", "validation"))
     assert len(train) + len(validation) == 1797
     assert not {picture.tobytes() for picture in train} & {picture.tobytes() for picture in validation}
 
 
 @pytest.mark.parametrize("argument", ["--size=16", "--items=1", "--train=0", "--seed=-1"])
-def test_refuses_settings(argument, script, tmp_path, capsys):
+def test_refuses_settings(argument, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        script.main([str(tmp_path / "new"), argument])
+        example_scenes.main([str(tmp_path / "new"), argument])
     assert argument.replace("=", " is ") in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
-def test_refuses_what_is_there_or_missing(script, scenes, tmp_path, capsys):
-    assert script.main([str(scenes), *SETTINGS]) == 2
+def test_refuses_what_is_there_or_missing(scenes, tmp_path, capsys):
+    assert example_scenes.main([str(scenes), *SETTINGS]) == 2
     assert "exists: give a new folder" in capsys.readouterr().err
-    assert script.main([str(tmp_path / "new"), f"--source_dir={tmp_path}"]) == 1
+    assert example_scenes.main([str(tmp_path / "new"), f"--source_dir={tmp_path}"]) == 1
     assert "The scenes cannot be made" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
