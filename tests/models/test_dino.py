@@ -21,6 +21,7 @@ from support.golden_detectors import (
 from support.golden_heads import document, expected, wanted
 from support.island import DETECTOR_ISLAND, PACKAGE
 from support.loading import WITHOUT_THE_PACKAGE, assert_loaded_fully, run_python
+from support.quantization import quantize_linear_layers
 from torch.testing import assert_close
 from transformers import (
     CONFIG_MAPPING,
@@ -373,6 +374,13 @@ def test_initialisation():
         assert table.std().item() == pytest.approx(1, rel=0.15)
     assert (model.input_proj[0][1].weight == 1).all()
     assert all(projection[0].bias is None for projection in model.input_proj)
+
+
+def test_dynamic_quantization_reaches_every_linear_layer():
+    with torch.no_grad():
+        outputs = quantize_linear_layers(tiny_dino())(images())
+    assert outputs.logits.isfinite().all()
+    assert outputs.pred_boxes.isfinite().all()
 
 
 def test_initialisation_sets_every_tensor_also_after_meta():

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from support.golden_data import TINY, awaken, golden_model, model_case, model_input, tiny_config
+from support.quantization import quantize_linear_layers
 from support.tiny_models import OPTIONS
 from torch import nn
 
@@ -246,6 +247,31 @@ def test_initialisation_is_the_originals():
     bound = 1 / math.sqrt(32 * 9)  # PyTorch's default for a 3x3 convolution of 32 channels
     assert 0.97 * bound < model.model.patch_embed.conv2.weight.abs().max() <= bound
     assert (model.conv_head[1][0].weight == 1).all()
+
+
+@every_option
+def test_dynamic_quantization_reaches_every_linear_layer(options):
+    model = awaken(InternImageForImageClassification(tiny_config(**options))).eval()
+    quantized = quantize_linear_layers(model)
+    with torch.no_grad():
+        logits, exact = quantized(images()).logits, model(images()).logits
+    assert_close_to_quantized(logits, exact)
+
+
+def test_dynamic_quantization_of_t():
+    model = InternImageForImageClassification(InternImageConfig.from_size("t")).eval()
+    assert sum(type(module) is nn.Linear for module in model.modules()) == 181
+    quantized = quantize_linear_layers(model)
+    with torch.no_grad():
+        logits, exact = quantized(images(1)).logits, model(images(1)).logits
+    assert_close_to_quantized(logits, exact)
+
+
+def assert_close_to_quantized(logits, exact):
+    """8 bits leave an error of a few per cent of the logits' spread."""
+    assert logits.isfinite().all()
+    error = (logits - exact).norm() / exact.norm()
+    assert 0 < error < 0.1, error
 
 
 @every_option

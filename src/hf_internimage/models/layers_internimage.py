@@ -70,12 +70,14 @@ def _convolution_norm(channels: int, norm_layer: str, channels_last: bool) -> nn
     return nn.Sequential(*layers, *([] if channels_last else [InternImageToChannelsFirst()]))
 
 
-class InternImageZeroLinear(nn.Linear):
-    """A linear layer that starts at zero: sampling offsets and mask logits."""
+def linear_layer(in_features: int, out_features: int, initialization: str) -> nn.Linear:
+    """Return a linear layer with the name of its initialisation, for `_init_weights`, as its attribute.
 
-
-class InternImageProjection(nn.Linear):
-    """A linear layer that starts Xavier-uniform: the operator's input and output projections."""
+    An attribute, not a subclass: tools such as `torch.ao.quantization.quantize_dynamic` compare exact types.
+    """
+    layer = nn.Linear(in_features, out_features)
+    layer.initialization = initialization  # type: ignore[assignment]
+    return layer
 
 
 class InternImageDropPath(nn.Module):
@@ -137,10 +139,10 @@ class InternImageDeformableConvolution(nn.Module):
             _convolution_norm(channels, config.norm_layer, channels_last=True),
             ACTIVATIONS[config.act_layer](),
         )
-        self.offset = InternImageZeroLinear(channels, taps * 2)
-        self.mask = InternImageZeroLinear(channels, taps)
-        self.input_proj = InternImageProjection(channels, channels)
-        self.output_proj = InternImageProjection(channels, channels)
+        self.offset = linear_layer(channels, taps * 2, "zeros")
+        self.mask = linear_layer(channels, taps, "zeros")
+        self.input_proj = linear_layer(channels, channels, "xavier")
+        self.output_proj = linear_layer(channels, channels, "xavier")
         if config.center_feature_scale:
             self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(groups, channels))
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(groups))
@@ -312,7 +314,7 @@ class InternImageCrossAttention(nn.Module):
         """Query (N, 1, width), key and value (N, L, width) -> (N, 1, 768)."""
         heads = (_PROJECTOR_HEADS, -1)
         projected = (
-            F.linear(states, layer.weight, bias).unflatten(-1, heads).transpose(1, 2)
+            (layer(states) + bias).unflatten(-1, heads).transpose(1, 2)
             for states, layer, bias in (
                 (query, self.q, self.q_bias),
                 (key, self.k, self.k_bias),

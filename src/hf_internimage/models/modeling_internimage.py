@@ -30,9 +30,7 @@ from .layers_internimage import (
     InternImageCrossAttention,
     InternImageDeformableConvolution,
     InternImageLayer,
-    InternImageProjection,
     InternImageStem,
-    InternImageZeroLinear,
     layer_norm,
     make_stages,
 )
@@ -58,14 +56,14 @@ class InternImagePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """The original's initialisation (OpenGVLab/InternImage@31c962d)."""
-        if isinstance(module, InternImageZeroLinear):
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, InternImageProjection):
-            init.xavier_uniform_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear):
+            initialization = getattr(module, "initialization", None)
+            if initialization == "zeros":  # sampling offsets and mask logits
+                init.zeros_(module.weight)
+            elif initialization == "xavier":  # the operator's input and output projections
+                init.xavier_uniform_(module.weight)
+            else:
+                init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):  # PyTorch's own default, which the original leaves as it is

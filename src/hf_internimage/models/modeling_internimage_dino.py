@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_internimage_dino import InternImageDinoConfig
+from .layers_internimage import linear_layer
 from .loss_internimage_dino import DenoisingQueries, dino_loss, make_denoising_queries
 from .modeling_cb_internimage import CBInternImageBackbone
 from .modeling_internimage import InternImageBackbone
@@ -113,10 +114,6 @@ class _Levels:
     starts: torch.Tensor  # (L,)
 
 
-class InternImageDinoClassHead(nn.Linear):
-    """Class logits; at the start each class has a probability of one percent."""
-
-
 class InternImageDinoBoxHead(DeformableDetrMLPPredictionHead):
     """What is added to the logits of a reference box (N, Q, 4); nothing at the start."""
 
@@ -151,7 +148,7 @@ class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
         Source: OpenGVLab/InternImage@31c962d, detection/mmdet_custom/models; mmdet 2.28, whose base classes it uses.
         """
         super()._init_weights(module)  # also of deformable attention, after its linear layers
-        if isinstance(module, InternImageDinoClassHead):
+        if isinstance(module, nn.Linear) and getattr(module, "initialization", None) == "class_prior":
             _init_as_pytorch(module)
             init.constant_(module.bias, -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
         elif isinstance(module, InternImageDinoBoxHead):
@@ -241,7 +238,7 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
         self.decoder = InternImageDinoDecoder(config, layers_config)
         # One for each decoder layer, then the encoder's.
         heads = config.decoder_layers + 1
-        self.class_heads = nn.ModuleList(InternImageDinoClassHead(width, self.num_labels) for _ in range(heads))
+        self.class_heads = nn.ModuleList(linear_layer(width, self.num_labels, "class_prior") for _ in range(heads))
         self.box_heads = nn.ModuleList(InternImageDinoBoxHead(width, width, 4, 3) for _ in range(heads))
         for module in list(self.modules()):
             if isinstance(module, DeformableDetrMultiscaleDeformableAttention):

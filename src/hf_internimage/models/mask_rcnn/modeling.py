@@ -2,7 +2,7 @@
 """Mask R-CNN and Cascade Mask R-CNN with an InternImage backbone, as a model of transformers."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -24,6 +24,13 @@ from .proposals import STRIDES, ProposalNetwork, at_least_float32
 from .roi_heads import MASK_SIZE, Detections, RegionHeads
 
 Targets = list[dict[str, torch.Tensor]]
+# Initialisations of weights by the name that a layer has as its attribute `initialization`.
+_INITIALIZATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "kaiming": partial(init.kaiming_normal_, mode="fan_out", nonlinearity="relu"),
+    "xavier": init.xavier_uniform_,
+    "normal_0.01": partial(init.normal_, std=0.01),
+    "normal_0.001": partial(init.normal_, std=0.001),
+}
 
 
 @dataclass
@@ -69,27 +76,22 @@ class InternImageMaskRCNNForInstanceSegmentation(PreTrainedModel):
         self.fpn = FeaturePyramidNetwork(self.backbone.channels, config.fpn_channels, LastLevelMaxPool())
         self.rpn = ProposalNetwork(config)
         self.roi_heads = RegionHeads(config)
-        # transformers gives `_init_weights` of classes outside it only modules with tensors of their own, so these say
-        # themselves how they start.
-        starts = [(self.fpn, init.xavier_uniform_), (self.rpn.head, partial(init.normal_, std=0.01))]
+        # transformers calls `_init_weights` of custom models only with modules that have parameters of their own, so
+        # the layers themselves carry the name of their initialisation.
+        initializations = [(self.fpn, "xavier"), (self.rpn.head, "normal_0.01")]
         for head in self.roi_heads.box_heads:
-            starts += [
-                (head.classifier, partial(init.normal_, std=0.01)),
-                (head.regressor, partial(init.normal_, std=0.001)),
-            ]
-        for part, start in starts:
+            initializations += [(head.classifier, "normal_0.01"), (head.regressor, "normal_0.001")]
+        for part, initialization in initializations:
             for layer in part.modules():
-                layer.initialize_weight = start
+                layer.initialization = initialization
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """mmdet's initialisation; the backbone has its own."""
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            kaiming = partial(init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
-            getattr(module, "initialize_weight", kaiming)(module.weight)
-        elif isinstance(module, nn.Linear):
-            getattr(module, "initialize_weight", init.xavier_uniform_)(module.weight)
+        """Initialise as mmdet does; the backbone has its own initialisation."""
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            default = "xavier" if isinstance(module, nn.Linear) else "kaiming"
+            _INITIALIZATIONS[getattr(module, "initialization", default)](module.weight)
         elif isinstance(module, nn.BatchNorm2d):
             init.ones_(module.weight)
             for name, buffer in module.named_buffers():
