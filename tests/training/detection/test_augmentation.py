@@ -8,7 +8,14 @@ from PIL import Image
 from transformers import RTDetrImageProcessorPil
 
 from hf_internimage import InternImageDetectionImageProcessor
-from hf_internimage.training.detection.augmentation import DetectionAugmentation, DetectionAugmentationArguments
+from hf_internimage.training.detection.augmentation import (
+    DetectionAugmentation,
+    DetectionAugmentationArguments,
+    Geometry,
+    crop,
+    mirror,
+    resize,
+)
 from hf_internimage.training.images import Augmented
 
 
@@ -46,6 +53,94 @@ def brightness(pixels, processor):
     return pixels * std + mean
 
 
+# ---- Each change, on known pixels ----
+
+BOX = np.array([[2.0, 1, 5, 3]])  # left, top, right, bottom
+
+
+def numbered(height=4, width=7):
+    """Pixels (3, height, width) that are all different: 100 * channel + 10 * row + column."""
+    channel, row, column = torch.meshgrid(torch.arange(3), torch.arange(height), torch.arange(width), indexing="ij")
+    return (100 * channel + 10 * row + column).float()
+
+
+def inside(pixels, corners):
+    """The pixels within a box with corners at whole numbers."""
+    left, top, right, bottom = map(int, corners[0])
+    assert (corners == [[left, top, right, bottom]]).all()
+    return pixels[:, top:bottom, left:right]
+
+
+def test_mirror_exchanges_left_and_right():
+    pixels, corners = mirror(numbered(), BOX)
+    assert pixels[0, 2].tolist() == [26, 25, 24, 23, 22, 21, 20]
+    assert corners.tolist() == [[2, 1, 5, 3]]  # its left edge is as far from the border as its right edge
+    pixels, corners = mirror(numbered(), np.array([[0.0, 1, 2, 4], [5.25, 0, 7, 4]]))
+    assert corners.tolist() == [[5, 1, 7, 4], [0, 0, 1.75, 4]]
+    assert inside(pixels, corners[:1])[1].tolist() == [[111, 110], [121, 120], [131, 130]]
+
+
+def test_crop_moves_and_clips_boxes():
+    pixels, corners = crop(numbered(), BOX, (1, 2, 3, 4))
+    assert pixels[0].tolist() == [[12, 13, 14, 15], [22, 23, 24, 25], [32, 33, 34, 35]]
+    assert corners.tolist() == [[0, 0, 3, 2]]
+    assert torch.equal(inside(pixels, corners), inside(numbered(), BOX))
+    _, corners = crop(numbered(), np.array([[0.0, 0, 7, 4], [3.5, 0, 7, 2.5], [0, 0, 2, 1]]), (1, 2, 2, 4))
+    assert corners.tolist() == [[0, 0, 4, 2], [1.5, 0, 4, 1.5], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("factors", [(2, 3), (3, 1), (1, 4)], ids=str)
+def test_resize_of_boxes_is_that_of_pixels(factors):
+    """Of a white box on black, the rows and columns that are more than half white are those of the resized box."""
+    white = torch.zeros(3, 4, 7)
+    white[:, 1:3, 2:5] = 1
+    size = (4 * factors[0], 7 * factors[1])
+    pixels, corners = resize(white, BOX, size)
+    assert pixels.shape == (3, *size)
+    assert corners.tolist() == [[2 * factors[1], factors[0], 5 * factors[1], 3 * factors[0]]]
+    expected = torch.zeros(3, *size, dtype=torch.bool)
+    inside(expected, corners).fill_(True)
+    for axis in (1, 2):
+        assert torch.equal((pixels > 0.5).any(axis), expected.any(axis))
+
+
+def test_resize_takes_half_pixel_centres_and_does_not_blur():
+    ramp = torch.arange(8.0).expand(3, 2, 8)
+    assert resize(ramp, BOX, (2, 4))[0][0, 0].tolist() == [0.5, 2.5, 4.5, 6.5]
+    assert resize(ramp, BOX, (2, 16))[0][0, 0].tolist()[:4] == [0, 0.25, 0.75, 1.25]
+    impulse = torch.zeros(3, 1, 9)
+    impulse[..., 4] = 1
+    assert resize(impulse, BOX, (1, 3))[0][0, 0].tolist() == [0, 1, 0]
+
+
+def test_changes_come_in_the_order_of_the_recipe():
+    """The image is mirrored, then resized, then cropped, then resized: here by whole factors only."""
+    geometry = Geometry(mirror=True, size_before_crop=(4, 7), crop=(1, 0, 2, 6), size=(2, 6))
+    pixels, corners = geometry.apply(numbered(), np.array([[1.0, 1, 4, 3]]))
+    assert pixels[0].tolist() == [[16, 15, 14, 13, 12, 11], [26, 25, 24, 23, 22, 21]]
+    assert corners.tolist() == [[3, 0, 6, 2]]
+    assert inside(pixels, corners)[0].tolist() == [[13, 12, 11], [23, 22, 21]]
+    doubled = Geometry(mirror=False, size_before_crop=(8, 14), crop=(2, 4, 6, 10), size=(12, 30))
+    pixels, corners = doubled.apply(numbered(), BOX)
+    assert pixels.shape == (3, 12, 30)
+    assert corners.tolist() == [[0, 0, 18, 8]]
+
+
+def test_crops_are_everywhere():
+    """The crop's place is drawn from all that fit, down and across apart."""
+    augment = DetectionAugmentation(keeping_ratio(10, 20), DetectionAugmentationArguments(crop_probability=1.0))
+    places = set()
+    for seed in range(400):
+        geometry = augment.draw_geometry(12, 24, np.random.default_rng(seed), True)
+        (height, width), (top, left, kept_height, kept_width) = geometry.size_before_crop, geometry.crop
+        assert 0 <= top <= height - kept_height
+        assert 0 <= left <= width - kept_width
+        places.add((height - kept_height, top, width - kept_width, left))
+    assert {top for slack, top, _, _ in places if slack == 2} == {0, 1, 2}
+    assert {left for _, _, slack, left in places if slack == 5} == set(range(6))
+    assert max(left for *_, left in places) > 9
+
+
 # ---- Boxes and pixels ----
 
 
@@ -55,7 +150,7 @@ def test_boxes_stay_on_their_objects(processor, crop):
     boxes = [(9, 20, 40, 31), (70, 5, 55, 60), (30, 70, 17, 24)]
     image, target = picture(160, 100, boxes), objects(boxes)
     augment = DetectionAugmentation(processor, DetectionAugmentationArguments(crop_probability=crop))
-    found = 0
+    compared = 0
     for seed in range(50):
         example = augment(image, target, [seed])
         lit = brightness(example["pixel_values"], processor) > 0.5
@@ -70,12 +165,12 @@ def test_boxes_stay_on_their_objects(processor, crop):
             torch.testing.assert_close(
                 seen.float(), box, atol=1.25 if crop else 0.75, rtol=0
             )  # half a pixel and a resize's blur; two of them with a crop
-            found += 1
-    assert found > 100
+            compared += 1
+    assert compared > 100
 
 
 def test_a_box_on_everything_stays_so():
-    """Without a shift by a part of a pixel: what a resize by 2 or 3 would betray first."""
+    """There is no shift by a part of a pixel, which a resize by 2 or 3 would show first."""
     target = objects([(0, 0, 100, 60), (0, 0, 50, 60), (25, 30, 75, 30)])
     for short in (60, 120, 180, 97):
         arguments = DetectionAugmentationArguments(crop_probability=0, resize_min=1, resize_count=1)
@@ -83,8 +178,8 @@ def test_a_box_on_everything_stays_so():
             arguments.flip_probability = flip
             example = DetectionAugmentation(keeping_ratio(short, 1000), arguments)(picture(100, 60, []), target, [3])
             half = 0.75 if flip else 0.25
-            wanted = [[0.5, 0.5, 1, 1], [half, 0.5, 0.5, 1], [0.375 if flip else 0.625, 0.75, 0.75, 0.5]]
-            torch.testing.assert_close(example["labels"]["boxes"], torch.tensor(wanted), atol=1e-5, rtol=0)
+            expected = [[0.5, 0.5, 1, 1], [half, 0.5, 0.5, 1], [0.375 if flip else 0.625, 0.75, 0.75, 0.5]]
+            torch.testing.assert_close(example["labels"]["boxes"], torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_pixels_without_augmentation_are_the_processors():
@@ -136,30 +231,25 @@ def sides(arguments, processor, image, count=80):
     """Sizes (height, width) that images of this one's size get."""
     augment = DetectionAugmentation(processor, arguments)
     generators = (np.random.default_rng(seed) for seed in range(count))
-    steps = (augment.steps(image.height, image.width, generator, False) for generator in generators)
-    return {next(tuple(step.flags["size"]) for step in found if is_a(step, "Resize")) for found in steps}
-
-
-def is_a(step, name):
-    return type(step).__name__ == name
+    return {augment.draw_geometry(image.height, image.width, generator, False).size for generator in generators}
 
 
 def test_sizes_are_the_recipes():
     recipe = DetectionAugmentationArguments()
-    found = sides(recipe, keeping_ratio(800, 1333), picture(64, 64, []))
-    assert found == {(side, side) for side in range(480, 801, 32)}
-    found = sides(recipe, keeping_ratio(100, 150), picture(200, 100, []))
-    assert found == {(side, 2 * side) for side in range(60, 75, 4)} | {(75, 150)}
+    sizes = sides(recipe, keeping_ratio(800, 1333), picture(64, 64, []))
+    assert sizes == {(side, side) for side in range(480, 801, 32)}
+    sizes = sides(recipe, keeping_ratio(100, 150), picture(200, 100, []))
+    assert sizes == {(side, 2 * side) for side in range(60, 75, 4)} | {(75, 150)}
     any_size = DetectionAugmentationArguments(resize_min=0.6, resize_max=1.8, resize_count=0)
-    found = sides(any_size, keeping_ratio(50, 1000), picture(40, 40, []))
-    assert {side for side, _ in found} <= set(range(30, 91))
-    assert len(found) > 30
+    sizes = sides(any_size, keeping_ratio(50, 1000), picture(40, 40, []))
+    assert {side for side, _ in sizes} <= set(range(30, 91))
+    assert len(sizes) > 30
     assert sides(recipe, of_fixed_sides(), picture(40, 70, []), 10) == {(96, 128)}
 
 
 @pytest.mark.parametrize("processor", [keeping_ratio(64, 80), of_fixed_sides()], ids=["keep ratio", "fixed"])
 def test_pixels_are_of_the_size_drawn(processor):
-    """After a crop, too: whatever its shape, the sides are within the processor's."""
+    """The sides are within the processor's after a crop of any shape, too."""
     augment = DetectionAugmentation(processor, DetectionAugmentationArguments(crop_probability=1.0))
     image, target = picture(100, 40, []), objects([(10, 10, 80, 20)])
     for seed in range(12):
@@ -172,13 +262,13 @@ def test_pixels_are_of_the_size_drawn(processor):
 
 
 def test_crops_are_the_recipes():
-    """At 800: the short side is 400, 500 or 600, of which 384 to 600 stay in both directions."""
+    """At 800 the short side is 400, 500 or 600 before the crop, and 384 to 600 pixels stay in both directions."""
     augment = DetectionAugmentation(keeping_ratio(800, 1333), DetectionAugmentationArguments(crop_probability=1))
     resizes, crops = set(), []
     for seed in range(300):
-        steps = augment.steps(100, 150, np.random.default_rng(seed), True)
-        resizes.add(next(tuple(step.flags["size"]) for step in steps if is_a(step, "Resize")))
-        crops.append(next(tuple(step.flags["size"]) for step in steps if is_a(step, "RandomCrop")))
+        geometry = augment.draw_geometry(100, 150, np.random.default_rng(seed), True)
+        resizes.add(geometry.size_before_crop)
+        crops.append(geometry.crop[2:])
     assert resizes == {(400, 600), (500, 750), (600, 900)}
     heights, widths = zip(*crops, strict=True)
     assert 384 <= min(heights) < 390
@@ -212,11 +302,11 @@ def test_a_seed_gives_the_same_and_epochs_differ():
 
 def test_half_are_mirrored_and_half_are_cropped():
     augment = DetectionAugmentation(keeping_ratio(), DetectionAugmentationArguments())
-    drawn = [augment.steps(100, 100, np.random.default_rng(seed), True) for seed in range(400)]
-    for kind in ("RandomHorizontalFlip", "RandomCrop"):
-        assert 160 < sum(any(is_a(step, kind) for step in steps) for steps in drawn) < 240
-    whole = [augment.steps(100, 100, np.random.default_rng(seed), False) for seed in range(20)]
-    assert not any(is_a(step, "RandomCrop") for steps in whole for step in steps)
+    drawn = [augment.draw_geometry(100, 100, np.random.default_rng(seed), True) for seed in range(400)]
+    assert 160 < sum(geometry.mirror for geometry in drawn) < 240
+    assert 160 < sum(geometry.crop is not None for geometry in drawn) < 240
+    whole = [augment.draw_geometry(100, 100, np.random.default_rng(seed), False) for seed in range(20)]
+    assert not any(geometry.crop or geometry.size_before_crop for geometry in whole)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Augmentation of images with their boxes: DINO's recipe, by kornia."""
+"""Augmentation of images with their boxes: DINO's recipe."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-import kornia.augmentation as kornia_augmentation
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL.Image import Image as PILImage
 
 from ...models.resizing import keep_ratio_size
 from .data import Target, usable
 
-# Of the original's crops, as shares of the short side of 800 pixels: short side of the image before the crop, and the
-# least and the largest side of the crop.
-_BEFORE_CROP, _CROP = (400 / 800, 500 / 800, 600 / 800), (384 / 800, 600 / 800)
+# The original's crops, as shares of the short side of 800 pixels in evaluation: the short sides to which an image is
+# resized before the crop, and the smallest and largest side of the crop.
+_SHORT_SIDES_BEFORE_CROP, _CROP_SIDES = (400 / 800, 500 / 800, 600 / 800), (384 / 800, 600 / 800)
 _ATTEMPTS = 10
 _SMALLEST_SIDE = 1.0  # pixels
 
@@ -48,19 +48,70 @@ class DetectionAugmentationArguments:
             raise ValueError(f"resize_count is {self.resize_count}, expected 0 or more.")
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """Changes of one image, in the order in which they are applied; sizes are (height, width) in pixels.
+
+    Attributes:
+        mirror: whether left and right are exchanged.
+        size_before_crop: size to which the image is resized before the crop; None without a crop.
+        crop: top, left, height and width of the part that stays; None without a crop.
+        size: size of the result.
+    """
+
+    mirror: bool
+    size_before_crop: tuple[int, int] | None
+    crop: tuple[int, int, int, int] | None
+    size: tuple[int, int]
+
+    def apply(self, pixels: torch.Tensor, corners: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Return changed pixels (3, height, width) and corners of boxes (n, 4): left, top, right, bottom in pixels."""
+        if self.mirror:
+            pixels, corners = mirror(pixels, corners)
+        if self.size_before_crop is not None and self.crop is not None:
+            pixels, corners = resize(pixels, corners, self.size_before_crop)
+            pixels, corners = crop(pixels, corners, self.crop)
+        return resize(pixels, corners, self.size)
+
+
+def mirror(pixels: torch.Tensor, corners: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Exchange left and right of pixels (3, H, W) and of corners (n, 4)."""
+    left, top, right, bottom = corners.T
+    width = pixels.shape[2]
+    return pixels.flip(2), np.stack([width - right, top, width - left, bottom], 1)
+
+
+def crop(pixels: torch.Tensor, corners: np.ndarray, part: tuple[int, int, int, int]) -> tuple[torch.Tensor, np.ndarray]:
+    """Cut out a part (top, left, height, width); boxes are clipped to it and may become empty."""
+    top, left, height, width = part
+    corners = (corners - [left, top, left, top]).clip(0, [width, height, width, height])
+    return pixels[:, top : top + height, left : left + width], corners
+
+
+def resize(pixels: torch.Tensor, corners: np.ndarray, size: tuple[int, int]) -> tuple[torch.Tensor, np.ndarray]:
+    """Resize pixels (3, H, W) to `size` = (height, width), bilinearly without antialiasing, and the boxes alike.
+
+    The rule is that of OpenCV and of evaluation, in floating point: half-pixel centres (`align_corners=False`).
+    """
+    scale_y, scale_x = (new / old for new, old in zip(size, pixels.shape[1:], strict=True))
+    pixels = F.interpolate(pixels[None], size, mode="bilinear", align_corners=False)[0]
+    return pixels, corners * [scale_x, scale_y, scale_x, scale_y]
+
+
 class DetectionAugmentation:
-    """Makes training pixels and boxes of an image: mirroring, a crop half of the time, one of several sizes.
+    """Make training pixels and boxes of an image: mirroring, a crop half of the time, one of several sizes.
 
     The aspect ratio stays, unless the processor has fixed sides: then it changes, as in evaluation. A crop that leaves
-    no object is drawn anew; what a crop leaves of an object is clipped, and less than a pixel is dropped.
+    no object is drawn again, ten times at most, the last time without a crop. Boxes are clipped to the crop; boxes
+    with less than a pixel left are dropped.
 
-    Call with an RGB image, its objects and a seed; gives `pixel_values` (3, height, width) float32, normalised, and
+    Call with an RGB image, its objects and a seed; returns `pixel_values` (3, height, width) float32, normalised, and
     `labels`: `class_labels` (n,) and `boxes` (n, 4), (centre x, centre y, width, height) as fractions of the result.
-    Two calls with one seed give the same.
+    Two calls with one seed return the same.
 
     Args:
-        processor: of evaluation, for its sizes (`shortest_edge` and `longest_edge`, or `height` and `width`), mean and
-            standard deviation.
+        processor: image processor of evaluation. Its sizes (`shortest_edge` and `longest_edge`, or `height` and
+            `width`), mean and standard deviation are used.
         arguments: the recipe.
 
     Source: training pipelines of OpenGVLab/InternImage@31c962d, detection/configs/coco/dino_*. One difference: there,
@@ -70,49 +121,52 @@ class DetectionAugmentation:
     def __init__(self, processor: Any, arguments: DetectionAugmentationArguments) -> None:
         self.arguments = arguments
         size = dict(processor.size)
-        self.fixed = (size["height"], size["width"]) if size.get("height") else None
-        self.short = min(self.fixed) if self.fixed else size["shortest_edge"]
-        self.long = max(self.fixed) if self.fixed else size["longest_edge"]
-        mean, std = (torch.tensor(list(values)) for values in (processor.image_mean, processor.image_std))
-        self.normalize = [kornia_augmentation.Normalize(mean, std)] if processor.do_normalize else []
+        self.fixed_size = (size["height"], size["width"]) if size.get("height") else None
+        self.short = min(self.fixed_size) if self.fixed_size else size["shortest_edge"]
+        self.long = max(self.fixed_size) if self.fixed_size else size["longest_edge"]
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0], [1.0])
+        self.mean, self.std = (torch.tensor(list(values))[:, None, None] for values in (mean, std))
 
     def __call__(self, image: PILImage, target: Target, seed: list[int]) -> dict[str, Any]:
         generator = np.random.default_rng(seed)
-        pixels = torch.from_numpy(np.asarray(image, np.float32).transpose(2, 0, 1) / 255)[None]  # (1, 3, H, W)
-        corners, kept = usable(target, image.width, image.height)
-        classes = torch.from_numpy(target["classes"][kept])
+        original_pixels = torch.from_numpy(np.asarray(image, np.float32).transpose(2, 0, 1) / 255)  # (3, H, W)
+        original_corners, usable_objects = usable(target, image.width, image.height)
         for attempt in range(_ATTEMPTS):
-            steps = self.steps(image.height, image.width, generator, attempt + 1 < _ATTEMPTS)
-            result, moved = self.apply(steps, pixels, corners, int(generator.integers(2**62)))
-            height, width = result.shape[-2:]
-            moved = moved.clamp(torch.zeros(()), torch.tensor([width, height] * 2, dtype=moved.dtype))
-            left = (moved[:, 2:] - moved[:, :2] >= _SMALLEST_SIDE).all(1)
-            if left.any() or not len(corners):
+            geometry = self.draw_geometry(image.height, image.width, generator, allow_crop=attempt + 1 < _ATTEMPTS)
+            pixels, corners = geometry.apply(original_pixels, original_corners)
+            kept = (corners[:, 2:] - corners[:, :2] >= _SMALLEST_SIDE).all(1)
+            if kept.any() or not len(original_corners):
                 break
-        moved = moved[left] / torch.tensor([width, height] * 2)
-        boxes = torch.cat([(moved[:, :2] + moved[:, 2:]) / 2, moved[:, 2:] - moved[:, :2]], 1)
-        return {"pixel_values": result[0], "labels": {"class_labels": classes[left], "boxes": boxes.float()}}
+        corners = corners[kept] / np.tile(geometry.size[::-1], 2)
+        boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
+        labels = {
+            "class_labels": torch.from_numpy(target["classes"][usable_objects][kept]),
+            "boxes": torch.from_numpy(boxes).float(),
+        }
+        return {"pixel_values": (pixels - self.mean) / self.std, "labels": labels}
 
-    def steps(self, height: int, width: int, generator: np.random.Generator, crop: bool) -> list[Any]:
-        """What happens to an image of this size, drawn at random; without a crop unless `crop`."""
+    def draw_geometry(self, height: int, width: int, generator: np.random.Generator, allow_crop: bool) -> Geometry:
+        """Return random changes of an image of this size, without a crop unless `allow_crop`."""
         arguments = self.arguments
-        steps: list[Any] = []
-        if generator.random() < arguments.flip_probability:
-            steps.append(kornia_augmentation.RandomHorizontalFlip(p=1.0))
-        if generator.random() < arguments.crop_probability and crop:
-            short = round(self.short * generator.choice(_BEFORE_CROP))
-            height, width = keep_ratio_size(height, width, short, 10 * max(short, self.long))
-            steps.append(_resize(height, width))
-            least, most = (round(self.short * share) for share in _CROP)
-            height, width = (int(generator.integers(min(side, least), min(side, most) + 1)) for side in (height, width))
-            steps.append(kornia_augmentation.RandomCrop((height, width), cropping_mode="slice"))
-        if self.fixed is not None:
-            steps.append(_resize(*self.fixed))
-        else:
-            steps.append(_resize(*keep_ratio_size(height, width, self.short_side(generator), self.long)))
-        return [*steps, *self.normalize]
+        mirrored = generator.random() < arguments.flip_probability
+        size_before_crop = part = None
+        if generator.random() < arguments.crop_probability and allow_crop:
+            short = round(self.short * generator.choice(_SHORT_SIDES_BEFORE_CROP))
+            size_before_crop = keep_ratio_size(height, width, short, 10 * max(short, self.long))
+            least, most = (round(self.short * share) for share in _CROP_SIDES)
+            height, width = (
+                int(generator.integers(min(side, least), min(side, most) + 1)) for side in size_before_crop
+            )
+            top, left = (
+                int(generator.integers(side - kept + 1))
+                for side, kept in zip(size_before_crop, (height, width), strict=True)
+            )
+            part = (top, left, height, width)
+        size = self.fixed_size or keep_ratio_size(height, width, self.draw_short_side(generator), self.long)
+        return Geometry(mirrored, size_before_crop, part, size)
 
-    def short_side(self, generator: np.random.Generator) -> int:
+    def draw_short_side(self, generator: np.random.Generator) -> int:
+        """Return one of the recipe's short sides in pixels."""
         arguments = self.arguments
         if arguments.resize_count:
             shares = np.linspace(arguments.resize_min, arguments.resize_max, arguments.resize_count)
@@ -120,31 +174,5 @@ class DetectionAugmentation:
         least, most = (round(self.short * share) for share in (arguments.resize_min, arguments.resize_max))
         return int(generator.integers(least, most + 1))
 
-    def apply(
-        self, steps: list[Any], pixels: torch.Tensor, corners: np.ndarray, seed: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels (1, 3, H, W), and corners (n, 4) left, top, right, bottom, after the steps."""
-        points = torch.from_numpy(corners).float().reshape(1, -1, 2)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # of the CPU only, unlike torch.manual_seed
-            for step in steps:
-                if isinstance(step, kornia_augmentation.Resize) or not len(corners):
-                    # Before 0.9, kornia's resize moves points as if the corners' pixel centres stayed in place, and
-                    # its other steps do not take no points.
-                    before = pixels.shape
-                    pixels = step(pixels)
-                    points = points * torch.tensor([pixels.shape[axis] / before[axis] for axis in (3, 2)])
-                else:
-                    sequence = kornia_augmentation.AugmentationSequential(step, data_keys=["input", "keypoints"])
-                    pixels, points = sequence(pixels, points - 0.5)  # a pixel's centre is a whole number in kornia
-                    points = points + 0.5
-        points = points.reshape(-1, 2, 2)
-        return pixels, torch.cat([points.amin(1), points.amax(1)], 1)  # mirroring swaps left and right
 
-
-def _resize(height: int, width: int) -> Any:
-    # Half-pixel centres without antialiasing, as OpenCV and evaluation have it.
-    return kornia_augmentation.Resize((height, width), align_corners=False, antialias=False)
-
-
-__all__ = ["DetectionAugmentation", "DetectionAugmentationArguments"]
+__all__ = ["DetectionAugmentation", "DetectionAugmentationArguments", "Geometry", "crop", "mirror", "resize"]
