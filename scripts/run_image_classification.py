@@ -51,7 +51,7 @@ from hf_internimage.training.command_line import (
 )
 from hf_internimage.training.images import Augmented, check_images, target_size
 from hf_internimage.training.streams import TrainingStream
-from hf_internimage.training.trainer import TellEpoch
+from hf_internimage.training.trainer import EpochCallback
 
 logger = logging.get_logger("run_image_classification")
 
@@ -202,7 +202,7 @@ def build_trainer(
             target_size(processor), list(processor.image_mean), list(processor.image_std), parts.augmentation
         )
         pixels = Augmented(augmentation, training.seed)
-        callbacks.append(TellEpoch(pixels.epoch))
+        callbacks.append(EpochCallback(pixels.epoch))
         transform = loaded.transform(pixels)
         if parts.data.streaming:
             train = TrainingStream(

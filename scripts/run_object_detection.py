@@ -54,7 +54,7 @@ from hf_internimage.training.detection.trainer import Collate, DetectionTrainer
 from hf_internimage.training.images import Augmented
 from hf_internimage.training.system_models import DenseModelArguments, load_model
 from hf_internimage.training.system_trainer import DenseRecipe, checkpoint_backbone
-from hf_internimage.training.trainer import TellEpoch
+from hf_internimage.training.trainer import EpochCallback
 
 # DINO, and of transformers' detectors those that learn from boxes alone; with the image processor of each.
 HEADS = {
@@ -201,7 +201,7 @@ def build_trainer(parts: Parts, loaded: DetectionData, model: PreTrainedModel, p
     callbacks, train = [], None
     if loaded.train is not None:
         objects = Augmented(DetectionAugmentation(processor, parts.augmentation), training.seed)
-        callbacks.append(TellEpoch(objects.epoch))
+        callbacks.append(EpochCallback(objects.epoch))
         train = loaded.train.with_transform(loaded.training_transform(objects))
     checkpoint_backbone(model, training)
     validation = loaded.validation

@@ -57,7 +57,7 @@ from hf_internimage.training.segmentation.evaluation import InferenceArguments, 
 from hf_internimage.training.segmentation.trainer import ComputeMeanIoU, SegmentationTrainer
 from hf_internimage.training.system_models import DenseModelArguments, load_model
 from hf_internimage.training.system_trainer import DenseRecipe, checkpoint_backbone
-from hf_internimage.training.trainer import TellEpoch
+from hf_internimage.training.trainer import EpochCallback
 
 HEADS = ("upernet", "mask2former")
 
@@ -197,7 +197,7 @@ def build_trainer(
             parts.augmentation,
         )
         pair = Augmented(augmentation, training.seed)
-        callbacks.append(TellEpoch(pair.epoch))
+        callbacks.append(EpochCallback(pair.epoch))
         train = loaded.train.with_transform(loaded.transform(pair))
     checkpoint_backbone(model, training)
     if training.world_size > 1 and training.device.type == "cuda":

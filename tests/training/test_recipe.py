@@ -21,12 +21,12 @@ from hf_internimage.training.classification.mixing import MixingArguments, mix
 from hf_internimage.training.optimization import (
     cosine_learning_rate,
     cosine_schedule,
-    dense_parameter_groups,
     drop_schedule,
     layer_from_the_end,
     layer_from_the_start,
     learning_rate_scale,
     parameter_groups,
+    system_parameter_groups,
 )
 from hf_internimage.training.system_trainer import DenseRecipe
 
@@ -422,7 +422,7 @@ def segmenter():
 
 
 def test_dense_groups_have_the_rates_of_the_original(segmenter):
-    groups = dense_parameter_groups(segmenter, 1.0, 0.05, layer_decay=0.5, backbone_scale=0.1)
+    groups = system_parameter_groups(segmenter, 1.0, 0.05, layer_decay=0.5, backbone_scale=0.1)
     found = rates(segmenter, groups)
     depths = segmenter.config.backbone_config.depths
     expected = {
@@ -438,7 +438,7 @@ def test_dense_groups_have_the_rates_of_the_original(segmenter):
 def test_both_parts_of_a_composite_backbone_have_rates_by_layer():
     torch.manual_seed(0)
     backbone = CBInternImageBackbone(CBInternImageConfig(channels=16, depths=[1, 2, 1, 1], groups=[1, 2, 4, 8]))
-    found = rates(backbone, dense_parameter_groups(backbone, 1.0, 0.0, layer_decay=0.5))
+    found = rates(backbone, system_parameter_groups(backbone, 1.0, 0.0, layer_decay=0.5))
     for part in (0, 1):
         assert found[f"cb_modules.{part}.levels.1.blocks.1.mlp.fc1.weight"][0] == 0.5 ** (5 + 1 - 3)
     assert found["cb_linears.0.1.weight"][0] == found["cb_modules.1.gamma0"][0] == 1.0
@@ -446,11 +446,11 @@ def test_both_parts_of_a_composite_backbone_have_rates_by_layer():
 
 def test_dense_groups_without_an_internimage_have_one_rate():
     linear = torch.nn.Linear(2, 2)
-    assert {group["lr"] for group in dense_parameter_groups(linear, 1.0, 0.1)} == {1.0}
+    assert {group["lr"] for group in system_parameter_groups(linear, 1.0, 0.1)} == {1.0}
     with pytest.raises(ValueError, match=r"layer_decay=0\.9 .* InternImage backbone, which Linear does not have"):
-        dense_parameter_groups(linear, 1.0, 0.1, layer_decay=0.9)
+        system_parameter_groups(linear, 1.0, 0.1, layer_decay=0.9)
     with pytest.raises(ValueError, match="sampling_scale is 0"):
-        dense_parameter_groups(linear, 1.0, 0.1, sampling_scale=0)
+        system_parameter_groups(linear, 1.0, 0.1, sampling_scale=0)
 
 
 def test_sampling_points_of_deformable_attention_have_a_rate_of_their_own():
@@ -461,7 +461,7 @@ def test_sampling_points_of_deformable_attention_have_a_rate_of_their_own():
             self.value_proj = torch.nn.Linear(2, 2)
 
     model = Detector()
-    found = rates(model, dense_parameter_groups(model, 1.0, 0.0, sampling_scale=0.001))
+    found = rates(model, system_parameter_groups(model, 1.0, 0.0, sampling_scale=0.001))
     assert found["sampling_offsets.weight"][0] == 0.001
     assert found["value_proj.weight"][0] == 1.0
 

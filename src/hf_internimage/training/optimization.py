@@ -153,7 +153,7 @@ def layer_from_the_start(name: str, depths: Sequence[int]) -> int | None:
     return 1 + sum(depths[: min(stage + 1, len(depths) - 1)])
 
 
-def dense_parameter_groups(
+def system_parameter_groups(
     model: nn.Module,
     learning_rate: float,
     weight_decay: float,
@@ -280,10 +280,10 @@ def drop_schedule(
 __all__ = [
     "cosine_learning_rate",
     "cosine_schedule",
-    "dense_parameter_groups",
     "drop_schedule",
     "layer_from_the_end",
     "layer_from_the_start",
     "learning_rate_scale",
     "parameter_groups",
+    "system_parameter_groups",
 ]

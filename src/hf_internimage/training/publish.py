@@ -43,7 +43,7 @@ def write_repository(
     All processes may call this.
 
     Args:
-        trainer: after `save_whole` into its output folder.
+        trainer: after `save_full_model` into its output folder.
         auto_class: what loads the model from there, where no process has it whole.
         model_id: repository on the Hub, or the name of the folder.
         make_card: of the whole model: its card.

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..heads import gradient_checkpointing
-from .optimization import dense_parameter_groups, drop_schedule
+from .optimization import drop_schedule, system_parameter_groups
 from .trainer import RecipeArguments, RecipeTrainer
 
 
@@ -63,7 +63,7 @@ class DenseTrainer(RecipeTrainer):
     recipe: DenseRecipe
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        return dense_parameter_groups(
+        return system_parameter_groups(
             model,
             learning_rate,
             self.args.weight_decay,
@@ -72,7 +72,7 @@ class DenseTrainer(RecipeTrainer):
             sampling_scale=self.recipe.sampling_lr_scale,
         )
 
-    def learning_rates(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | None:
+    def recipe_schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | None:
         kind = self.args.lr_scheduler_type
         if kind not in ("polynomial", "constant_with_warmup"):
             return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""transformers' Trainer with what the original's recipes share: rates by layer, averaged weights, sound checkpoints."""
+"""Trainer of transformers with the parts that all recipes share: rates by layer, averaged weights, checkpoints."""
 
 import contextlib
 import json
@@ -24,12 +24,12 @@ from .ema import WeightAverage
 from .streams import TrainingStream
 
 logger = logging.get_logger(__name__)
-_PROCESSES = "processes.json"  # how many wrote a checkpoint
+_PROCESS_COUNT_NAME = "processes.json"  # holds the number of processes that wrote a checkpoint
 
 
 @dataclass
 class RecipeArguments:
-    """What the original's recipes add to transformers' training arguments, whatever the task."""
+    """Training arguments that the original's recipes for all tasks add to those of transformers."""
 
     total_train_batch_size: int | None = field(
         default=None,
@@ -48,8 +48,7 @@ class RecipeArguments:
     ema_decay: float = field(
         default=0.0,
         metadata={
-            "help": "Keep an exponential moving average of the weights, which is then what is evaluated and published; "
-            "0 is off."
+            "help": "Keep an exponential moving average of the weights; evaluate and publish the averages. 0 is off."
         },
     )
 
@@ -63,7 +62,7 @@ class RecipeArguments:
 
 
 def accumulation_steps(total: int, per_device: int, devices: int) -> int:
-    """Batches to accumulate so that a step takes `total` images.
+    """Return the number of batches to accumulate so that a step takes `total` images.
 
     Raises:
         ValueError: if no number of batches gives this total.
@@ -77,45 +76,45 @@ def accumulation_steps(total: int, per_device: int, devices: int) -> int:
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint that was written to its end, so that a process killed while saving loses nothing else.
+    """Return the newest complete checkpoint in a folder, or None; unfinished ones of killed processes are ignored.
 
     Trainer writes `trainer_state.json` last; beside it, every process has its file of random states.
     """
-    found: list[tuple[int, Path]] = []
+    complete: list[tuple[int, Path]] = []
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
         try:
             json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-            processes = json.loads((folder / _PROCESSES).read_text(encoding="utf-8"))
+            process_count = json.loads((folder / _PROCESS_COUNT_NAME).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        names = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+        names = ["rng_state.pth"] if process_count == 1 else [f"rng_state_{rank}.pth" for rank in range(process_count)]
         if step.isdigit() and all((folder / name).is_file() for name in names):
-            found.append((int(step), folder))
-    return max(found)[1] if found else None
+            complete.append((int(step), folder))
+    return max(complete)[1] if complete else None
 
 
 class RecipeTrainer(Trainer):
-    """Trainer with what the original's recipes have in common: rates by layer, averaged weights, whole checkpoints.
+    """Train by a recipe of the original: learning rates by layer, averaged weights, checkpoints that are complete.
 
-    With `ema_decay`, evaluation and prediction use the averaged weights, checkpoints keep both, and the model holds
-    the averages when `train` returns. Losses are means over a batch: with accumulation, the mean over its batches.
-    Works with DDP, FSDP2, and DeepSpeed (averages up to ZeRO-2).
+    With `ema_decay`, evaluation and prediction use the averaged weights, checkpoints hold both kinds of weights, and
+    the model holds the averages when `train` returns. The loss is the mean over a batch, and with gradient accumulation
+    the mean over its batches. Works with DDP, FSDP2, and DeepSpeed (averages up to ZeRO-2).
 
     Args:
         recipe: see `RecipeArguments`.
-        Everything else is Trainer's.
+        All other arguments are those of Trainer.
 
     Raises:
-        ValueError: for averages with ZeRO-3.
+        ValueError: for `ema_decay` with ZeRO-3.
     """
 
-    model: Any  # None between construction and the first use only
+    model: Any  # None only between construction and the first use
 
     def __init__(self, *args: Any, recipe: RecipeArguments, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.recipe = recipe
-        self.model_accepts_loss_kwargs = False  # nor does a model's loss that takes any keyword count items
+        self.model_accepts_loss_kwargs = False  # losses are means over a batch, also where `forward` takes any keyword
         self.average: WeightAverage | None = None
         self.learning_rate_factor = 1.0
         if recipe.learning_rate_batch_size:
@@ -124,7 +123,7 @@ class RecipeTrainer(Trainer):
         if recipe.ema_decay:
             if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
                 raise ValueError("ema_decay does not work with DeepSpeed's ZeRO-3: use FSDP2, or ZeRO-2 at most.")
-            self.add_callback(_AverageAfterEachStep(self))
+            self.add_callback(_AverageCallback(self))
 
     # ---- Data ----
 
@@ -136,26 +135,26 @@ class RecipeTrainer(Trainer):
     # ---- Optimizer and schedule ----
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-        """Groups for the optimizer, with their rates; `learning_rate` is scaled to the batch."""
+        """Return the optimizer's groups with their rates; `learning_rate` is already scaled to the batch size."""
         raise NotImplementedError
 
-    def learning_rates(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | None:
-        """The recipe's schedule over so many steps, or None for one of transformers'."""
+    def recipe_schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | None:
+        """Return the recipe's schedule over `steps` steps, or None to use a schedule of transformers."""
         raise NotImplementedError
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             learning_rate = self.args.learning_rate * self.learning_rate_factor
             groups = self.parameter_groups(self.model if model is None else model, learning_rate)
-            build, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             options["lr"] = learning_rate
-            self.optimizer = build(groups, **options)
+            self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.lr_scheduler is None:
             optimizer = optimizer or cast(torch.optim.Optimizer, self.optimizer)
-            self.lr_scheduler: Any = self.learning_rates(optimizer, num_training_steps)
+            self.lr_scheduler: Any = self.recipe_schedule(optimizer, num_training_steps)
             self._created_lr_scheduler = self.lr_scheduler is not None
         return super().create_scheduler(num_training_steps, optimizer)
 
@@ -170,38 +169,39 @@ class RecipeTrainer(Trainer):
         return result
 
     def start_average(self) -> WeightAverage:
+        """Return the averages; begin them with the weights as they are now if there are none yet."""
         if self.average is None:
             self.average = WeightAverage(self.model, self.recipe.ema_decay)
         return self.average
 
     @contextlib.contextmanager
-    def weights_to_judge(self) -> Iterator[None]:
-        """Evaluation sees the averages, the same ones in all processes."""
+    def evaluation_weights(self) -> Iterator[None]:
+        """Put the averages, if any, into the model for this context, with the same buffers in all processes."""
         with contextlib.nullcontext() if self.average is None else self.average.applied():
-            self._agree_on_buffers()
+            self._broadcast_buffers()
             yield
 
-    def _agree_on_buffers(self) -> None:
-        """Take the first process's statistics of batch norms, which each process gathers from its own images."""
+    def _broadcast_buffers(self) -> None:
+        """Copy the first process's batch norm statistics to all; each process gathers them from its own images."""
         if self.args.world_size > 1 and dist.is_initialized():
             for buffer in self.model.buffers():
                 if buffer.is_floating_point():
                     dist.broadcast(buffer, 0)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.weights_to_judge():
+        with self.evaluation_weights():
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        with self.weights_to_judge():
+        with self.evaluation_weights():
             return super().predict(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         if self.args.should_save:
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run: not complete until written anew
-            (folder / _PROCESSES).write_text(f"{self.args.world_size}\n", encoding="utf-8")
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run: this one is not complete yet
+            (folder / _PROCESS_COUNT_NAME).write_text(f"{self.args.world_size}\n", encoding="utf-8")
         if self.average is not None:
             self.average.save(folder, main=self.args.should_save)
         super()._save_checkpoint(model, trial)
@@ -217,21 +217,22 @@ class RecipeTrainer(Trainer):
             self.average.load(Path(self.state.best_model_checkpoint))
 
     def train_and_save(self, checkpoint: Path | None) -> None:
-        """Train, from this checkpoint on if there is one; write model, metrics and state to the output folder.
+        """Train, from `checkpoint` on unless it is None; write model, metrics and state to the output folder.
 
-        All processes call this.
+        All processes have to call this.
         """
         if checkpoint is not None:
-            logger.warning(f"Going on from {checkpoint}.")
+            logger.warning(f"Resuming from {checkpoint}.")
         result = self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        self.save_whole(str(self.args.output_dir))
+        self.save_full_model(str(self.args.output_dir))
         self.save_metrics("train", result.metrics)
         self.save_state()
 
-    def save_whole(self, folder: str | Path) -> None:
-        """Write the model with its configuration and image processor, for `from_pretrained`; all processes call this.
+    def save_full_model(self, folder: str | Path) -> None:
+        """Write the model with its configuration and image processor, for `from_pretrained`.
 
-        A model sharded by FSDP2 is gathered on the first process's CPU, and written as its own class.
+        All processes have to call this. A model sharded by FSDP2 is gathered on the first process's CPU and written as
+        an object of its original class.
         """
         if not self.is_fsdp_enabled:
             super().save_model(str(folder), _internal_call=True)
@@ -240,10 +241,10 @@ class RecipeTrainer(Trainer):
         state_dict = get_model_state_dict(self.model, options=options)
         if self.args.should_save:
             sharded: Any = self.model
-            original: Any = next(kind for kind in type(sharded).__mro__ if not issubclass(kind, FSDPModule))
+            original_class: Any = next(base for base in type(sharded).__mro__ if not issubclass(base, FSDPModule))
             with torch.device("meta"):
-                whole = original(sharded.config)
-            whole.save_pretrained(folder, state_dict=state_dict)
+                full_model = original_class(sharded.config)
+            full_model.save_pretrained(folder, state_dict=state_dict)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             torch.save(self.args, Path(folder) / TRAINING_ARGS_NAME)
@@ -252,13 +253,13 @@ class RecipeTrainer(Trainer):
         if not self.is_fsdp_enabled or _internal_call:
             super().save_model(output_dir, _internal_call)
             return
-        self.save_whole(str(output_dir or self.args.output_dir))
+        self.save_full_model(str(output_dir or self.args.output_dir))
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
 
-class TellEpoch(TrainerCallback):
-    """Sets a shared tensor to the number of the epoch, from 0, before its images are read."""
+class EpochCallback(TrainerCallback):
+    """Set a shared tensor to the number of the epoch, counted from 0, before its images are read."""
 
     def __init__(self, epoch: torch.Tensor) -> None:
         self.epoch = epoch
@@ -267,7 +268,9 @@ class TellEpoch(TrainerCallback):
         self.epoch.fill_(int(state.epoch or 0))
 
 
-class _AverageAfterEachStep(TrainerCallback):
+class _AverageCallback(TrainerCallback):
+    """Update the averages after each optimizer step."""
+
     def __init__(self, trainer: RecipeTrainer) -> None:
         self.trainer = trainer
 
@@ -279,4 +282,4 @@ class _AverageAfterEachStep(TrainerCallback):
             self.trainer.average.update()
 
 
-__all__ = ["RecipeArguments", "RecipeTrainer", "TellEpoch", "accumulation_steps", "last_complete_checkpoint"]
+__all__ = ["EpochCallback", "RecipeArguments", "RecipeTrainer", "accumulation_steps", "last_complete_checkpoint"]

@@ -16,7 +16,7 @@ from hf_internimage import InternImageForImageClassification
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
 from hf_internimage.training.ema import FILE_NAME, WeightAverage
 from hf_internimage.training.system_trainer import DenseRecipe, DenseTrainer
-from hf_internimage.training.trainer import TellEpoch, accumulation_steps, last_complete_checkpoint
+from hf_internimage.training.trainer import EpochCallback, accumulation_steps, last_complete_checkpoint
 
 
 class Noise(Dataset):
@@ -377,7 +377,9 @@ def test_epochs_are_told_also_after_resuming(tmp_path):
     def train(folder, **kwargs):
         epoch = torch.zeros((), dtype=torch.int64)
         data = Reading(epoch)
-        run = trainer(folder, data=data, callbacks=[TellEpoch(epoch)], max_steps=6, save_strategy="steps", save_steps=3)
+        run = trainer(
+            folder, data=data, callbacks=[EpochCallback(epoch)], max_steps=6, save_strategy="steps", save_steps=3
+        )
         run.train(**kwargs)
         return data.seen
 

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import EvalPrediction
 
-from hf_internimage.training.detection.coco_map import CocoMap, as_rows
+from hf_internimage.training.detection.coco_map import CocoMap, stack_detections
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -37,7 +37,7 @@ def detections(*images):
         rows = torch.tensor(image, dtype=torch.float64).reshape(-1, 6)
         boxes = torch.cat([rows[:, 2:4], rows[:, 2:4] + rows[:, 4:]], 1)
         results.append({"scores": rows[:, 0], "labels": rows[:, 1].long(), "boxes": boxes})
-    return as_rows(results).numpy()
+    return stack_detections(results).numpy()
 
 
 def measured(truth, found):
@@ -135,12 +135,12 @@ def test_rows():
         {"scores": torch.tensor([0.5, 0.25]), "labels": torch.tensor([3, 1]), "boxes": torch.arange(8.0).reshape(2, 4)},
         {"scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},
     ]
-    rows = as_rows(results)
+    rows = stack_detections(results)
     assert rows.dtype == torch.float32
     assert rows.tolist() == [[[0.5, 3, 0, 1, 2, 3], [0.25, 1, 4, 5, 6, 7]], [[-1] * 6] * 2]
-    assert as_rows(results[1:]).tolist() == [[[-1] * 6]]
+    assert stack_detections(results[1:]).tolist() == [[[-1] * 6]]
     scores = torch.tensor([0.5], dtype=torch.bfloat16)
     assert (
-        as_rows([{**results[0], "scores": scores, "labels": scores, "boxes": scores.expand(1, 4)}]).dtype
+        stack_detections([{**results[0], "scores": scores, "labels": scores, "boxes": scores.expand(1, 4)}]).dtype
         == torch.float32
     )

@@ -99,7 +99,7 @@ def publish(
     All processes have to call this. Models other than InternImage are pushed by Trainer's own means.
 
     Args:
-        trainer: after `save_whole` into its output folder.
+        trainer: after `save_full_model` into its output folder.
         evaluation: what `judge` returned, for the card.
         base_model: what the training began with: a folder, or a repository on the Hub, which the card names.
         license: SPDX identifier in lower case; not stated if None.

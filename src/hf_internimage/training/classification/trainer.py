@@ -62,7 +62,7 @@ class ClassificationTrainer(RecipeTrainer):
             geometry_scale=self.recipe.geometry_lr_scale,
         )
 
-    def learning_rates(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | None:
+    def recipe_schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | None:
         if self.args.lr_scheduler_type != "cosine":
             return None
         return cosine_schedule(

@@ -34,7 +34,7 @@ class CocoResult:
 
 
 class CocoMap:
-    """Trainer's `compute_metrics` for detections made by `as_rows`.
+    """Trainer's `compute_metrics` for detections made by `stack_detections`.
 
     It holds the truth of the whole split, so that processes exchange detections only.
 
@@ -67,7 +67,7 @@ class CocoMap:
     def evaluate(self, detections: np.ndarray, image_ids: np.ndarray) -> CocoResult:
         """Compare detections with the truth of these images.
 
-        Shapes: detections (N, K, 6), as `as_rows` makes them; image_ids (N,), of the split's column.
+        Shapes: detections (N, K, 6), as `stack_detections` makes them; image_ids (N,), of the split's column.
         """
         image_ids = image_ids.reshape(-1).astype(int)
         there = detections[..., 0] >= 0
@@ -93,7 +93,7 @@ class CocoMap:
         return CocoResult(metrics, per_class)
 
 
-def as_rows(results: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+def stack_detections(results: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     """What `post_process_object_detection` returns as one tensor (N, K, 6), float32, that processes can gather.
 
     A detection is (score, class, left, top, right, bottom); -1 throughout where an image has fewer than K.
@@ -107,4 +107,4 @@ def as_rows(results: list[dict[str, torch.Tensor]]) -> torch.Tensor:
     return rows
 
 
-__all__ = ["CocoMap", "CocoResult", "as_rows"]
+__all__ = ["CocoMap", "CocoResult", "stack_detections"]

@@ -36,7 +36,7 @@ def draw_overlays(
 
     Args:
         split: of `detection_data.DetectionData`.
-        detections: `image_id` -> (K, 6), as `coco_map.as_rows` makes them.
+        detections: `image_id` -> (K, 6), as `coco_map.stack_detections` makes them.
         label_names: of the classes.
         folder: where the PNG files go, named by `image_id` and the image's name; made if needed.
         prefix: of the files' names.

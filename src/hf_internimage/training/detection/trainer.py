@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from ...models.resizing import multiple_size
 from ..system_trainer import DenseTrainer
-from .coco_map import as_rows
+from .coco_map import stack_detections
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class DetectionTrainer(DenseTrainer):
     """Trains detectors by the original's recipes: any model of transformers for object detection.
 
     In evaluation the image processor turns a model's outputs into detections, in pixels of the images as they are in
-    their files. These are the predictions, as `coco_map.as_rows` makes them, and `label_ids` the images' `image_id`:
-    tensors that several processes can gather. `compute_metrics` has to be a `CocoMap`.
+    their files. The predictions are these, in the form of `coco_map.stack_detections`, and `label_ids` are the images'
+    `image_id`: tensors that several processes can gather. `compute_metrics` has to be a `CocoMap`.
 
     Args:
         Everything is DenseTrainer's.
@@ -77,7 +77,7 @@ class DetectionTrainer(DenseTrainer):
             sizes = torch.stack([label["orig_size"] for label in inputs["labels"]])
             found = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
             image_ids = torch.cat([label["image_id"] for label in inputs["labels"]])
-        return loss, as_rows(found), image_ids
+        return loss, stack_detections(found), image_ids
 
 
 __all__ = ["Collate", "DetectionTrainer"]

@@ -108,7 +108,7 @@ def judge(
         raise ValueError(
             "inference=slide needs as many windows in every process: evaluate the saved model without FSDP."
         )
-    with trainer.weights_to_judge():
+    with trainer.evaluation_weights():
         seconds = _segment(trainer, split, segmenter, transform, metric, names, inference.overlays)
     counts = torch.from_numpy(metric.counts).to(training.device)
     metric.counts = trainer.accelerator.reduce(counts, "sum").cpu().numpy()
@@ -190,7 +190,7 @@ def publish(
     All processes have to call this.
 
     Args:
-        trainer: after `save_whole` into its output folder.
+        trainer: after `save_full_model` into its output folder.
         evaluation: what `judge` returned, for the card.
         base_model: what the training began with: a folder, or a repository on the Hub, which the card names.
         license: SPDX identifier in lower case; not stated if None.
