@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Exponential moving average (EMA) of a model's weights, which is what gets evaluated and published."""
+"""Exponential moving average (EMA) of a model's weights; the averages are evaluated and published."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ FOLDER_NAME = "averaged_weights"
 
 
 class WeightAverage:
-    """Float32 averages of every floating-point parameter and persistent buffer of a model.
+    """Hold float32 averages of every floating-point parameter and persistent buffer of a model.
 
-    After each optimizer step, average <- decay * average + (1 - decay) * weight, from the first weights on. Parameters
+    The averages begin as the weights; each update sets average <- decay * average + (1 - decay) * weight. Parameters
     sharded by FSDP2 are averaged shard by shard.
 
     Args:
-        model: the model as it is trained (already sharded, on its device).
-        decay: share of the old average that stays, 0 to 1.
+        model: the model in training, already sharded and on its device.
+        decay: share of the old average that stays, between 0 and 1.
 
     Raises:
         ValueError: for a decay outside 0 to 1.
@@ -42,53 +42,55 @@ class WeightAverage:
 
     @property
     def sharded(self) -> bool:
+        """Return whether FSDP2 has sharded the model."""
         return any(isinstance(tensor, DTensor) for tensor in self.averages.values())
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are now."""
+        """Update the averages with the model's present weights."""
         averages = [_local(tensor) for tensor in self.averages.values()]
         weights = [_local(tensor).float() for tensor in self.weights.values()]
         torch._foreach_lerp_(averages, weights, 1 - self.decay)
 
     def apply(self) -> None:
-        """Put the averages into the model, for good."""
-        self._put(self.averages)
+        """Replace the model's weights by the averages."""
+        self._copy_to_model(self.averages)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the averages within this context, its own weights after it."""
-        own = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self._put(self.averages)
+        """Put the averages into the model for this context, and its own weights back after it."""
+        own_weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self._copy_to_model(self.averages)
         try:
             yield
         finally:
-            self._put(own)
+            self._copy_to_model(own_weights)
 
     @torch.no_grad()
-    def _put(self, values: dict[str, torch.Tensor]) -> None:
+    def _copy_to_model(self, values: dict[str, torch.Tensor]) -> None:
         for name, weight in self.weights.items():
             _local(weight).copy_(_local(values[name]))
 
     def save(self, folder: Path, *, main: bool) -> None:
-        """Write the averages into a checkpoint's folder; every process has to call this.
+        """Write the averages into a checkpoint's folder; all processes have to call this.
 
-        One safetensors file, or a folder of shards that a run with another number of processes can read, too.
+        The result is one safetensors file, written by the process with `main`. For a sharded model it is a folder of
+        shards, which a run with another number of processes can read, too.
         """
         if self.sharded:
             save_shards(dict(self.averages), storage_writer=FileSystemWriter(folder / FOLDER_NAME))
         elif main:
-            unfinished = folder / f".{FILE_NAME}"
-            save_file({name: tensor.contiguous() for name, tensor in self.averages.items()}, unfinished)
-            unfinished.replace(folder / FILE_NAME)
+            unfinished_file = folder / f".{FILE_NAME}"
+            save_file({name: tensor.contiguous() for name, tensor in self.averages.items()}, unfinished_file)
+            unfinished_file.replace(folder / FILE_NAME)
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote.
+        """Read averages that `save` wrote.
 
         Raises:
             FileNotFoundError: if the checkpoint has no averages of this kind.
-            ValueError: if they are those of another model.
+            ValueError: if they belong to another model.
         """
         name = FOLDER_NAME if self.sharded else FILE_NAME
         if not (folder / name).exists():
@@ -104,7 +106,7 @@ class WeightAverage:
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor this process holds; shares its memory."""
+    """Return this process's part of a tensor, without a copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Learning rates: one for each layer and step, as in the original's recipe."""
+"""Learning rates by layer and by step, as in the original's recipes."""
 
 import math
 import re
@@ -9,45 +9,45 @@ from typing import Any
 import torch
 from torch import nn
 
-# Names that the original's multiplier for the operator's learned geometry applies to.
+# The original's multiplier for the operator's learned geometry applies to parameters with these names.
 _GEOMETRY = ("offset", "attention_weights", "center_feature_scale_proj", "alpha_beta")
-# What wrappers put into the names of parameters.
+# Prefixes that wrappers add to the names of parameters.
 _WRAPPERS = re.compile(r"\b(module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
-# What a DINO detector's deformable attention finds its sampling points by.
+# Names of the parameters that give the sampling points of a detector's deformable attention.
 _SAMPLING = ("sampling_offsets", "reference_points")
-_PLACE = re.compile(
+_BACKBONE_PARAMETER = re.compile(
     r"^(?:model\.)?(?:(?P<stem>patch_embed)|levels\.(?P<stage>\d+)\.(?:blocks\.(?P<block>\d+)|(?P<end>downsample|norm)))\."
 )
 
 
 def layer_from_the_end(name: str, depths: list[int]) -> int | None:
-    """The number of a parameter's layer as the original counts: 0 for the last block, one more for each before it.
+    """Return the layer number of a parameter, counted as in the original's classification: back from the last block, 0.
 
-    The stem counts as the first block; a stage's downsampling and norm as the next stage's first block. None for what
-    the original leaves at the full rate: the head, the last stage's norm, and the norms between the third stage's
-    blocks.
+    The stem counts as the first block; a stage's downsampling and norm count as the next stage's first block. The
+    result is None for parameters with the full rate: the head, the last stage's norm, and the norms between the third
+    stage's blocks.
 
     Source: OpenGVLab/InternImage@31c962d, classification/optimizer.py.
     """
-    place = _PLACE.match(name)
-    if place is None:
+    match = _BACKBONE_PARAMETER.match(name)
+    if match is None:
         return None
-    if place["stem"]:
+    if match["stem"]:
         index = 0
     else:
-        stage = int(place["stage"])
-        if place["end"]:
+        stage = int(match["stage"])
+        if match["end"]:
             if stage + 1 == len(depths):
                 return None
             stage, block = stage + 1, 0
         else:
-            block = int(place["block"])
+            block = int(match["block"])
         index = sum(depths[:stage]) + block
     return sum(depths) - 1 - index
 
 
 def learning_rate_scale(name: str, depths: list[int], layer_decay: float, geometry_scale: float) -> float:
-    """What the learning rate of a parameter of InternImage is multiplied by, from its name in the model."""
+    """Return the factor of the learning rate of a parameter of InternImage, from its name in the model."""
     layer = layer_from_the_end(name, depths)
     scale = 1.0 if layer is None else layer_decay**layer
     return scale * geometry_scale if any(part in name for part in _GEOMETRY) else scale
@@ -61,12 +61,12 @@ def parameter_groups(
     layer_decay: float = 1.0,
     geometry_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer, one for each learning rate with and without weight decay.
+    """Return groups for a torch optimizer, one for each learning rate with and without weight decay.
 
     Args:
         model: any model; with `layer_decay` or `geometry_scale`, one of InternImage's.
         learning_rate: of the last block and the head.
-        weight_decay: of tensors with two or more dimensions that are no bias. Biases, norms and layer scales have none.
+        weight_decay: of tensors with two or more dimensions that are not biases; others have none.
         layer_decay: factor of the learning rate from each block to the one before it.
         geometry_scale: factor of the learning rate of the projections to offsets and centre-feature scales (the
             original's DCN_LR_MUL, which there has no effect without layer decay).
@@ -75,7 +75,7 @@ def parameter_groups(
         Dicts with `params`, `lr`, `weight_decay`, and `name` for logs.
 
     Raises:
-        ValueError: for a scale with a model that is not InternImage, or no positive scale.
+        ValueError: for a scale other than 1 with a model that is not InternImage, or a scale outside (0, 1].
 
     Source: OpenGVLab/InternImage@31c962d, classification/optimizer.py.
     """
@@ -110,6 +110,7 @@ def _grouped(
     scale_of: Callable[[str], float],
     is_decayed: Callable[[str, nn.Parameter], bool],
 ) -> list[dict[str, Any]]:
+    """Return one group for each learning rate and weight decay, the highest rate first."""
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -126,19 +127,19 @@ def _grouped(
             },
         )
         group["params"].append(parameter)
-    # The last group has the full rate, from the head: the one that logs show should be the first.
+    # Logs show the rate of the first group: this should be the full rate, that of the head.
     return sorted(groups.values(), key=lambda group: -group["lr"])
 
 
 def layer_from_the_start(name: str, depths: Sequence[int]) -> int | None:
-    """The number of a backbone parameter's layer as the original's segmentation and detection count.
+    """Return the layer number of a backbone parameter as the original's segmentation and detection count.
 
-    0 for the stem, 1 for the first block; a stage's downsampling and norm count as the next stage's first block, also
-    after the last stage, where that is the first block of this stage. The norms between the third stage's blocks are
-    counted by their own index, as if it were a block's. None for what is no layer of the backbone.
+    The stem is 0, the first block 1. A stage's downsampling and norm count as the next stage's first block; those of
+    the last stage count as the last stage's first block. The norms between the third stage's blocks are counted by
+    their own index, as if it were a block's. The result is None for parameters outside the layers of a backbone.
 
     Args:
-        name: in the backbone, such as `levels.0.blocks.0.norm1.0.weight`.
+        name: name in the backbone, such as `levels.0.blocks.0.norm1.0.weight`.
 
     Source: OpenGVLab/InternImage@31c962d, segmentation/mmcv_custom and detection/mmcv_custom.
     """
@@ -162,35 +163,35 @@ def system_parameter_groups(
     backbone_scale: float = 1.0,
     sampling_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer, for a segmentation or detection model.
+    """Return groups for a torch optimizer, for a model for segmentation or detection.
 
     Args:
-        model: any; with `layer_decay` one whose backbone is an InternImage, or several of them (the composite one).
+        model: any model; with `layer_decay`, one whose backbone is an InternImage or a composite of several.
         learning_rate: of everything outside the backbone.
-        weight_decay: of tensors with two or more dimensions that are neither bias nor of a norm.
+        weight_decay: of tensors with two or more dimensions that belong neither to a bias nor to a norm.
         layer_decay: factor of the learning rate from each block of the backbone to the one before it. The last block
             is one factor below the head.
         backbone_scale: factor of the whole backbone's learning rate.
         sampling_scale: factor for the sampling points of deformable attention (`sampling_offsets` and
-            `reference_points`; the original's offset_lr_scale, which means no offsets of DCNv3).
+            `reference_points`): the original's offset_lr_scale, which does not apply to offsets of DCNv3.
 
     Returns:
         Dicts with `params`, `lr`, `weight_decay`, and `name` for logs.
 
     Raises:
-        ValueError: for a scale without an InternImage, or no positive scale.
+        ValueError: for a backbone's scale other than 1 without an InternImage, or a scale outside (0, 1].
 
     Source: OpenGVLab/InternImage@31c962d, segmentation/mmcv_custom. One difference: there, queries and the class and
-    mask predictors of Mask2Former have the stem's learning rate; here the full one.
+    mask predictors of Mask2Former have the stem's learning rate; here they have the full rate.
     """
     _check_scales(layer_decay=layer_decay, backbone_scale=backbone_scale, sampling_scale=sampling_scale)
-    trunks = {
+    backbones = {
         _WRAPPERS.sub("", f"{name}." if name else ""): [len(stage.blocks) for stage in module.levels]
         for name, module in model.named_modules()
         if isinstance(getattr(module, "levels", None), nn.ModuleList)
         and all(hasattr(stage, "blocks") for stage in module.levels)
     }
-    if not trunks and (layer_decay != 1 or backbone_scale != 1):
+    if not backbones and (layer_decay != 1 or backbone_scale != 1):
         raise ValueError(
             f"layer_decay={layer_decay} and backbone_scale={backbone_scale} are for an InternImage backbone, which "
             f"{type(model).__name__} does not have; leave both at 1."
@@ -198,8 +199,8 @@ def system_parameter_groups(
 
     def scale(name: str) -> float:
         result = sampling_scale if any(part in name for part in _SAMPLING) else 1.0
-        for trunk, depths in trunks.items():
-            layer = layer_from_the_start(name.removeprefix(trunk), depths) if name.startswith(trunk) else None
+        for prefix, depths in backbones.items():
+            layer = layer_from_the_start(name.removeprefix(prefix), depths) if name.startswith(prefix) else None
             if layer is not None:
                 result *= backbone_scale * layer_decay ** (sum(depths) + 1 - layer)
         return result
@@ -213,10 +214,10 @@ def system_parameter_groups(
 def cosine_learning_rate(
     step: int, *, base: float, steps: int, warmup_steps: int, warmup_start: float, minimum: float
 ) -> float:
-    """The learning rate of one group at an optimizer step, counted from 0.
+    """Return the learning rate of one group at an optimizer step, counted from 0.
 
-    Linear from `warmup_start`, the same for all groups, to `base` within the warm-up. Then on the cosine from `base` at
-    step 0 to `minimum` at `steps`, which is so joined `warmup_steps` late, not at its top (timm's definition).
+    In the warm-up it is linear from `warmup_start`, the same for all groups, to `base`. Then it is on the cosine from
+    `base` at step 0 to `minimum` at `steps`: as in timm, the cosine counts the steps of the warm-up, too.
     """
     if step < warmup_steps:
         return warmup_start + (base - warmup_start) * step / warmup_steps
@@ -227,10 +228,10 @@ def cosine_learning_rate(
 def cosine_schedule(
     optimizer: torch.optim.Optimizer, *, steps: int, warmup_steps: int, warmup_start: float, minimum: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """`cosine_learning_rate` for every group of an optimizer, each from its own rate."""
+    """Return a scheduler that applies `cosine_learning_rate` to every group of an optimizer, with its own base rate."""
 
     def factor(base: float) -> Any:
-        def at(step: int) -> float:
+        def factor_at(step: int) -> float:
             if base == 0:
                 return 0.0
             rate = cosine_learning_rate(
@@ -238,7 +239,7 @@ def cosine_schedule(
             )
             return rate / base
 
-        return at
+        return factor_at
 
     bases: Iterable[float] = (group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(base) for base in bases])
@@ -253,18 +254,18 @@ def drop_schedule(
     power: float = 0.0,
     drops: Sequence[float] = (),
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedules of the original's segmentation (polynomial) and detection (drops to a tenth).
+    """Return the schedule of the original's segmentation (polynomial) or detection (drops to a tenth).
 
     The factor of every group's rate at step s is (1 - s / steps)^power, times 0.1 for each drop that has been passed.
-    Within the warm-up it is multiplied by a line from `warmup_start` to 1 (mmcv's definition: the polynomial begins
-    with the warm-up, not after it).
+    In the warm-up it is also multiplied by a factor that grows linearly from `warmup_start` to 1. As in mmcv, the
+    polynomial begins with the warm-up, not after it.
 
     Args:
-        steps: of the whole training.
-        warmup_steps: of them.
+        steps: optimizer steps of the whole training.
+        warmup_steps: steps of the warm-up, the first of them.
         warmup_start: factor at the first step.
-        power: 1 for a straight line to 0; 0 for none.
-        drops: shares of the training, between 0 and 1.
+        power: 1 for a straight line to 0; 0 for a constant.
+        drops: points of the training at which the rate drops, as shares between 0 and 1.
     """
 
     def factor(step: int) -> float:
