@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from ..models.dcnv3_reference import check_dcnv3, dcnv3_reference
 from . import eager
-from .registry import Backend, Call, Registry
+from .registry import Backend, Call, Registry, environment
 
 DCNV3 = Registry(
     "dcnv3",
@@ -103,6 +103,15 @@ def explain() -> str:
         lines += ["dcnv3 on cuda: PyTorch finds no such device here"]
         lines += _refusals("cuda", DCNV3.explain(Call("cuda", "float32")))
     return "\n".join(lines)
+
+
+def backend_for(device: str, dtype: str) -> str:
+    """Return the name of the backend that runs calls on a type of device in a dtype, such as "cpu" and "float32".
+
+    That is the one that HF_INTERNIMAGE_BACKEND demands, else the first that can.
+    """
+    reasons = DCNV3.explain(Call(device, dtype))
+    return environment() or next(name for name, reason in reasons.items() if reason is None)
 
 
 def _refusals(device: str, reasons: dict[str, str | None]) -> list[str]:
