@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pictures of a training and its result, as PNG files: curves, confusions, the worst mistakes."""
+"""Pictures of a training and of a classifier's results, as PNG files: curves, confusions, mistakes."""
 
 import math
 import textwrap
@@ -21,10 +21,10 @@ _TILE_PIXELS = 256
 
 
 def draw_training(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
-    """Losses, evaluation metrics and the learning rate by step.
+    """Draw losses, evaluation metrics and the learning rate by step.
 
     Args:
-        log_history: of Trainer's state.
+        log_history: `log_history` of Trainer's state.
         path: PNG file to write.
     """
     losses = {"training": _series(log_history, "loss"), "evaluation": _series(log_history, "eval_loss")}
@@ -60,7 +60,7 @@ def draw_training(log_history: Sequence[dict[str, float]], path: str | Path) -> 
 
 
 def _series(log_history: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:
-    """(step, value) of each entry that has it; what is not finite leaves a gap."""
+    """Return (step, value) of each entry with this name; values that are not finite leave a gap in the curve."""
     return [
         (entry["step"], entry[name] if math.isfinite(entry[name]) else math.nan)
         for entry in log_history
@@ -68,24 +68,24 @@ def _series(log_history: Sequence[dict[str, float]], name: str) -> list[tuple[fl
     ]
 
 
-def draw_confusions(truth: np.ndarray, found: np.ndarray, names: Sequence[str], path: str | Path) -> None:
-    """Which classes are taken for which: a matrix for up to 40 classes, the most frequent pairs for more.
+def draw_confusions(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], path: str | Path) -> None:
+    """Draw the confusions of classes: a matrix for up to 40 classes, the most frequent pairs for more.
 
     Args:
-        truth, found: class index of each image, (N,).
-        names: of the classes.
+        truth, predicted: class index of each image, (N,).
+        names: names of the classes.
         path: PNG file to write.
     """
-    truth, found = np.asarray(truth), np.asarray(found)
-    title = f"{int((truth == found).sum()):,} of {len(truth):,} images are classified right"
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    title = f"{int((truth == predicted).sum()):,} of {len(truth):,} images are classified right"
     with style(names) as labels:
         draw = _draw_matrix if len(names) <= _DRAWN_CLASSES else _draw_pairs
-        draw(truth, found, labels, title).savefig(path)
+        draw(truth, predicted, labels, title).savefig(path)
 
 
-def _draw_matrix(truth: np.ndarray, found: np.ndarray, labels: list[str], title: str) -> Figure:
+def _draw_matrix(truth: np.ndarray, predicted: np.ndarray, labels: list[str], title: str) -> Figure:
     classes = len(labels)
-    counts = np.bincount(truth * classes + found, minlength=classes**2).reshape(classes, classes)
+    counts = np.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, classes)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     labels = [cut(label, 28) for label in labels]
     side = max(3.0, (0.55 if classes <= _NUMBERED_CLASSES else 0.26) * classes)
@@ -101,7 +101,7 @@ def _draw_matrix(truth: np.ndarray, found: np.ndarray, labels: list[str], title:
     axis.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
     axis.grid(which="minor", color=LIGHT, linewidth=0.8)
     axis.tick_params(which="minor", length=0)
-    axis.set_xlabel("class found")
+    axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     axis.set_title(title, loc="left")
     if classes <= _NUMBERED_CLASSES:
@@ -116,9 +116,9 @@ def _draw_matrix(truth: np.ndarray, found: np.ndarray, labels: list[str], title:
     return figure
 
 
-def _draw_pairs(truth: np.ndarray, found: np.ndarray, labels: list[str], title: str) -> Figure:
-    wrong = truth != found
-    pairs, counts = np.unique(np.stack([truth[wrong], found[wrong]], axis=1), axis=0, return_counts=True)
+def _draw_pairs(truth: np.ndarray, predicted: np.ndarray, labels: list[str], title: str) -> Figure:
+    wrong = truth != predicted
+    pairs, counts = np.unique(np.stack([truth[wrong], predicted[wrong]], axis=1), axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:_PAIRS]
     totals = np.bincount(truth, minlength=len(labels))
     figure = Figure(figsize=(9, 0.8 + 0.27 * max(1, len(order))), dpi=120, layout="constrained")
@@ -145,9 +145,9 @@ def _draw_pairs(truth: np.ndarray, found: np.ndarray, labels: list[str], title: 
 
 
 def worst_mistakes(truth: np.ndarray, classes: np.ndarray, scores: np.ndarray, count: int = 24) -> list[int]:
-    """Rows of the wrongly classified images with the highest scores, highest first.
+    """Return the rows of the wrongly classified images with the highest scores, highest first.
 
-    Shapes: truth (N,); classes (N, k) and scores (N, k), best first, as `metrics.keep_best` makes them.
+    Shapes: truth (N,); classes (N, k) and scores (N, k), best first, as `metrics.keep_best` returns them.
     """
     wrong = np.flatnonzero(np.asarray(classes)[:, 0] != np.asarray(truth))
     order = np.argsort(-np.asarray(scores)[wrong, 0], kind="stable")
@@ -157,19 +157,19 @@ def worst_mistakes(truth: np.ndarray, classes: np.ndarray, scores: np.ndarray, c
 def draw_mistakes(
     images: Sequence[Image.Image],
     truth: Sequence[int],
-    found: Sequence[int],
+    predicted: Sequence[int],
     scores: Sequence[float],
     names: Sequence[str],
     path: str | Path,
     title: str,
 ) -> None:
-    """Images, and below each the class found with its score, and the true one.
+    """Draw images, and below each the predicted class with its score, and the true class.
 
     Args:
         images: RGB, of any sizes.
-        truth, found: class index of each image.
-        scores: of the class found, 0 to 1.
-        names: of all classes.
+        truth, predicted: class index of each image.
+        scores: scores of the predicted classes, 0 to 1.
+        names: names of all classes.
         path: PNG file to write.
         title: line above the images.
     """
@@ -180,11 +180,11 @@ def draw_mistakes(
         axes: Any = figure.subplots(rows, _COLUMNS, squeeze=False).ravel() if rows else []
         for axis in axes:
             axis.set_axis_off()
-        for axis, image, right, wrong, score in zip(axes, images, truth, found, scores, strict=False):
+        for axis, image, right, wrong, score in zip(axes, images, truth, predicted, scores, strict=False):
             tile = (_TILE_PIXELS, _TILE_PIXELS)
-            small = min(image.size) < _TILE_PIXELS / 4  # whose pixels are worth seeing
-            how = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
-            axis.imshow(ImageOps.pad(image.convert("RGB"), tile, method=how, color=LIGHT))
+            small = min(image.size) < _TILE_PIXELS / 4  # its single pixels stay visible
+            resampling = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
+            axis.imshow(ImageOps.pad(image.convert("RGB"), tile, method=resampling, color=LIGHT))
             lines = [(line, RED) for line in _wrapped(f"{score:.0%}  {labels[wrong]}")]
             lines += [(line, GREY) for line in _wrapped(f"is {labels[right]}")]
             for row, (line, colour) in enumerate(lines):
@@ -194,7 +194,7 @@ def draw_mistakes(
 
 
 def _wrapped(text: str) -> list[str]:
-    """At most two lines that fit below a tile."""
+    """Break a text into at most two lines that fit below a tile."""
     return textwrap.wrap(text if len(text) <= 44 else cut(text, 44), 24, max_lines=2, placeholder="…")
 
 

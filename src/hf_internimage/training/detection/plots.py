@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Images with their annotated boxes beside the detected ones, as PNG files."""
+"""Pictures of images with their annotated boxes beside the detected ones, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL.Image import Image as PILImage
 
 from ..images import MAX_PIXELS
-from ..plot_style import INK, cut, style
+from ..plot_style import cut, image_panels, rows_to_draw, style
 from .data import read_objects
 
 _COLOURS = colormaps["tab10"].colors  # type: ignore[attr-defined]
 _PANEL_INCHES, _DPI = 5.0, 110
-_SMALL = 256  # pixels; below, an image's own pixels are worth seeing
+_SMALL = 256  # pixels; single pixels of images with a shorter side stay visible
 
 
 def draw_overlays(
@@ -32,56 +31,52 @@ def draw_overlays(
     threshold: float,
     max_pixels: int = MAX_PIXELS,
 ) -> list[Path]:
-    """Draw images evenly chosen from a split: left as annotated, right as detected.
+    """Draw images spread evenly over a split: left with the annotated boxes, right with the detected ones.
 
     Args:
-        split: of `detection_data.DetectionData`.
-        detections: `image_id` -> (K, 6), as `coco_map.stack_detections` makes them.
-        label_names: of the classes.
-        folder: where the PNG files go, named by `image_id` and the image's name; made if needed.
-        prefix: of the files' names.
-        count: images at most; 0 for none.
-        threshold: least score of what is drawn as detected.
+        split: a split of `data.DetectionData`.
+        detections: `image_id` -> (K, 6), rows of `coco_map.stack_detections`.
+        label_names: names of the classes.
+        folder: folder of the PNG files, made if needed; they are named by `image_id` and the image's name.
+        prefix: beginning of the files' names.
+        count: largest number of images; 0 for none.
+        threshold: smallest score of the detections that are drawn.
         max_pixels: see `images.decode_image`.
 
-    Returns: the files.
+    Returns: the paths of the files.
     """
-    chosen = np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int))
     paths = []
-    for row in chosen.tolist():
+    for row in rows_to_draw(len(split), count):
         example = split[row]
         image, target, _ = read_objects(example, max_pixels)
         boxes = target["boxes"]
         truth = np.concatenate([np.ones((len(boxes), 1)), target["classes"][:, None], boxes], 1)
         truth[:, 4:] += truth[:, 2:4]
-        found = detections[example["image_id"]]
-        # Names alone may come twice, in several folders.
+        detected = detections[example["image_id"]]
+        # The image's name alone may occur twice, in several folders.
         stem = Path(example["image"]["path"] or "").stem
         path = folder / f"{prefix}{example['image_id']:06d}_{stem}.png"
         folder.mkdir(parents=True, exist_ok=True)
-        draw_boxes(image, truth, found[found[:, 0] >= threshold], label_names, path)
+        draw_boxes(image, truth, detected[detected[:, 0] >= threshold], label_names, path)
         paths.append(path)
     return paths
 
 
 def draw_boxes(
-    image: PILImage, truth: np.ndarray, found: np.ndarray, label_names: Sequence[str], path: str | Path
+    image: PILImage, truth: np.ndarray, detected: np.ndarray, label_names: Sequence[str], path: str | Path
 ) -> None:
-    """One image twice: with the annotated boxes, and with the detected ones and their scores.
+    """Draw one image twice: with the annotated boxes, and with the detected ones and their scores.
 
     Args:
         image: RGB.
-        truth, found: (n, 6), (score, class, left, top, right, bottom) in pixels.
-        label_names: of the classes.
+        truth, detected: (n, 6), (score, class, left, top, right, bottom) in pixels.
+        label_names: names of the classes.
         path: PNG file to write.
     """
+    titles = [f"annotated: {len(truth)}", f"detected: {len(detected)}"]
     with style(label_names) as labels:
-        height = _PANEL_INCHES * image.height / image.width
-        figure = Figure(figsize=(2 * _PANEL_INCHES, height + 0.4), dpi=_DPI, layout="constrained")
-        axes: Any = figure.subplots(1, 2)
-        for axis, title, boxes in zip(axes, ("annotated", "detected"), (truth, found), strict=True):
-            axis.set_axis_off()
-            axis.set_title(f"{title}: {len(boxes)}", loc="left", color=INK)
+        figure, axes = image_panels(image.size, titles, panel_inches=_PANEL_INCHES, dpi=_DPI)
+        for axis, boxes in zip(axes, (truth, detected), strict=True):
             axis.imshow(image, interpolation="nearest" if min(image.size) < _SMALL else "antialiased")
             axis.set_xlim(-0.5, image.width - 0.5)
             axis.set_ylim(image.height - 0.5, -0.5)

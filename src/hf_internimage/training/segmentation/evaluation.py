@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
@@ -15,6 +14,7 @@ from huggingface_hub import ModelCard
 from ...segmentation import SemanticSegmenter
 from ..evaluation_results import evaluation_result, precision, write_json
 from ..metric_modules import load_metric_module
+from ..plot_style import rows_to_draw
 from ..publish import base_repository, card_data, images_of, model_id_of, publish_by_trainer, score_table
 from .data import PairTransform, ProcessorPair, SegmentationData, SegmentationDataArguments
 from .plots import draw_masks
@@ -152,7 +152,7 @@ def _segment(
     count, world = len(split), trainer.args.world_size
     folder = Path(str(trainer.args.output_dir), "overlays")
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {int(row) for row in np.linspace(0, count - 1, min(overlays, count))}
+    drawn = rows_to_draw(count, overlays)
     seconds = 0.0
     # As many images in each process: a sharded model runs in all of them at once. The last ones come twice, uncounted.
     for turn in range(-(-count // world)):

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Pictures of label maps over their images: the image, the truth and what was found, side by side with a legend."""
+"""Pictures of label maps over their images: image, truth and prediction side by side, with a legend."""
 
 import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from ..plot_style import cut, style
+from ..plot_style import cut, image_panels, style
 
 BACKGROUND = "background"  # a class of this name is drawn as the image itself
 _GOLDEN = 0.6180339887498949
@@ -20,7 +19,7 @@ _LEGEND_ENTRIES, _LEGEND_COLUMNS = 40, 6
 
 
 def class_colours(names: Sequence[str]) -> np.ndarray:
-    """A colour of each class, (classes, 3) uint8; neighbours differ much, and the first ones are the same for all."""
+    """Return a colour for each class, (classes, 3) uint8; neighbours differ much, and a class index has one colour."""
     colours = [
         colorsys.hsv_to_rgb(index * _GOLDEN % 1, (0.85, 0.5, 0.7)[index // 8 % 3], (0.95, 0.7)[index // 4 % 2])
         for index in range(len(names))
@@ -29,44 +28,44 @@ def class_colours(names: Sequence[str]) -> np.ndarray:
 
 
 def blend(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """The image under the colours of its classes: (H, W, 3) uint8.
+    """Return the image blended with the colours of its classes, (H, W, 3) uint8.
 
     The class "background" and pixels whose label is no class are left as they are.
 
     Args:
         image: RGB.
-        labels: (H, W) of classes.
-        names: of the classes.
+        labels: class of each pixel, (H, W).
+        names: names of the classes.
     """
     pixels = np.asarray(image.convert("RGB"), np.float32)
-    drawn = (labels >= 0) & (labels < len(names))
+    coloured = (labels >= 0) & (labels < len(names))
     if BACKGROUND in names:
-        drawn &= labels != list(names).index(BACKGROUND)
-    colours = class_colours(names)[np.where(drawn, labels, 0)]
-    return np.round(np.where(drawn[..., None], (1 - _OPACITY) * pixels + _OPACITY * colours, pixels)).astype(np.uint8)
+        coloured &= labels != list(names).index(BACKGROUND)
+    colours = class_colours(names)[np.where(coloured, labels, 0)]
+    blended = np.where(coloured[..., None], (1 - _OPACITY) * pixels + _OPACITY * colours, pixels)
+    return np.round(blended).astype(np.uint8)
 
 
 def draw_masks(
-    image: Image.Image, truth: np.ndarray, found: np.ndarray, names: Sequence[str], path: str | Path
+    image: Image.Image, truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], path: str | Path
 ) -> None:
-    """Write a PNG of three panels: the image, the true classes, the classes found.
+    """Write a PNG of three panels: the image, the true classes, the predicted classes.
 
     Args:
         image: RGB.
-        truth, found: (H, W) of classes; 255 in the truth is no class.
-        names: of the classes.
+        truth, predicted: class of each pixel, (H, W); 255 in the truth is no class.
+        names: names of the classes.
         path: PNG file to write.
     """
-    present = [index for index in np.union1d(truth, found) if index < len(names) and names[index] != BACKGROUND]
-    panels = {"image": image, "truth": blend(image, truth, names), "found": blend(image, found, names)}
-    height = _PANEL_INCHES * image.height / image.width
+    present = [index for index in np.union1d(truth, predicted) if index < len(names) and names[index] != BACKGROUND]
+    panels = {"image": image, "truth": blend(image, truth, names), "predicted": blend(image, predicted, names)}
     rows = -(-min(len(present), _LEGEND_ENTRIES) // _LEGEND_COLUMNS)
     with style(names) as labels:
-        figure = Figure(figsize=(3 * _PANEL_INCHES, height + 0.4 + 0.2 * rows), dpi=_DPI, layout="constrained")
-        for axis, (name, panel) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        figure, axes = image_panels(
+            image.size, list(panels), panel_inches=_PANEL_INCHES, dpi=_DPI, legend_inches=0.2 * rows
+        )
+        for axis, panel in zip(axes, panels.values(), strict=True):
             axis.imshow(panel, interpolation="nearest")
-            axis.set_title(name, loc="left")
-            axis.set_axis_off()
         colours = class_colours(names) / 255
         entries = [Patch(color=colours[index], label=cut(labels[index], 22)) for index in present[:_LEGEND_ENTRIES]]
         if entries:
