@@ -20,8 +20,9 @@ from support.paths import ROOT, SCRIPTS
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
 from hf_internimage.checkpoints.classifiers import CHECKPOINTS, SOURCE
 from hf_internimage.hub import card_files
-from hf_internimage.hub.cards import REPORTED, evaluated_card, official_card
-from hf_internimage.hub.system_cards import published_dense_card
+from hf_internimage.hub.card_blocks import REPORTED
+from hf_internimage.hub.cards import evaluated_card, official_card
+from hf_internimage.hub.system_cards import published_system_card
 
 BY_NAME = {checkpoint.name: checkpoint for checkpoint in CHECKPOINTS}
 RESULT = {
@@ -180,7 +181,7 @@ MEASURED = {
 
 @pytest.mark.parametrize("checkpoint", card_files.system_checkpoints(), ids=lambda checkpoint: checkpoint.name)
 def test_card_of_segmentation_or_detection(checkpoint):
-    text = str(published_dense_card(checkpoint, MEASURED))
+    text = str(published_system_card(checkpoint, MEASURED))
     task = "image-segmentation" if checkpoint.task == "semantic-segmentation" else "object-detection"
     metadata = check(text, task)
     values = [result.metric_value for result in ModelCard(text).data.eval_results or []]
@@ -196,7 +197,7 @@ def test_card_of_segmentation_or_detection(checkpoint):
     assert ("we know of no public file" in text) == (not checkpoint.released)
     assert ("hf-internimage[torchvision]" in text) == ("rcnn" in checkpoint.system)
     assert metadata["license"] == checkpoint.licence
-    assert "Time and memory" not in str(published_dense_card(checkpoint))
+    assert "Time and memory" not in str(published_system_card(checkpoint))
 
 
 def test_measurements_are_shared_by_equal_systems_only():

@@ -16,8 +16,9 @@ from typing import Any
 
 from ..checkpoints.classifiers import CHECKPOINTS
 from ..checkpoints.systems import SYSTEM_CHECKPOINTS, SystemCheckpoint
-from .cards import REPORTED, evaluated_card, official_card
-from .system_cards import SYSTEM_TITLES, published_dense_card
+from .card_blocks import REPORTED
+from .cards import evaluated_card, official_card
+from .system_cards import SYSTEM_TITLES, published_system_card
 
 INDEX = "README.md"
 _MEASUREMENTS = Path("benchmarks", "results", "systems_cpu.json")
@@ -63,7 +64,7 @@ def card_texts(checkout: Path) -> dict[str, str]:
     texts = {f"{checkpoint.name}.md": str(official_card(checkpoint)) for checkpoint in CHECKPOINTS}
     for checkpoint in system_checkpoints():
         measurement = measurement_of(checkpoint, measurements)
-        texts[f"{checkpoint.name}.md"] = str(published_dense_card(checkpoint, measurement))
+        texts[f"{checkpoint.name}.md"] = str(published_system_card(checkpoint, measurement))
     return {INDEX: _index(measurements), **texts}
 
 

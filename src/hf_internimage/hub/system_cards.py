@@ -1,14 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""Model cards of the published segmentation and detection checkpoints, from `dense_checkpoints.py`."""
+"""Model cards of the published segmentation and detection systems."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
 from ..checkpoints.systems import SEMANTIC_SEGMENTATION, SOURCE, Score, SystemCheckpoint
 from ..models.configuration_internimage import SIZES
-from .cards import INTRODUCTION, LIBRARY, REPORTED, fill_template, markdown_table
+from .card_blocks import (
+    IMPORT_PACKAGE,
+    INTRODUCTION,
+    REPORTED,
+    architecture,
+    card_metadata,
+    full_card,
+    markdown_table,
+    parameter_count,
+    pipeline_code,
+    python_block,
+    reported_result,
+    segmentation_code,
+    weight_sizes,
+)
 
 SYSTEM_TITLES = {
     "upernet": "UperNet",
@@ -38,78 +52,52 @@ The file is read as tensors only (no code in it is run), every tensor is used or
 appears complete or not at all.
 """
 
-_SEGMENT = """
-```python
-import hf_internimage  # makes the Auto classes know InternImage
-from hf_internimage.segmentation import SemanticSegmenter
-from PIL import Image
-from transformers import AutoImageProcessor, {auto}
-
-folder = "{name}"
-model = {auto}.from_pretrained(folder).eval()
-segment = SemanticSegmenter(model, AutoImageProcessor.from_pretrained(folder){options})
-labels = segment(Image.open("street.jpg").convert("RGB"))  # (height, width), the class of each pixel
-```
-"""
-
-_DETECT = """
-```python
-import hf_internimage  # makes the Auto classes and pipelines know InternImage
-from transformers import pipeline
-
-detect = pipeline("object-detection", model="{name}")
-for found in detect("street.jpg", threshold=0.3):
-    print(found["label"], found["score"], found["box"])
-```
-"""
-
 _MASKS = """
 Masks come from `hf_internimage.models.mask_rcnn.post_process_instance_segmentation` on the model's outputs.
 """
 
 
-def published_dense_card(checkpoint: SystemCheckpoint, measured: Mapping[str, Any] | None = None) -> ModelCard:
-    """The card of a published checkpoint that `scripts/convert_checkpoint.py` converts.
+def published_system_card(checkpoint: SystemCheckpoint, measured: Mapping[str, Any] | None = None) -> ModelCard:
+    """Return the card of a published checkpoint that `scripts/convert_checkpoint.py` converts.
 
     Args:
-        checkpoint: a row of the table.
-        measured: what `benchmarks/benchmark.py --systems` wrote of the converted model or of one of the same
-            architecture and input (`name`, `height`, `width`, `seconds`, `peak_memory_mib`, `threads`, `device`,
-            `dtype`); None if it was not measured.
+        checkpoint: row of the table of systems.
+        measured: row of the result of `benchmarks/benchmark.py --systems`, of this model or of one with the same
+            architecture and input (`name`, `height`, `width`, `seconds`, `peak_memory_mib`, `threads`), with the
+            result's `device` and `dtype`; None if it was not measured.
     """
+    pipeline_tag = _PIPELINE_TAGS[checkpoint.task]
+    task_name = checkpoint.task.replace("-", " ")
     results = [
-        EvalResult(
-            task_type=_PIPELINE_TAGS[checkpoint.task],
-            task_name=checkpoint.task.replace("-", " ").capitalize(),
-            dataset_type=checkpoint.dataset.lower().replace(" ", "-"),
-            dataset_name=checkpoint.dataset,
-            dataset_split=score.split or "validation",
+        reported_result(
+            f"{score.metric}, {score.views}",
+            score.value,
             metric_type=_METRIC_TYPES.get(score.metric, "mean_average_precision"),
-            metric_name=f"{score.metric}, {score.views}, {REPORTED}",
-            metric_value=round(score.value / 100, 4),
-            source_name="OpenGVLab/InternImage",
-            source_url=SOURCE,
+            task=pipeline_tag,
+            task_name=task_name.capitalize(),
+            dataset=checkpoint.dataset.lower().replace(" ", "-"),
+            dataset_name=checkpoint.dataset,
+            split=score.split or "validation",
+            source=SOURCE,
         )
         for score in checkpoint.scores
     ]
-    data = ModelCardData(
-        model_name=checkpoint.name if results else None,
+    metadata = card_metadata(
+        [pipeline_tag, checkpoint.system.replace("_", "-")],
         license=checkpoint.licence,
-        library_name=LIBRARY,
-        pipeline_tag=_PIPELINE_TAGS[checkpoint.task],
-        tags=["internimage", _PIPELINE_TAGS[checkpoint.task], checkpoint.system.replace("_", "-"), "dcnv3", "vision"],
+        model_name=checkpoint.name if results else None,
         eval_results=results or None,
     )
     system = SYSTEM_TITLES[checkpoint.system]
     origin = f"the published file `{checkpoint.name}.pth`" if checkpoint.released else "a checkpoint of this training"
-    return fill_template(
-        data,
+    return full_card(
+        metadata,
         title=f"{system}, InternImage-{checkpoint.size.upper()}, {checkpoint.dataset}",
         summary=f"{INTRODUCTION} This is {system} with an InternImage-{checkpoint.size.upper()} backbone for "
-        f"{checkpoint.task.replace('-', ' ')}, trained on {checkpoint.dataset}: {origin} ({checkpoint.url}).",
+        f"{task_name}, trained on {checkpoint.dataset}: {origin} ({checkpoint.url}).",
         facts=[*_facts(checkpoint), *_measurements(checkpoint, measured)],
         accuracy=_scores(checkpoint.scores),
-        use=(_CONVERT + _use(checkpoint)).format(name=checkpoint.name).strip(),
+        use=f"{_CONVERT.format(name=checkpoint.name)}\n{_use(checkpoint)}".strip(),
         training=None,
         limits=_limits(checkpoint),
         licence="MIT, as the authors state of their repository. Data sets have terms of their own.",
@@ -119,22 +107,14 @@ def published_dense_card(checkpoint: SystemCheckpoint, measured: Mapping[str, An
 def _facts(checkpoint: SystemCheckpoint) -> list[tuple[str, str]]:
     fields = SIZES[checkpoint.size]
     flags = [name for name in _REPORTED_FLAGS if fields.get(name)]
-    depths = ", ".join(map(str, fields["depths"]))
     resized = f"the largest size within {checkpoint.longest_edge} x {checkpoint.shortest_edge} pixels of its shape"
     if checkpoint.size_divisor and checkpoint.task == SEMANTIC_SEGMENTATION:
         resized += f", then resized again to multiples of {checkpoint.size_divisor}"
     elif checkpoint.size_divisor:
         resized += f", padded to multiples of {checkpoint.size_divisor}"
     facts = [
-        (
-            "Backbone",
-            f"InternImage-{checkpoint.size.upper()}: {fields['channels']} channels in the first stage, blocks {depths}"
-            + (f"; {', '.join(flags)}" if flags else ""),
-        ),
-        (
-            "Parameters",
-            f"{checkpoint.parameters:,} ({checkpoint.parameters * 4 / 1e9:.2f} GB in float32), counted by us",
-        ),
+        ("Backbone", "; ".join([architecture(checkpoint.size), *([", ".join(flags)] if flags else [])])),
+        ("Parameters", parameter_count(checkpoint.parameters)),
         ("Test image", f"{resized} (bilinear, not antialiased)"),
         ("Classes", _classes(checkpoint)),
     ]
@@ -181,14 +161,16 @@ def _scores(scores: Sequence[Score]) -> str:
 
 
 def _use(checkpoint: SystemCheckpoint) -> str:
+    """Return how to load and run the converted model, in Markdown."""
     if checkpoint.system in ("mask_rcnn", "cascade_rcnn"):
-        return _DETECT.replace("import hf_internimage  #", "import hf_internimage.models.mask_rcnn  #") + _MASKS
+        first_line = IMPORT_PACKAGE.replace("hf_internimage", "hf_internimage.models.mask_rcnn")
+        return python_block(pipeline_code("object-detection", checkpoint.name, first_line=first_line)) + _MASKS
     if checkpoint.task != SEMANTIC_SEGMENTATION:
-        return _DETECT
+        return python_block(pipeline_code("object-detection", checkpoint.name))
+    universal = checkpoint.system == "mask2former"
+    model_class = "AutoModelForUniversalSegmentation" if universal else "AutoModelForSemanticSegmentation"
     options = f", crop_size={checkpoint.crop_size}, stride={checkpoint.stride}" if checkpoint.crop_size else ""
-    is_mask2former = checkpoint.system == "mask2former"
-    auto = "AutoModelForUniversalSegmentation" if is_mask2former else "AutoModelForSemanticSegmentation"
-    return _SEGMENT.replace("{auto}", auto).replace("{options}", options)
+    return python_block(segmentation_code(model_class, checkpoint.name, variable="folder", options=options))
 
 
 def _limits(checkpoint: SystemCheckpoint) -> list[str]:
@@ -201,13 +183,10 @@ def _limits(checkpoint: SystemCheckpoint) -> list[str]:
     if not checkpoint.released:
         limits.insert(0, "The authors' model zoo names the configuration; we know of no public file of its weights.")
     if checkpoint.parameters > 1e9:
-        limits.append(
-            f"The weights alone need {checkpoint.parameters * 4 / 1e9:.1f} GB in float32, "
-            f"{checkpoint.parameters * 2 / 1e9:.1f} GB in bfloat16 (`dtype` of `from_pretrained`)."
-        )
+        limits.append(f"{weight_sizes(checkpoint.parameters)} (`dtype` of `from_pretrained`).")
     if checkpoint.system in ("mask_rcnn", "cascade_rcnn"):
         limits.append('Needs torchvision: `pip install "hf-internimage[torchvision]"`.')
     return limits
 
 
-__all__ = ["SYSTEM_TITLES", "published_dense_card"]
+__all__ = ["SYSTEM_TITLES", "published_system_card"]
