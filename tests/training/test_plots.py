@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""training/reports.py: what is drawn, read from the figures; and that the pictures are there for all kinds of data."""
+"""Pictures of a training and of a classifier: contents are read from the figures, for all kinds of names and data."""
 
 import math
 
@@ -9,26 +9,25 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hf_internimage.training import plot_style as report_style
-from hf_internimage.training import plots as reports
+from hf_internimage.training import plot_style, plots
 
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures saved. A character that no font has would be an error, as every UserWarning is in tests."""
-    found = []
+    """Return the list of saved figures. A character that no font has is an error, as every UserWarning in tests."""
+    saved = []
     save = Figure.savefig
 
     def keep(figure, path, **options):
         save(figure, path, **options)
-        found.append(figure)
+        saved.append(figure)
 
     monkeypatch.setattr(Figure, "savefig", keep)
-    return found
+    return saved
 
 
 def visible(figure):
-    """Texts and tick labels that are drawn."""
+    """Yield texts and tick labels that are drawn."""
     for axis in figure.axes:
         yield from axis.texts
         for side, labels in ((axis.xaxis, axis.get_xticklabels()), (axis.yaxis, axis.get_yticklabels())):
@@ -42,7 +41,7 @@ def texts(figure):
 
 
 def overlaps(figure):
-    """Pairs of texts that cover each other."""
+    """Return pairs of texts that cover each other."""
     boxes = [(text.get_text(), text.get_window_extent().padded(-1)) for text in visible(figure)]
     return [(a, b) for row, (a, first) in enumerate(boxes) for b, second in boxes[row + 1 :] if first.overlaps(second)]
 
@@ -59,7 +58,7 @@ def history():
 
 
 def test_training_curves(figures, tmp_path):
-    reports.draw_training(history(), tmp_path / "a.png")
+    plots.draw_training(history(), tmp_path / "a.png")
     (figure,) = figures
     loss, metrics, rate = figure.axes
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["loss", "metrics", "learning rate"]
@@ -76,7 +75,7 @@ def test_training_curves(figures, tmp_path):
 
 @pytest.mark.parametrize("entries", [[], [{"train_runtime": 1.0, "step": 5}], history()[:1]], ids=["none", "no", "one"])
 def test_short_trainings_have_a_picture(entries, tmp_path):
-    reports.draw_training(entries, tmp_path / "a.png")
+    plots.draw_training(entries, tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").width > 50
 
 
@@ -105,11 +104,11 @@ def random_result(classes, count=2000):
 @pytest.mark.parametrize("kind", NAMES)
 def test_confusions_are_readable(kind, figures, tmp_path):
     names = NAMES[kind]
-    truth, found = random_result(len(names))
-    reports.draw_confusions(truth, found, names, tmp_path / "a.png")
+    truth, predicted = random_result(len(names))
+    plots.draw_confusions(truth, predicted, names, tmp_path / "a.png")
     (figure,) = figures
     assert not overlaps(figure)
-    assert any(f"{(truth == found).sum():,} of 2,000" in text for text in texts(figure))
+    assert any(f"{(truth == predicted).sum():,} of 2,000" in text for text in texts(figure))
     assert not any(text.get_parse_math() for text in visible(figure))  # "$x^2$" is a name, not a formula
     if kind == "no font":
         assert {"class 0", "class 1", "class 2", "dog"} <= set(texts(figure))
@@ -122,8 +121,8 @@ def test_confusions_are_readable(kind, figures, tmp_path):
 
 
 def test_confusion_matrix_counts(figures, tmp_path):
-    truth, found = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 0, 1, 0, 0, 1, 1])
-    reports.draw_confusions(truth, found, ["cat", "dog", "ape"], tmp_path / "a.png")
+    truth, predicted = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 0, 1, 0, 0, 1, 1])
+    plots.draw_confusions(truth, predicted, ["cat", "dog", "ape"], tmp_path / "a.png")
     axis = figures[0].axes[0]
     shares = axis.images[0].get_array()
     assert shares.tolist() == [[0.75, 0.25, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
@@ -133,13 +132,13 @@ def test_confusion_matrix_counts(figures, tmp_path):
 
 def test_most_frequent_confusions_come_first(figures, tmp_path):
     truth = np.array([7] * 10 + [3] * 4 + list(range(50)))
-    found = np.array([8] * 6 + [7] * 4 + [4] * 4 + list(range(50)))
-    reports.draw_confusions(truth, found, [f"n{index}" for index in range(50)], tmp_path / "a.png")
+    predicted = np.array([8] * 6 + [7] * 4 + [4] * 4 + list(range(50)))
+    plots.draw_confusions(truth, predicted, [f"n{index}" for index in range(50)], tmp_path / "a.png")
     axis = figures[0].axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["n7  →  n8", "n3  →  n4"]
     assert [text.get_text().split() for text in axis.texts] == [["6", "(55%)"], ["4", "(80%)"]]
     assert axis.get_ylim()[0] > axis.get_ylim()[1]  # downwards
-    reports.draw_confusions(truth, truth, [f"n{index}" for index in range(50)], tmp_path / "b.png")
+    plots.draw_confusions(truth, truth, [f"n{index}" for index in range(50)], tmp_path / "b.png")
     assert "64 of 64 images are classified right" in texts(figures[1])
 
 
@@ -147,17 +146,17 @@ def test_worst_mistakes_are_the_surest():
     truth = np.array([0, 1, 2, 3, 4])
     classes = np.array([[0, 1], [0, 1], [0, 2], [3, 1], [0, 4]])
     scores = np.array([[0.9, 0.1], [0.5, 0.1], [0.8, 0.1], [0.9, 0.1], [0.5, 0.4]])
-    assert reports.worst_mistakes(truth, classes, scores) == [2, 1, 4]
-    assert reports.worst_mistakes(truth, classes, scores, count=1) == [2]
-    assert reports.worst_mistakes(truth[:1], classes[:1], scores[:1]) == []
+    assert plots.worst_mistakes(truth, classes, scores) == [2, 1, 4]
+    assert plots.worst_mistakes(truth, classes, scores, count=1) == [2]
+    assert plots.worst_mistakes(truth[:1], classes[:1], scores[:1]) == []
 
 
 @pytest.mark.parametrize("kind", ["2", "100 long", "formulas", "scripts", "no font"])
 def test_sheet_of_mistakes(kind, figures, tmp_path):
     names = NAMES[kind]
     images = [Image.new("RGB", (40 + 30 * index, 90), (10 * index, 0, 0)) for index in range(7)]
-    truth, found = [index % len(names) for index in range(7)], [(index + 1) % len(names) for index in range(7)]
-    reports.draw_mistakes(images, truth, found, [0.123] * 7, names, tmp_path / "a.png", "title")
+    truth, predicted = [index % len(names) for index in range(7)], [(index + 1) % len(names) for index in range(7)]
+    plots.draw_mistakes(images, truth, predicted, [0.123] * 7, names, tmp_path / "a.png", "title")
     (figure,) = figures
     assert not overlaps(figure)
     assert "title" in texts(figure)
@@ -165,20 +164,27 @@ def test_sheet_of_mistakes(kind, figures, tmp_path):
     assert len(drawn) == 7
     first, *_, last = drawn[0].texts
     assert first.get_text().startswith("12%")
-    assert (first.get_color(), last.get_color()) == (report_style.RED, report_style.GREY)
+    assert (first.get_color(), last.get_color()) == (plot_style.RED, plot_style.GREY)
     middle = drawn[3].images[0].get_array()[128, 128]
     assert middle.tolist() == [30, 0, 0]
 
 
 def test_no_mistakes(tmp_path):
-    reports.draw_mistakes([], [], [], [], ["a", "b"], tmp_path / "a.png", "No mistakes.")
+    plots.draw_mistakes([], [], [], [], ["a", "b"], tmp_path / "a.png", "No mistakes.")
     assert Image.open(tmp_path / "a.png").width > 50
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "expected"), [(5, 3, [0, 2, 4]), (2, 9, [0, 1]), (7, 1, [0]), (4, 0, []), (100, 2, [0, 99])]
+)
+def test_rows_to_draw_are_spread_evenly(rows, count, expected):
+    assert plot_style.rows_to_draw(rows, count) == expected
 
 
 def test_settings_of_others_stay_and_do_not_matter(tmp_path):
     with matplotlib.rc_context({"font.size": 33, "savefig.dpi": 10}):
         before = dict(matplotlib.rcParams)
-        reports.draw_training(history(), tmp_path / "a.png")
+        plots.draw_training(history(), tmp_path / "a.png")
         assert dict(matplotlib.rcParams) == before
-    reports.draw_training(history(), tmp_path / "b.png")
+    plots.draw_training(history(), tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

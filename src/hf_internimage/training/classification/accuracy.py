@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Metric of the package `evaluate`: how well images are classified. Loaded by its path; stands alone."""
+"""Metric of classification for the package `evaluate`, which loads this file by its path; imports no other file."""
 
 import datasets
 import evaluate
@@ -12,7 +12,7 @@ at a threshold of 0.5.
 """
 _INPUTS = """
 Args:
-    predictions: classes of each image, best first, as many as wanted (five for top-5 accuracy).
+    predictions: classes of each image, best first, any number of them (five for top-5 accuracy).
         With "multi_label": a score between 0 and 1 for each class.
     references: the right class of each image. With "multi_label": 0 or 1 for each class.
 
@@ -23,7 +23,7 @@ Returns:
 
 
 class ClassificationAccuracy(evaluate.Metric):
-    """See the descriptions above, which `evaluate` shows."""
+    """Compute the metrics that `_DESCRIPTION` describes."""
 
     def _info(self) -> evaluate.MetricInfo:
         if self.config_name == "multi_label":
@@ -43,7 +43,7 @@ class ClassificationAccuracy(evaluate.Metric):
     def _compute(self, predictions: list, references: list) -> dict[str, float]:
         if self.config_name == "multi_label":
             return multi_label(np.asarray(predictions, np.float32), np.asarray(references))
-        hits = np.asarray(predictions) == np.asarray(references)[:, None]  # (N, classes named)
+        hits = np.asarray(predictions) == np.asarray(references)[:, None]  # (N, predicted classes)
         result = {"accuracy": float(hits[:, 0].mean())}
         if hits.shape[1] >= 5:
             result["top5_accuracy"] = float(hits[:, :5].any(axis=1).mean())
@@ -51,20 +51,25 @@ class ClassificationAccuracy(evaluate.Metric):
 
 
 def multi_label(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Mean average precision and micro F1 of scores (N, classes) and zeros and ones (N, classes)."""
-    right = truth == 1
-    average = [average_precision(scores[:, index], right[:, index]) for index in np.flatnonzero(right.any(axis=0))]
-    found = scores > 0.5
-    total = int(found.sum() + right.sum())
+    """Return mean average precision and micro F1 of scores (N, classes) against zeros and ones (N, classes)."""
+    positive = truth == 1
+    precisions = [
+        average_precision(scores[:, index], positive[:, index]) for index in np.flatnonzero(positive.any(axis=0))
+    ]
+    predicted = scores > 0.5
+    total = int(predicted.sum() + positive.sum())
     return {
-        "mean_average_precision": float(np.mean(average)) if average else 0.0,
-        "f1": 2 * int((found & right).sum()) / total if total else 0.0,
+        "mean_average_precision": float(np.mean(precisions)) if precisions else 0.0,
+        "f1": 2 * int((predicted & positive).sum()) / total if total else 0.0,
     }
 
 
-def average_precision(scores: np.ndarray, right: np.ndarray) -> float:
-    """Area under the steps of precision over recall, (N,) scores and booleans; equal scores count as one threshold."""
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Return the area under the steps of precision over recall of (N,) scores and booleans.
+
+    Equal scores count as one threshold.
+    """
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # the last of each run of equal scores
-    hits = np.cumsum(right[order])[ends]
+    hits = np.cumsum(positive[order])[ends]
     return float(np.sum(np.diff(hits, prepend=0) * hits / (ends + 1)) / hits[-1])

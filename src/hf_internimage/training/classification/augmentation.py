@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Augmentation of training images: the original's recipe (timm's `rand-m9-mstd0.5-inc1`) on Pillow and numpy.
 
-No maintained library offers this recipe without torchvision. What happens to an image depends on the seed it is given
-and on nothing else, so that worker processes, ranks and an interruption change nothing.
+No maintained library offers this recipe without torchvision. The result depends on the image and the seed only, so that
+it is the same with any number of worker processes and ranks, and after an interruption.
 """
 
 import math
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-_FULL = 10.0  # the magnitude at which an operation is strongest
+_STRONGEST = 10.0  # operations are strongest at this magnitude
 _ATTEMPTS = 10
 
 
 @dataclass
 class AugmentationArguments:
-    """How training images are varied. The defaults are the original's; sides and colours come from the processor."""
+    """Settings of the augmentation. The defaults are the original's; sizes and colours come from the processor."""
 
     crop_scale_min: float = field(
         default=0.08, metadata={"help": "Smallest share of the image's area that a random crop may keep."}
@@ -47,8 +47,10 @@ class AugmentationArguments:
         for name in ("crop_scale_min", "flip_probability", "erase_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number between 0 and 1.")
-        if not 0 <= self.rand_augment_magnitude <= _FULL:
-            raise ValueError(f"rand_augment_magnitude is {self.rand_augment_magnitude}, expected 0 to {_FULL:.0f}.")
+        if not 0 <= self.rand_augment_magnitude <= _STRONGEST:
+            raise ValueError(
+                f"rand_augment_magnitude is {self.rand_augment_magnitude}, expected 0 to {_STRONGEST:.0f}."
+            )
         if not 0 <= self.color_jitter <= 1:
             raise ValueError(f"color_jitter is {self.color_jitter}, expected a number between 0 and 1.")
         if self.crop_ratio_max < 1:
@@ -56,13 +58,14 @@ class AugmentationArguments:
 
 
 class Augmentation:
-    """Makes training pixels of an image: random crop, mirroring, RandAugment, normalisation, random erasing.
+    """Make training pixels of an image: random crop, mirroring, RandAugment, normalisation, random erasing.
 
-    Call with an RGB image and a seed; gives float32 (3, height, width). Two calls with one seed give the same pixels.
+    Call with an RGB image and a seed; returns float32 (3, height, width). Two calls with one seed return the same
+    pixels.
 
     Args:
         size: height and width of the result in pixels.
-        mean, std: of each channel, for pixels between 0 and 1.
+        mean, std: mean and standard deviation of each channel, for pixels between 0 and 1.
         arguments: the recipe.
 
     Source: InternImage's recipe (OpenGVLab/InternImage@31c962d, classification/dataset/build.py) with timm's
@@ -98,7 +101,7 @@ class Augmentation:
         return torch.from_numpy(pixels)
 
     def crop(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
-        """A random part of the image, resized (bicubic) to `size`; the middle if no such part was found."""
+        """Return a random part of the image, resized (bicubic) to `size`; the middle if no part drawn fits."""
         height, width = self.size
         longest = math.log(self.arguments.crop_ratio_max)
         for _ in range(_ATTEMPTS):
@@ -113,22 +116,24 @@ class Augmentation:
         return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
     def rand_augment(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
+        """Apply each of some random operations with probability 0.5."""
         for name in generator.choice(list(OPERATIONS), self.arguments.rand_augment_operations):
             if generator.random() < 0.5:
                 continue
             strength = self.arguments.rand_augment_magnitude + self.arguments.rand_augment_std * generator.normal()
             sign = generator.choice((-1.0, 1.0))
-            image = OPERATIONS[name](image, min(max(strength, 0.0), _FULL) / _FULL, sign, self.fill)
+            image = OPERATIONS[name](image, min(max(strength, 0.0), _STRONGEST) / _STRONGEST, sign, self.fill)
         return image
 
     def jitter(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
+        """Change brightness, contrast and saturation in random order."""
         enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
         for index in generator.permutation(len(enhancers)):
             image = enhancers[index](image).enhance(1 + self.arguments.color_jitter * generator.uniform(-1, 1))
         return image
 
     def erase(self, pixels: np.ndarray, generator: np.random.Generator) -> None:
-        """Fills a rectangle of 2 % to a third of the area with normal noise, in place."""
+        """Fill a rectangle of 2 % to a third of the area with normal noise, in place."""
         _, height, width = pixels.shape
         for _ in range(_ATTEMPTS):
             area = height * width * generator.uniform(0.02, 1 / 3)
@@ -159,7 +164,7 @@ def _solarize_add(image: Image.Image, strength: float, sign: float, fill: tuple[
     return image.point([min(255, value + added) if value < 128 else value for value in range(256)] * 3)
 
 
-# name -> what it does to an RGB image, given a strength between 0 and 1, a sign and a colour for what comes into view
+# name -> function of an RGB image, a strength between 0 and 1, a sign, and a colour for pixels from outside the image
 OPERATIONS: dict[str, Callable[[Image.Image, float, float, tuple[int, ...]], Image.Image]] = {
     "AutoContrast": lambda image, strength, sign, fill: ImageOps.autocontrast(image),
     "Equalize": lambda image, strength, sign, fill: ImageOps.equalize(image),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What Trainer needs to measure a classifier, however many classes and images there are."""
+"""Metrics of a classifier for Trainer, with bounded memory for any number of classes."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import EvalPrediction
 from ..metric_modules import load_metric_module
 
 ACCURACY = Path(__file__).with_name("accuracy.py")
-KEPT_CLASSES = 5  # of each image
+KEPT_CLASSES = 5  # classes kept for each image
 
 
 def load_metric(multi_label: bool = False) -> Any:
@@ -19,10 +19,12 @@ def load_metric(multi_label: bool = False) -> Any:
 
 
 def keep_best(logits: Any, labels: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """For `preprocess_logits_for_metrics`, one class an image: the few best classes are all that is kept.
+    """Return the best few classes of each image and their probabilities, for images with one class.
 
-    Shapes: logits (N, classes) -> classes (N, k) int64 and their probabilities (N, k) float32, best first, with k = 5,
-    or the number of classes if there are fewer. The first element of a tuple of outputs is used.
+    For `preprocess_logits_for_metrics` of Trainer.
+
+    Shapes: logits (N, classes) -> classes (N, k) int64 and probabilities (N, k) float32, best first, with k = 5, or the
+    number of classes if there are fewer. The first element of a tuple of outputs is used.
     """
     logits = logits[0] if isinstance(logits, (tuple, list)) else logits
     best = logits.float().softmax(-1).topk(min(KEPT_CLASSES, logits.shape[-1]))
@@ -30,20 +32,23 @@ def keep_best(logits: Any, labels: Any = None) -> tuple[torch.Tensor, torch.Tens
 
 
 def keep_scores(logits: Any, labels: Any = None) -> torch.Tensor:
-    """For `preprocess_logits_for_metrics`, several classes an image: logits -> scores 0 to 1, both (N, classes)."""
+    """Return scores between 0 and 1 of logits, both (N, classes), for images with several classes.
+
+    For `preprocess_logits_for_metrics` of Trainer. The first element of a tuple of outputs is used.
+    """
     logits = logits[0] if isinstance(logits, (tuple, list)) else logits
     return logits.float().sigmoid()
 
 
 class ComputeMetrics:
-    """Trainer's `compute_metrics`, for predictions that `keep_best` or `keep_scores` made.
+    """Compute metrics from the results of `keep_best` or `keep_scores`: Trainer's `compute_metrics`.
 
-    Works with `batch_eval_metrics`, too. Gives `accuracy` and, with more than five classes, `top5_accuracy`; with
-    `multi_label`, `mean_average_precision` and `f1`.
+    Works with and without `batch_eval_metrics`. The metrics are `accuracy` and, with more than five classes,
+    `top5_accuracy`; with `multi_label` they are `mean_average_precision` and `f1`.
 
     Args:
-        classes: how many the model has.
-        multi_label: whether images have any number of labels.
+        classes: number of classes of the model.
+        multi_label: True if images have any number of labels.
     """
 
     def __init__(self, classes: int, multi_label: bool = False) -> None:
@@ -63,7 +68,7 @@ class ComputeMetrics:
 
     @property
     def best_metric(self) -> str:
-        """The metric to choose a model by."""
+        """Return the name of the metric by which to choose a model."""
         return "mean_average_precision" if self.multi_label else "accuracy"
 
 

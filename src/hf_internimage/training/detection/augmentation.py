@@ -21,7 +21,7 @@ _SMALLEST_SIDE = 1.0  # pixels
 
 @dataclass
 class DetectionAugmentationArguments:
-    """How training images are varied. The defaults are the original's for T and L; sizes come from the processor."""
+    """Settings of the augmentation. The defaults are the original's for T and L; sizes come from the processor."""
 
     flip_probability: float = field(default=0.5, metadata={"help": "Probability of mirroring left and right."})
     crop_probability: float = field(

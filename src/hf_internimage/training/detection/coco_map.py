@@ -11,7 +11,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from transformers import EvalPrediction
 
 # in the order of faster-coco-eval's statistics
-_NAMES = (
+_METRICS = (
     *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
     *("mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"),
 )
@@ -19,14 +19,14 @@ _NAMES = (
 
 @dataclass(frozen=True)
 class CocoResult:
-    """What COCO measures, from 0 to 1; measures of what does not occur, such as large objects, are left out.
+    """COCO's metrics, from 0 to 1; those without objects to measure, such as no large objects, are left out.
 
     Attributes:
         metrics: `map` (average precision, the mean over IoU thresholds of .5 to .95 and classes), at the thresholds .5
             and .75 (`map_50`, `map_75`), of objects under 32^2 pixels, up to 96^2 and above (`map_small`, `map_medium`,
-            `map_large`); `mar_1`, `mar_10`, `mar_100`, the average recall with so many detections an image, and at 100
-            by the objects' sizes.
-        per_class: `map` of each class that occurs.
+            `map_large`); `mar_1`, `mar_10`, `mar_100`, the average recall with so many detections an image, and with
+            100 by the objects' sizes.
+        per_class: `map` of each class with objects.
     """
 
     metrics: dict[str, float]
@@ -34,13 +34,13 @@ class CocoResult:
 
 
 class CocoMap:
-    """Trainer's `compute_metrics` for detections made by `stack_detections`.
+    """Compute COCO's metrics of the results of `stack_detections`: Trainer's `compute_metrics`.
 
-    It holds the truth of the whole split, so that processes exchange detections only.
+    The annotations of the whole split are held here, so that processes exchange detections only.
 
     Args:
-        split: of `detection_data.DetectionData`.
-        label_names: of its classes.
+        split: a split of `data.DetectionData`.
+        label_names: names of its classes.
     """
 
     def __init__(self, split: Dataset, label_names: list[str]) -> None:
@@ -65,26 +65,25 @@ class CocoMap:
         return self.evaluate(np.asarray(rows), np.asarray(prediction.label_ids)).metrics
 
     def evaluate(self, detections: np.ndarray, image_ids: np.ndarray) -> CocoResult:
-        """Compare detections with the truth of these images.
+        """Compare detections with the annotations of these images.
 
-        Shapes: detections (N, K, 6), as `stack_detections` makes them; image_ids (N,), of the split's column.
+        Shapes: detections (N, K, 6), as `stack_detections` returns them; image_ids (N,), from the split's column.
         """
         image_ids = image_ids.reshape(-1).astype(int)
-        there = detections[..., 0] >= 0
-        found = detections[there].astype(np.float64)
-        ids = np.broadcast_to(image_ids[:, None], there.shape)[there]
-        sides = found[:, 4:] - found[:, 2:4]
+        is_detection = detections[..., 0] >= 0  # other rows fill up
+        rows = detections[is_detection].astype(np.float64)
+        ids = np.broadcast_to(image_ids[:, None], is_detection.shape)[is_detection]
+        sides = rows[:, 4:] - rows[:, 2:4]
         # image, left, top, width, height, score, class
-        table = np.concatenate([ids[:, None], found[:, 2:4], sides, found[:, :1], found[:, 1:2]], 1)
+        table = np.concatenate([ids[:, None], rows[:, 2:4], sides, rows[:, :1], rows[:, 1:2]], 1)
         evaluation = COCOeval_faster(self.truth, self.truth.loadRes(table), iouType="bbox")
         evaluation.params.imgIds = sorted(set(image_ids.tolist()))
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-        metrics = {name: float(value) for name, value in zip(_NAMES, evaluation.stats, strict=False) if value >= 0}
-        precision = evaluation.eval["precision"][
-            ..., 0, -1
-        ]  # (thresholds, recalls, classes): all sizes, 100 detections
+        metrics = {name: float(value) for name, value in zip(_METRICS, evaluation.stats, strict=False) if value >= 0}
+        # (thresholds, recalls, classes), for objects of all sizes and 100 detections an image
+        precision = evaluation.eval["precision"][..., 0, -1]
         per_class = {
             name: float(values[values >= 0].mean())
             for name, values in zip(self.label_names, np.moveaxis(precision, -1, 0), strict=True)
@@ -94,9 +93,9 @@ class CocoMap:
 
 
 def stack_detections(results: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """What `post_process_object_detection` returns as one tensor (N, K, 6), float32, that processes can gather.
+    """Stack the results of `post_process_object_detection` into a tensor (N, K, 6), float32, that processes can gather.
 
-    A detection is (score, class, left, top, right, bottom); -1 throughout where an image has fewer than K.
+    A detection is (score, class, left, top, right, bottom). Images with fewer than K are filled up with rows of -1.
     """
     most = max(1, *(len(result["scores"]) for result in results))
     rows = torch.full((len(results), most, 6), -1.0, device=results[0]["scores"].device)

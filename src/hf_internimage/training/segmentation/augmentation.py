@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Augmentation of images and their segmentation maps: the original's recipe, with kornia's colour operations.
 
-What happens to an image depends on the seed it is given and on nothing else, so that worker processes, ranks and an
-interruption change nothing. kornia's random modules draw from PyTorch's global generator instead; so its functions are
-called here with numbers drawn for the image. Its resize is not used: training shall see the pixels that the image
-processor makes.
+The result depends on the image, its map and the seed only, so that it is the same with any number of worker processes
+and ranks, and after an interruption. kornia's random modules draw from PyTorch's global generator; therefore only its
+functions are used, with numbers drawn here. Resizing is that of the image processor, so that training sees the pixels
+that evaluation sees.
 """
 
 import math
@@ -17,7 +17,7 @@ from PIL import Image
 
 from ...models.resizing import keep_ratio_size, opencv_bilinear, opencv_nearest
 
-IGNORED_LABEL = 255  # pixels without a class; transformers' losses and mmseg's data have the same
+IGNORED_LABEL = 255  # pixels without a class; also in transformers' losses and mmseg's data
 _ATTEMPTS = 10
 # Strengths of mmseg's photometric distortion; the hue's in radians (18 of OpenCV's units of 2 degrees).
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32 / 255, (0.5, 1.5), (0.5, 1.5), math.radians(36)
@@ -25,7 +25,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32 / 255, (0.5, 1.5), (0.5, 1.5), ma
 
 @dataclass
 class SegmentationAugmentationArguments:
-    """How training images are varied. The defaults are the original's for 512-pixel crops."""
+    """Settings of the augmentation. The defaults are the original's for 512-pixel crops."""
 
     crop_size: list[int] = field(
         default_factory=lambda: [512], metadata={"help": "Side of training crops in pixels, or height and width."}
@@ -58,19 +58,19 @@ class SegmentationAugmentationArguments:
 
     @property
     def crop(self) -> tuple[int, int]:
-        """Height and width."""
+        """Return height and width."""
         return self.crop_size[0], self.crop_size[-1]
 
 
 class SegmentationAugmentation:
-    """Makes a training example of an image and its map: resize, crop, mirror, distort colours, normalise, pad.
+    """Make a training example of an image and its map: resize, crop, mirror, distort colours, normalise, pad.
 
-    Call with an RGB image, a map (H, W) of classes and a seed; gives `pixel_values` float32 (3, height, width) and
-    `labels` int64 (height, width), both of the size of a crop. Pixels outside the image are 0 and have the label 255.
+    Call with an RGB image, a map (H, W) of classes and a seed; returns `pixel_values` float32 (3, height, width) and
+    `labels` int64 (height, width), both in the size of a crop. Pixels outside the image are 0 and have the label 255.
 
     Args:
-        short, long: the two edges that the image processor resizes to; a random factor scales both.
-        mean, std: of each channel, for pixels between 0 and 1.
+        short, long: limits of the short and the long edge in the image processor; a random factor scales both.
+        mean, std: mean and standard deviation of each channel, for pixels between 0 and 1.
         arguments: the recipe.
 
     Raises: ImportError if kornia is needed and missing.
@@ -107,7 +107,7 @@ class SegmentationAugmentation:
     def resize(
         self, pixels: np.ndarray, labels: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """To the processor's size times a random factor, both edges truncated to whole pixels."""
+        """Resize to the processor's size times a random factor, with both edges truncated to whole pixels."""
         factor = generator.uniform(self.arguments.scale_min, self.arguments.scale_max)
         short, long = (max(1, int(edge * factor)) for edge in (self.short, self.long))
         size = keep_ratio_size(labels.shape[0], labels.shape[1], short, long)
@@ -116,20 +116,20 @@ class SegmentationAugmentation:
     def crop(
         self, pixels: np.ndarray, labels: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A random part, drawn again while one class has too much of it, or it has fewer than two."""
-        height, width = (min(side, wanted) for side, wanted in zip(labels.shape, self.arguments.crop, strict=True))
+        """Return a random part, drawn again if one class has too much of it or it has fewer than two classes."""
+        height, width = (min(sides) for sides in zip(labels.shape, self.arguments.crop, strict=True))
         most = self.arguments.crop_most_of_a_class
         for _ in range(_ATTEMPTS):
             top, left = (
                 int(generator.integers(side - kept + 1))
                 for side, kept in zip(labels.shape, (height, width), strict=True)
             )
-            place = np.s_[top : top + height, left : left + width]
-            found = labels[place]
-            counts = np.unique(found[found != IGNORED_LABEL], return_counts=True)[1]
+            part = np.s_[top : top + height, left : left + width]
+            cropped_labels = labels[part]
+            counts = np.unique(cropped_labels[cropped_labels != IGNORED_LABEL], return_counts=True)[1]
             if most == 1 or (len(counts) > 1 and counts.max() < most * counts.sum()):
                 break
-        return pixels[place], labels[place]
+        return pixels[part], cropped_labels
 
 
 def distort_colours(values: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
@@ -137,30 +137,31 @@ def distort_colours(values: torch.Tensor, generator: np.random.Generator) -> tor
 
     Contrast comes before or after saturation and hue. Shapes: RGB (3, H, W) from 0 to 1 -> the same.
 
-    Source: PhotoMetricDistortion of mmseg 0.30; kornia's `adjust_` functions are defined as it is, on the RGB or HSV
-    values, but without its rounding to 8 bits after each.
+    Source: PhotoMetricDistortion of mmseg 0.30; kornia's `adjust_` functions have the same definitions on RGB or
+    HSV values, but do not round to 8 bits after each change.
     """
     enhance = _kornia()
 
-    def chosen() -> bool:
+    def coin() -> bool:
         return bool(generator.random() < 0.5)
 
     def contrast(values: torch.Tensor) -> torch.Tensor:
-        return enhance.adjust_contrast(values, generator.uniform(*_CONTRAST)) if chosen() else values
+        return enhance.adjust_contrast(values, generator.uniform(*_CONTRAST)) if coin() else values
 
-    if chosen():
+    if coin():
         values = enhance.adjust_brightness(values, generator.uniform(-_BRIGHTNESS, _BRIGHTNESS))
-    contrast_first = chosen()
+    contrast_first = coin()
     if contrast_first:
         values = contrast(values)
-    if chosen():
+    if coin():
         values = enhance.adjust_saturation(values, generator.uniform(*_SATURATION))
-    if chosen():
+    if coin():
         values = enhance.adjust_hue(values, generator.uniform(-_HUE, _HUE))
     return values if contrast_first else contrast(values)
 
 
 def _kornia() -> Any:
+    """Return the module `kornia.enhance`, or raise ImportError with advice."""
     try:
         from kornia import enhance
     except ModuleNotFoundError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Metric of the package `evaluate`: how well images are segmented. Loaded by its path; stands alone."""
+"""Metric of segmentation for the package `evaluate`, which loads this file by its path; imports no other file."""
 
 from typing import Any
 
@@ -8,28 +8,28 @@ import evaluate
 import numpy as np
 
 _DESCRIPTION = """
-Mean intersection over union of semantic segmentation, from the counts of (true class, class found) over all pixels:
-batches are added up and not kept. Load it with `num_labels` classes and, if it is not 255, the `ignore_index` of pixels
-without a class.
+Mean intersection over union of semantic segmentation, from the counts of (true class, predicted class) over all
+pixels: batches are added up and not kept. Load it with `num_labels` classes and, if it is not 255, the `ignore_index`
+of pixels without a class.
 """
 _INPUTS = """
 Args:
-    predictions: the class found of each pixel, an array of any shape, or a list of arrays.
+    predictions: the predicted class of each pixel, an array of any shape, or a list of arrays.
     references: the true class of each pixel, of the same shape or shapes.
 
 Returns: numbers between 0 and 1.
-    mean_iou: of the classes that occur in references or predictions.
-    mean_accuracy: of the classes that occur in references, the share of their pixels that was found.
+    mean_iou: mean over the classes that occur in references or predictions.
+    mean_accuracy: of the classes that occur in references, the share of their pixels that is predicted right.
     overall_accuracy: share of all pixels.
     iou, accuracy: the same of each class, a list; NaN for a class that does not occur.
 """
 
 
 class MeanIoU(evaluate.Metric):
-    """See the descriptions above, which `evaluate` shows.
+    """Compute the metrics that `_DESCRIPTION` describes.
 
     Attributes:
-        counts: (num_labels, num_labels) int64, pixels by true class (row) and class found (column).
+        counts: (num_labels, num_labels) int64, pixels by true class (row) and predicted class (column).
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, **options: Any) -> None:
@@ -57,30 +57,30 @@ class MeanIoU(evaluate.Metric):
 
     def add(self, prediction: Any = None, reference: Any = None) -> None:
         """Count the pixels of one image."""
-        found, truth = np.asarray(prediction), np.asarray(reference)
-        if found.shape != truth.shape:
-            raise ValueError(f"A prediction has the shape {found.shape}, its reference {truth.shape}.")
+        predicted, truth = np.asarray(prediction), np.asarray(reference)
+        if predicted.shape != truth.shape:
+            raise ValueError(f"A prediction has the shape {predicted.shape}, its reference {truth.shape}.")
         labelled = truth != self.ignore_index
-        found, truth = found[labelled].astype(np.int64), truth[labelled].astype(np.int64)
-        for name, values in (("prediction", found), ("reference", truth)):
+        predicted, truth = predicted[labelled].astype(np.int64), truth[labelled].astype(np.int64)
+        for name, values in (("prediction", predicted), ("reference", truth)):
             if values.size and not 0 <= values.min() <= values.max() < self.num_labels:
                 wrong = values.min() if values.min() < 0 else values.max()
                 raise ValueError(
                     f"A {name} holds class {wrong}, but there are {self.num_labels}: 0 to {self.num_labels - 1}."
                 )
-        pairs = np.bincount(truth * self.num_labels + found, minlength=self.num_labels**2)
+        pairs = np.bincount(truth * self.num_labels + predicted, minlength=self.num_labels**2)
         self.counts += pairs.reshape(self.counts.shape)
 
     def compute(self, predictions: Any = None, references: Any = None) -> dict[str, Any]:
-        """The result of all that was added, and of these images; counting starts again."""
+        """Return the metrics of all images added, and of these, then start counting again."""
         if predictions is not None:
             self.add_batch(predictions, references)
         counts, self.counts = self.counts, np.zeros_like(self.counts)
         if not counts.any():
             raise ValueError("No pixel with a class was added; add predictions and references first.")
-        right, true, found = np.diag(counts), counts.sum(1), counts.sum(0)
+        right, true, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
         with np.errstate(invalid="ignore"):
-            iou, accuracy = right / (true + found - right), right / true
+            iou, accuracy = right / (true + predicted - right), right / true
         return {
             "mean_iou": float(np.nanmean(iou)),
             "mean_accuracy": float(np.nanmean(accuracy)),
