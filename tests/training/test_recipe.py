@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Each rule of the original's recipe, by its numbers: rates by layer, schedule, mixing, augmentation."""
+"""The rules of the original's recipes, checked by numbers: rates by layer, schedules, mixing, augmentation."""
 
 import math
 
@@ -39,15 +39,15 @@ def meta_model(size, **kwargs):
 
 
 def rates(model, groups):
-    """name -> (learning rate, weight decay) of each parameter, each in one group."""
+    """Return name -> (learning rate, weight decay); each parameter has to be in one group."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {}
+    settings = {}
     for group in groups:
         for parameter in group["params"]:
             assert id(parameter) in names
-            found[names.pop(id(parameter))] = (group["lr"], group["weight_decay"])
+            settings[names.pop(id(parameter))] = (group["lr"], group["weight_decay"])
     assert not names
-    return found
+    return settings
 
 
 # The first block's ratio as the original's numbering gives it: OpenGVLab/InternImage, classification/optimizer.py.
@@ -62,7 +62,7 @@ def test_first_block_ratio(size, first):
 def test_rates_of_h():
     model = meta_model("h")
     groups = parameter_groups(model, 2e-5, 0.05, layer_decay=0.9, geometry_scale=0.1)
-    found = rates(model, groups)
+    settings = rates(model, groups)
     expected = {  # depths 6, 6, 32, 6: fifty blocks
         "model.levels.3.blocks.5.mlp.fc1.weight": (0, 1),
         "model.levels.3.blocks.0.mlp.fc1.weight": (5, 1),
@@ -78,10 +78,10 @@ def test_rates_of_h():
         "head.weight": (0, 1),
     }
     for name, (layer, factor) in expected.items():
-        assert found[name][0] == pytest.approx(2e-5 * 0.9**layer * factor, rel=1e-9), name
-        assert found[name][1] == 0.05, name
+        assert settings[name][0] == pytest.approx(2e-5 * 0.9**layer * factor, rel=1e-9), name
+        assert settings[name][1] == 0.05, name
     # full rate where the original's rule matches nothing
-    for name, (rate, _) in found.items():
+    for name, (rate, _) in settings.items():
         if ".post_norms." in name or name.startswith(("model.levels.3.norm", "fc_norm", "dcnv3_head")):
             assert rate == 2e-5, name
     # the logged rate is that of the head
@@ -99,12 +99,12 @@ def test_rates_of_t_are_one_without_layer_decay():
 @pytest.mark.parametrize("size", ["t", "h"])
 def test_no_decay_for_biases_norms_and_layer_scales(size):
     model = meta_model(size, layer_scale=1e-5) if size == "t" else meta_model(size)
-    found = rates(model, parameter_groups(model, 1e-3, 0.05))
+    settings = rates(model, parameter_groups(model, 1e-3, 0.05))
     for name, parameter in model.named_parameters():
         free = parameter.dim() == 1 or name.endswith(".bias")
-        assert found[name][1] == (0.0 if free else 0.05), name
+        assert settings[name][1] == (0.0 if free else 0.05), name
     for part in ("bias", "norm", *(["layer_scale"] if size == "t" else [])):
-        assert any(part in name and found[name][1] == 0.0 for name in found)
+        assert any(part in name and settings[name][1] == 0.0 for name in settings)
 
 
 def test_layer_numbers_of_the_base_model_and_behind_wrappers():
@@ -140,7 +140,7 @@ def test_groups_refuse():
 
 
 def test_schedule_of_t():
-    """300 epochs of 312 steps, 20 of them warm-up, rates for 4096 images: 8 times those for 512."""
+    """300 epochs of 312 steps, 20 of them warm-up; rates for 4096 images are 8 times those for 512."""
     steps, warmup = 300 * 312, 20 * 312
     settings = {"base": 4e-3, "steps": steps, "warmup_steps": warmup, "warmup_start": 4e-6, "minimum": 4e-5}
     seen = (0, warmup // 2, warmup, steps // 2, steps, steps + 9)
@@ -323,7 +323,7 @@ def test_erasing_fills_one_rectangle_with_noise():
     assert 50 < count < 100
 
 
-# What `rand-m9-mstd0.5-inc1` does at strength 9: from timm's definitions, compared pixel by pixel with timm 1.0.
+# Results of `rand-m9-mstd0.5-inc1` at strength 9 by timm's definitions, compared pixel by pixel with timm 1.0.
 def test_operations_at_strength_nine():
     fill, image = (124, 116, 104), picture()
     gray = Image.new("RGB", (16, 16), (100, 100, 100))
@@ -421,9 +421,9 @@ def segmenter():
     )
 
 
-def test_dense_groups_have_the_rates_of_the_original(segmenter):
+def test_system_groups_have_the_rates_of_the_original(segmenter):
     groups = system_parameter_groups(segmenter, 1.0, 0.05, layer_decay=0.5, backbone_scale=0.1)
-    found = rates(segmenter, groups)
+    settings = rates(segmenter, groups)
     depths = segmenter.config.backbone_config.depths
     expected = {
         "decode_head.classifier.weight": (1.0, 0.05),
@@ -432,19 +432,19 @@ def test_dense_groups_have_the_rates_of_the_original(segmenter):
         f"backbone.levels.3.blocks.{depths[-1] - 1}.mlp.fc1.weight": (0.1 * 0.5, 0.05),
         f"backbone.levels.3.blocks.{depths[-1] - 1}.mlp.fc1.bias": (0.1 * 0.5, 0.0),
     }
-    assert {name: found[name] for name in expected} == {name: pytest.approx(pair) for name, pair in expected.items()}
+    assert {name: settings[name] for name in expected} == {name: pytest.approx(pair) for name, pair in expected.items()}
 
 
 def test_both_parts_of_a_composite_backbone_have_rates_by_layer():
     torch.manual_seed(0)
     backbone = CBInternImageBackbone(CBInternImageConfig(channels=16, depths=[1, 2, 1, 1], groups=[1, 2, 4, 8]))
-    found = rates(backbone, system_parameter_groups(backbone, 1.0, 0.0, layer_decay=0.5))
+    settings = rates(backbone, system_parameter_groups(backbone, 1.0, 0.0, layer_decay=0.5))
     for part in (0, 1):
-        assert found[f"cb_modules.{part}.levels.1.blocks.1.mlp.fc1.weight"][0] == 0.5 ** (5 + 1 - 3)
-    assert found["cb_linears.0.1.weight"][0] == found["cb_modules.1.gamma0"][0] == 1.0
+        assert settings[f"cb_modules.{part}.levels.1.blocks.1.mlp.fc1.weight"][0] == 0.5 ** (5 + 1 - 3)
+    assert settings["cb_linears.0.1.weight"][0] == settings["cb_modules.1.gamma0"][0] == 1.0
 
 
-def test_dense_groups_without_an_internimage_have_one_rate():
+def test_system_groups_without_an_internimage_have_one_rate():
     linear = torch.nn.Linear(2, 2)
     assert {group["lr"] for group in system_parameter_groups(linear, 1.0, 0.1)} == {1.0}
     with pytest.raises(ValueError, match=r"layer_decay=0\.9 .* InternImage backbone, which Linear does not have"):
@@ -461,21 +461,21 @@ def test_sampling_points_of_deformable_attention_have_a_rate_of_their_own():
             self.value_proj = torch.nn.Linear(2, 2)
 
     model = Detector()
-    found = rates(model, system_parameter_groups(model, 1.0, 0.0, sampling_scale=0.001))
-    assert found["sampling_offsets.weight"][0] == 0.001
-    assert found["value_proj.weight"][0] == 1.0
+    settings = rates(model, system_parameter_groups(model, 1.0, 0.0, sampling_scale=0.001))
+    assert settings["sampling_offsets.weight"][0] == 0.001
+    assert settings["value_proj.weight"][0] == 1.0
 
 
 def test_drop_schedule_is_mmcv_s():
     def values(**arguments):
         optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 2.0}], lr=2.0)
         schedule = drop_schedule(optimizer, **arguments)
-        found = []
+        learning_rates = []
         for _ in range(arguments["steps"] + 1):
-            found.append(optimizer.param_groups[0]["lr"])
+            learning_rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             schedule.step()
-        return found
+        return learning_rates
 
     assert values(steps=4, power=1.0) == pytest.approx([2.0, 1.5, 1.0, 0.5, 0.0])
     # regular rate x (1 - (1 - step / warm-up) (1 - ratio))
@@ -492,7 +492,7 @@ def test_drop_schedule_is_mmcv_s():
         ({"polynomial_power": -1}, "polynomial_power is -1"),
     ],
 )
-def test_impossible_dense_recipes_are_refused(wrong, message):
+def test_impossible_system_recipes_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         DenseRecipe(**wrong)
 

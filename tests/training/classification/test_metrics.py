@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""training/metrics.py and the metric module it loads, against scikit-learn and by hand."""
+"""Metrics of classification against scikit-learn and numbers worked out by hand."""
 
 import sys
 import types
@@ -29,8 +29,8 @@ def as_arrays(parts):
 
 def test_keeps_the_best_classes_and_their_probabilities():
     logits = torch.tensor([[0.0, 3.0, 1.0, 2.0, -1.0, -2.0], [9.0, 0.0, 0.0, 0.0, 0.0, 8.0]], dtype=torch.float64)
-    for given in (logits, (logits, "another output")):
-        classes, scores = keep_best(given, None)
+    for outputs in (logits, (logits, "another output")):
+        classes, scores = keep_best(outputs, None)
         assert classes[0].tolist() == [1, 3, 2, 0, 4]
         assert classes[1, :2].tolist() == [0, 5]
         assert scores.dtype == torch.float32
@@ -42,12 +42,12 @@ def test_keeps_the_best_classes_and_their_probabilities():
 @pytest.mark.parametrize("classes", [2, 5, 6, 30])
 def test_accuracies(classes):
     logits, labels = logits_and_labels(400, classes)
-    found = ComputeMetrics(classes)(EvalPrediction(as_arrays(keep_best(logits)), labels.numpy()))
-    wanted = {"accuracy": (logits.argmax(-1) == labels).double().mean().item()}
+    result = ComputeMetrics(classes)(EvalPrediction(as_arrays(keep_best(logits)), labels.numpy()))
+    expected = {"accuracy": (logits.argmax(-1) == labels).double().mean().item()}
     if classes > 5:
-        wanted["top5_accuracy"] = top_k_accuracy_score(labels, logits, k=5, labels=range(classes))
-    assert found == pytest.approx(wanted, abs=1e-12)
-    assert 0 < wanted["accuracy"] < 1
+        expected["top5_accuracy"] = top_k_accuracy_score(labels, logits, k=5, labels=range(classes))
+    assert result == pytest.approx(expected, abs=1e-12)
+    assert 0 < expected["accuracy"] < 1
 
 
 def test_several_labels():
@@ -57,10 +57,10 @@ def test_several_labels():
     logits = torch.from_numpy(np.round(generator.normal(size=(300, 6)) + truth, 1))  # rounded: many equal scores
     scores = keep_scores(logits).numpy()
     assert len(np.unique(scores)) < 100
-    found = ComputeMetrics(6, multi_label=True)(EvalPrediction(scores, truth))
+    result = ComputeMetrics(6, multi_label=True)(EvalPrediction(scores, truth))
     average = [average_precision_score(truth[:, index], scores[:, index]) for index in (0, 1, 2, 3, 5)]
-    wanted = {"mean_average_precision": np.mean(average), "f1": f1_score(truth, scores > 0.5, average="micro")}
-    assert found == pytest.approx(wanted, abs=1e-9)
+    expected = {"mean_average_precision": np.mean(average), "f1": f1_score(truth, scores > 0.5, average="micro")}
+    assert result == pytest.approx(expected, abs=1e-9)
     nothing = ComputeMetrics(6, multi_label=True)(EvalPrediction(scores * 0, truth * 0))
     assert nothing == {"mean_average_precision": 0.0, "f1": 0.0}
 
@@ -76,13 +76,13 @@ def test_batches_add_up(multi_label):
     for _ in range(2):  # nothing is left over for the next evaluation
         for start, stop in ((0, 40), (40, 41), (41, 100)):
             prediction = EvalPrediction(keep(logits[start:stop]), labels[start:stop])
-            found = compute(prediction, compute_result=stop == 100)
-            assert found == (whole if stop == 100 else {})
+            result = compute(prediction, compute_result=stop == 100)
+            assert result == (whole if stop == 100 else {})
 
 
 @pytest.mark.parametrize("by_batch", [False, True])
 def test_in_trainer(by_batch, tmp_path):
-    """The accuracies and the kept classes of Trainer are those of the logits; a last batch is smaller."""
+    """Trainer's accuracies and kept classes are those of the logits, also with a smaller last batch."""
     model = InternImageForImageClassification(tiny_config(num_labels=7)).eval()
     generator = torch.Generator().manual_seed(0)
     rows = [
@@ -107,9 +107,9 @@ def test_in_trainer(by_batch, tmp_path):
         logits = model(torch.stack([row["pixel_values"] for row in rows])).logits
     labels = torch.tensor([row["labels"] for row in rows])
     best = logits.topk(5).indices
-    found = trainer.evaluate()
-    assert found["eval_accuracy"] == pytest.approx((best[:, 0] == labels).float().mean().item())
-    assert found["eval_top5_accuracy"] == pytest.approx((best == labels[:, None]).any(1).float().mean().item())
+    metrics = trainer.evaluate()
+    assert metrics["eval_accuracy"] == pytest.approx((best[:, 0] == labels).float().mean().item())
+    assert metrics["eval_top5_accuracy"] == pytest.approx((best == labels[:, None]).any(1).float().mean().item())
     if not by_batch:
         classes, scores = trainer.predict(rows).predictions
         assert classes.tolist() == best.tolist()

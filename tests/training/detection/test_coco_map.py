@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""COCO's measure against numbers that can be worked out by hand."""
+"""COCO's metrics against numbers worked out by hand."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ NAMES = ["cat", "dog", "owl"]
 
 
 def split(*images):
-    """A split; each image is a list of objects (class, box, and optionally area and crowd)."""
+    """Return a split; each image is a list of objects (class, box, and optionally area and crowd)."""
     objects = [[(*entry, *(None, False)[len(entry) - 2 :]) for entry in image] for image in images]
     return Dataset.from_dict(
         {
@@ -31,7 +31,7 @@ def split(*images):
 
 
 def detections(*images):
-    """(N, K, 6) of detections (score, class, left, top, width, height) of each image."""
+    """Return (N, K, 6) from lists of detections (score, class, left, top, width, height), one list an image."""
     results = []
     for image in images:
         rows = torch.tensor(image, dtype=torch.float64).reshape(-1, 6)
@@ -40,8 +40,8 @@ def detections(*images):
     return stack_detections(results).numpy()
 
 
-def measured(truth, found):
-    return CocoMap(truth, NAMES).evaluate(found, np.arange(len(truth)))
+def measured(truth, detected):
+    return CocoMap(truth, NAMES).evaluate(detected, np.arange(len(truth)))
 
 
 BOX = [10, 20, 40, 60]
@@ -49,8 +49,8 @@ BOX = [10, 20, 40, 60]
 
 def test_all_found():
     truth = split([(0, BOX), (1, [50, 50, 20, 20])], [(2, [0, 0, 200, 100])])
-    found = detections([(0.9, 0, *BOX), (0.6, 1, 50, 50, 20, 20)], [(0.1, 2, 0, 0, 200, 100)])
-    result = measured(truth, found)
+    detected = detections([(0.9, 0, *BOX), (0.6, 1, 50, 50, 20, 20)], [(0.1, 2, 0, 0, 200, 100)])
+    result = measured(truth, detected)
     names = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large"]
     names += ["mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"]
     assert result.metrics == {name: pytest.approx(1) for name in names}
@@ -59,7 +59,7 @@ def test_all_found():
 
 @pytest.mark.parametrize(("shift", "thresholds"), [(0, 10), (4, 7), (10, 3), (13.3, 1), (14, 0)])
 def test_thresholds(shift, thresholds):
-    """Shifted by s of its 40 pixels, a box overlaps its own place by (40 - s) / (40 + s)."""
+    """A box of 40 pixels that is shifted by s has an IoU of (40 - s) / (40 + s) with itself."""
     overlap = (40 - shift) / (40 + shift)
     assert thresholds == sum(overlap >= 0.5 + 0.05 * step for step in range(10))
     result = measured(split([(1, BOX)]), detections([(0.5, 1, BOX[0] + shift, *BOX[1:])]))
@@ -72,8 +72,8 @@ def test_thresholds(shift, thresholds):
 def test_a_false_one_in_between():
     """Precision is 1 up to recall .5 (51 of 101 points) and 2 / 3 beyond."""
     truth = split([(0, BOX), (0, [200, 200, 40, 40])])
-    found = detections([(0.9, 0, *BOX), (0.8, 0, 100, 100, 9, 9), (0.7, 0, 200, 200, 40, 40)])
-    result = measured(truth, found)
+    detected = detections([(0.9, 0, *BOX), (0.8, 0, 100, 100, 9, 9), (0.7, 0, 200, 200, 40, 40)])
+    result = measured(truth, detected)
     assert result.metrics["map"] == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert result.metrics["mar_1"] == pytest.approx(0.5)
     assert result.metrics["mar_10"] == pytest.approx(1.0)
@@ -88,7 +88,7 @@ def test_a_second_detection_of_an_object_is_false():
 def test_classes_count_alike_and_another_class_is_a_miss():
     truth = split([(0, BOX), (1, [100, 100, 50, 50])])
     result = measured(truth, detections([(0.9, 0, *BOX), (0.9, 2, 100, 100, 50, 50)]))
-    assert result.per_class == {"cat": pytest.approx(1), "dog": 0}  # no owl is there to be found
+    assert result.per_class == {"cat": pytest.approx(1), "dog": 0}  # there is no owl
     assert result.metrics["map"] == pytest.approx(0.5)
 
 
@@ -102,7 +102,7 @@ def test_crowds_are_neither_missed_nor_false():
 
 
 def test_sizes_go_by_the_annotated_area():
-    """The mask's, in COCO: of a box of 40 x 60 only 900 pixels are small."""
+    """The annotated area is that of the mask in COCO: a box of 40 x 60 with 900 pixels counts as small."""
     result = measured(split([(0, BOX, 900.0)]), detections([(0.9, 0, *BOX)]))
     assert result.metrics["map_small"] == pytest.approx(1)
     assert not {"map_medium", "map_large", "mar_medium", "mar_large"} & set(result.metrics)
@@ -111,9 +111,9 @@ def test_sizes_go_by_the_annotated_area():
 def test_only_the_images_that_were_predicted_count():
     truth = split([(0, BOX)], [(0, BOX)], [(0, BOX)])
     measure = CocoMap(truth, NAMES)
-    found = detections([(0.9, 0, *BOX)], [])
-    assert measure.evaluate(found, np.array([2, 0])).metrics["map"] == pytest.approx(51 / 101)
-    assert measure.evaluate(found[:1], np.array([[2]])).metrics["map"] == pytest.approx(1)
+    detected = detections([(0.9, 0, *BOX)], [])
+    assert measure.evaluate(detected, np.array([2, 0])).metrics["map"] == pytest.approx(51 / 101)
+    assert measure.evaluate(detected[:1], np.array([[2]])).metrics["map"] == pytest.approx(1)
 
 
 def test_nothing_found():
@@ -121,11 +121,11 @@ def test_nothing_found():
 
 
 def test_as_trainer_gives_it():
-    """Batches of several widths and processes are filled up with Trainer's -100."""
+    """Trainer fills up batches of several widths and processes with -100."""
     truth = split([(0, BOX)], [(0, BOX)])
-    found = np.full((2, 5, 6), -100.0, np.float32)
-    found[:, :1] = detections([(0.9, 0, *BOX)], [(0.8, 0, *BOX)])
-    metrics = CocoMap(truth, NAMES)(EvalPrediction(found, np.array([1, 0])))
+    detected = np.full((2, 5, 6), -100.0, np.float32)
+    detected[:, :1] = detections([(0.9, 0, *BOX)], [(0.8, 0, *BOX)])
+    metrics = CocoMap(truth, NAMES)(EvalPrediction(detected, np.array([1, 0])))
     assert metrics["map"] == pytest.approx(1)
     assert all(isinstance(value, float) for value in metrics.values())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""training/segmentation_augmentation.py: images and maps stay aligned, and only the seed decides."""
+"""Augmentation for segmentation: images and maps stay aligned, and the result depends on the seed only."""
 
 import colorsys
 import sys
@@ -29,7 +29,7 @@ def augmentation(short=32, long=128, **changes):
 
 
 def picture(height=40, width=60, block=10):
-    """An image whose gray is 40 times its class, in blocks."""
+    """Return an image of blocks whose gray is 40 times their class, and the classes."""
     generator = np.random.default_rng(0)
     blocks = generator.integers(0, CLASSES, (-(-height // block), -(-width // block)))
     labels = np.kron(blocks, np.ones((block, block), int))[:height, :width]
@@ -37,7 +37,7 @@ def picture(height=40, width=60, block=10):
 
 
 def gray(example):
-    """Pixels as they were before they were normalised, of the first channel."""
+    """Return the first channel before normalisation."""
     return (example["pixel_values"][0] * STD[0] + MEAN[0]) * 255
 
 
@@ -49,12 +49,12 @@ def test_image_and_map_stay_aligned():
         example = augment(image, labels, seed)
         assert example["pixel_values"].shape == (3, 24, 32)
         assert example["pixel_values"].dtype == torch.float32
-        found = example["labels"]
-        assert found.shape == (24, 32)
-        assert found.dtype == torch.int64
-        inside = found != IGNORED_LABEL
+        cropped_labels = example["labels"]
+        assert cropped_labels.shape == (24, 32)
+        assert cropped_labels.dtype == torch.int64
+        inside = cropped_labels != IGNORED_LABEL
         # Bilinear and nearest neighbour differ at the borders of the blocks only.
-        same = (gray(example) - 40 * found).abs()[inside] < 0.5
+        same = (gray(example) - 40 * cropped_labels).abs()[inside] < 0.5
         assert same.float().mean() > 0.6
         assert (example["pixel_values"][:, ~inside] == 0).all()
         shapes.add(tuple(inside.any(1).sum().reshape(1).tolist() + inside.any(0).sum().reshape(1).tolist()))
@@ -106,9 +106,9 @@ def test_mirrors_half_of_the_images():
     augment = augmentation(24, 96, scale_min=1, scale_max=1)
     mirrored = 0
     for seed in range(100):
-        found = augment(image, labels, seed)["labels"].numpy()
-        assert np.array_equal(found, labels) or np.array_equal(found, labels[:, ::-1])
-        mirrored += np.array_equal(found, labels[:, ::-1])
+        result = augment(image, labels, seed)["labels"].numpy()
+        assert np.array_equal(result, labels) or np.array_equal(result, labels[:, ::-1])
+        mirrored += np.array_equal(result, labels[:, ::-1])
     assert 30 < mirrored < 70
 
 
@@ -126,23 +126,23 @@ def test_crops_of_one_class_are_drawn_again():
     labels[:20] = IGNORED_LABEL
     image = Image.new("RGB", (100, 100))
 
-    def crowded(most):
+    def one_sided_crops(most):
         augment = augmentation(
             100, 400, crop_size=[20, 20], scale_min=1, scale_max=1, crop_most_of_a_class=most, flip_probability=0
         )
         count = 0
         for seed in range(60):
-            found = augment(image, labels, seed)["labels"]
-            shares = torch.bincount(found[found != IGNORED_LABEL], minlength=2).float()
+            cropped_labels = augment(image, labels, seed)["labels"]
+            shares = torch.bincount(cropped_labels[cropped_labels != IGNORED_LABEL], minlength=2).float()
             count += bool(shares.sum() == 0 or shares.max() >= 0.75 * shares.sum())
         return count
 
-    assert crowded(1.0) > 30
-    assert crowded(0.75) < 10  # ten attempts each
+    assert one_sided_crops(1.0) > 30
+    assert one_sided_crops(0.75) < 10  # ten attempts each
 
 
 def test_colours_follow_the_definitions():
-    """Against each operation written out for one pixel, in the order and with the draws of the same generator."""
+    """Compare with each operation written out for one pixel, in the order drawn and with the same draws."""
     values = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0))
     changed = 0
     for seed in range(40):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""training/mean_iou.py against sets of pixels, one class at a time, and in Trainer's batches."""
+"""Mean IoU against sets of pixels, one class at a time, and in Trainer's batches."""
 
 import json
 import math
@@ -13,19 +13,19 @@ from hf_internimage.training.metric_modules import load_metric_module
 from hf_internimage.training.segmentation.trainer import MEAN_IOU, ComputeMeanIoU, query_labels
 
 
-def plain(found, truth, classes, ignored=255):
-    """The definitions, with a set of pixels for each class."""
-    pixels = [(f, t) for f, t in zip(found.ravel(), truth.ravel(), strict=True) if t != ignored]
+def plain(predicted, truth, classes, ignored=255):
+    """Compute the metrics by their definitions, with a set of pixels for each class."""
+    pixels = [(p, t) for p, t in zip(predicted.ravel(), truth.ravel(), strict=True) if t != ignored]
     iou, accuracy = [], []
     for label in range(classes):
-        here = {index for index, (f, _) in enumerate(pixels) if f == label}
+        here = {index for index, (p, _) in enumerate(pixels) if p == label}
         there = {index for index, (_, t) in enumerate(pixels) if t == label}
         iou.append(len(here & there) / len(here | there) if here | there else math.nan)
         accuracy.append(len(here & there) / len(there) if there else math.nan)
     return {
         "mean_iou": np.mean([value for value in iou if not math.isnan(value)]),
         "mean_accuracy": np.mean([value for value in accuracy if not math.isnan(value)]),
-        "overall_accuracy": np.mean([f == t for f, t in pixels]),
+        "overall_accuracy": np.mean([p == t for p, t in pixels]),
         "iou": iou,
         "accuracy": accuracy,
     }
@@ -33,10 +33,10 @@ def plain(found, truth, classes, ignored=255):
 
 def maps(seed, shape=(3, 6, 7), classes=5):
     generator = np.random.default_rng(seed)
-    found, truth = generator.integers(0, classes, (2, *shape))
-    truth[generator.random(shape) < 0.4] = found[generator.random(shape) < 0.4][0]
+    predicted, truth = generator.integers(0, classes, (2, *shape))
+    truth[generator.random(shape) < 0.4] = predicted[generator.random(shape) < 0.4][0]
     truth[generator.random(shape) < 0.2] = 255
-    return found, truth
+    return predicted, truth
 
 
 def close(got, expected):
@@ -47,32 +47,32 @@ def close(got, expected):
 
 @pytest.mark.parametrize("classes", [5, 8])  # 8: three of them occur nowhere
 def test_is_what_it_says(classes):
-    found, truth = maps(0)
+    predicted, truth = maps(0)
     metric = load_metric_module(MEAN_IOU, num_labels=classes)
-    expected = plain(found, truth, classes)
-    close(metric.compute(predictions=found, references=truth), expected)
+    expected = plain(predicted, truth, classes)
+    close(metric.compute(predictions=predicted, references=truth), expected)
     assert sum(map(math.isnan, expected["iou"])) == classes - 5
 
 
 def test_batches_add_up_and_are_forgotten():
-    found, truth = maps(1)
+    predicted, truth = maps(1)
     metric = load_metric_module(MEAN_IOU, num_labels=5)
     for index in range(3):
-        metric.add_batch(predictions=found[index : index + 1], references=truth[index : index + 1])
-    close(metric.compute(), plain(found, truth, 5))
-    metric.add(found[0], truth[0])
-    close(metric.compute(), plain(found[0], truth[0], 5))
+        metric.add_batch(predictions=predicted[index : index + 1], references=truth[index : index + 1])
+    close(metric.compute(), plain(predicted, truth, 5))
+    metric.add(predicted[0], truth[0])
+    close(metric.compute(), plain(predicted[0], truth[0], 5))
 
 
 def test_images_of_several_sizes_and_another_ignored_number():
     first, second = maps(2), maps(3, (1, 2, 9))
     metric = load_metric_module(MEAN_IOU, num_labels=256, ignore_index=0)
     metric.add_batch(predictions=[first[0], second[0]], references=[first[1], second[1]])
-    found, truth = (np.concatenate([first[side].ravel(), second[side].ravel()]) for side in (0, 1))
-    close(metric.compute(), plain(found, truth, 256, ignored=0))
+    predicted, truth = (np.concatenate([first[side].ravel(), second[side].ravel()]) for side in (0, 1))
+    close(metric.compute(), plain(predicted, truth, 256, ignored=0))
 
 
-def test_a_class_only_found_counts_and_what_is_found_where_nothing_is_known_does_not():
+def test_a_class_that_is_only_predicted_counts_and_predictions_of_ignored_pixels_do_not():
     metric = load_metric_module(MEAN_IOU, num_labels=3)
     result = metric.compute(predictions=np.array([[0, 0, 1, 2]]), references=np.array([[0, 0, 0, 255]]))
     assert result["iou"][:2] == [2 / 3, 0.0]
@@ -82,7 +82,7 @@ def test_a_class_only_found_counts_and_what_is_found_where_nothing_is_known_does
 
 
 @pytest.mark.parametrize(
-    ("found", "truth", "message"),
+    ("predicted", "truth", "message"),
     [
         ([[3]], [[0]], "A prediction holds class 3, but there are 3: 0 to 2"),
         ([[0]], [[7]], "A reference holds class 7"),
@@ -92,10 +92,10 @@ def test_a_class_only_found_counts_and_what_is_found_where_nothing_is_known_does
         ([[0]], [[255]], "No pixel with a class"),
     ],
 )
-def test_refuses(found, truth, message):
+def test_refuses(predicted, truth, message):
     metric = load_metric_module(MEAN_IOU, num_labels=3)
     with pytest.raises(ValueError, match=message):
-        metric.compute(predictions=found, references=truth)
+        metric.compute(predictions=predicted, references=truth)
 
 
 def test_needs_classes():
@@ -104,13 +104,13 @@ def test_needs_classes():
 
 
 def test_in_trainers_batches():
-    found, truth = maps(4)
+    predicted, truth = maps(4)
     compute = ComputeMeanIoU(5)
     for index in range(3):
-        prediction = EvalPrediction(torch.from_numpy(found[[index]]), torch.from_numpy(truth[[index]]))
+        prediction = EvalPrediction(torch.from_numpy(predicted[[index]]), torch.from_numpy(truth[[index]]))
         result = compute(prediction, compute_result=index == 2)
         assert bool(result) is (index == 2)
-    expected = plain(found, truth, 5)
+    expected = plain(predicted, truth, 5)
     assert result == pytest.approx({name: expected[name] for name in ("mean_iou", "mean_accuracy", "overall_accuracy")})
     json.dumps(result)
 
