@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Training through Trainer and datasets."""
+"""Training of a classifier with Trainer and datasets."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from hf_internimage import InternImageForImageClassification
 
 
 def stripes(count=32):
-    """Pictures of two kinds, horizontal and vertical stripes, that a few steps can learn."""
+    """Return pictures of two classes, horizontal and vertical stripes, which a few steps can learn."""
     generator = torch.Generator().manual_seed(0)
     labels = [index % 2 for index in range(count)]
     rows = []
@@ -56,7 +56,7 @@ def test_every_option_trains(options, tmp_path):
 
 
 def test_accumulating_gradients_is_one_large_batch(tmp_path):
-    """With `accepts_loss_kwargs` wrong, Trainer would not divide by the accumulation steps."""
+    """If `accepts_loss_kwargs` were wrong, Trainer would not divide by the accumulation steps."""
 
     def trained(**arguments):
         torch.manual_seed(0)

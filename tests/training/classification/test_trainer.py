@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""RecipeTrainer: averaged weights, loss, learning rates, checkpoints; in one process."""
+"""RecipeTrainer in one process: averaged weights, loss, learning rates, checkpoints."""
 
 import json
 
@@ -64,7 +64,7 @@ def trainer(folder, recipe=None, network=None, data=None, class_weights=None, ca
 
 
 class Record(TrainerCallback):
-    """A copy of the weights after each step."""
+    """Keep a copy of the weights after each step."""
 
     def __init__(self):
         self.weights = []
@@ -152,12 +152,12 @@ def test_training_averages_evaluates_and_ends_with_the_average(tmp_path):
             third = expected
     for name, tensor in copies(run.model).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6, msg=name)
-    # the evaluation after step 3 saw the average of then
+    # the evaluation after step 3 used the average after step 3
     network = model()
     network.load_state_dict(third, strict=False)
     loss = next(entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry)
     assert trainer(tmp_path / "other", network=network).evaluate()["eval_loss"] == pytest.approx(loss, rel=1e-5)
-    # a checkpoint holds both
+    # a checkpoint holds the weights and the averages
     raw = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
     assert torch.equal(raw["model.head.weight"], record.weights[4]["head.weight"])
     saved = load_file(tmp_path / "checkpoint-4" / FILE_NAME)
@@ -168,7 +168,7 @@ def test_best_model_is_the_best_average(tmp_path):
     run = trainer(
         tmp_path,
         ClassificationRecipe(ema_decay=0.5),
-        learning_rate=0.3,  # so that it gets worse
+        learning_rate=0.3,  # so high that the loss rises
         save_strategy="steps",
         save_steps=1,
         eval_strategy="steps",
@@ -253,7 +253,7 @@ def test_rates_scale_with_the_batch_and_follow_the_cosine(tmp_path):
         learning_rate_batch_size=4, warmup_learning_rate=1e-5, minimum_learning_rate=1e-6, layer_decay=0.5
     )
     run = trainer(tmp_path, recipe, warmup_steps=2, weight_decay=0.05, gradient_accumulation_steps=2)
-    assert run.learning_rate_factor == 4  # 8 images, accumulated twice, for 4
+    assert run.learning_rate_factor == 4  # 8 images, 2 batches accumulated; rates are given for 4
     run.train()
     logged = [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry]
     cosine = 4e-6 + (4e-3 - 4e-6) * (1 + np.cos(np.pi * np.array([2, 3]) / 4)) / 2
@@ -278,7 +278,7 @@ def test_other_schedules_and_models(tmp_path):
 
 
 class Mean(torch.nn.Module):
-    """A model whose forward takes any keyword, which Trainer believes to count the items of its loss."""
+    """A model whose forward takes any keyword, so that Trainer expects it to divide its loss by the number of items."""
 
     def __init__(self):
         super().__init__()
@@ -333,7 +333,7 @@ def test_recipe_refuses(wrong):
 # ---- Checkpoints and epochs ----
 
 
-def test_half_written_checkpoints_are_passed_over(tmp_path):
+def test_unfinished_checkpoints_are_ignored(tmp_path):
     assert last_complete_checkpoint(tmp_path) is None
     run = trainer(tmp_path, save_strategy="steps", save_steps=1)
     run.train()
@@ -364,7 +364,7 @@ def test_a_checkpoint_written_over_an_older_one_is_incomplete_until_its_end(tmp_
     assert not (tmp_path / "checkpoint-2" / "trainer_state.json").exists()
 
 
-def test_epochs_are_told_also_after_resuming(tmp_path):
+def test_epochs_are_set_after_resuming_too(tmp_path):
     class Reading(Noise):
         def __init__(self, epoch):
             super().__init__()
