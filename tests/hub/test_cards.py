@@ -20,9 +20,9 @@ from support.paths import ROOT, SCRIPTS
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
 from hf_internimage.checkpoints.classifiers import CHECKPOINTS, SOURCE
 from hf_internimage.hub import card_files
-from hf_internimage.hub.card_blocks import REPORTED
+from hf_internimage.hub.card_blocks import REPORTED, score_table
 from hf_internimage.hub.cards import evaluated_card, official_card
-from hf_internimage.hub.system_cards import published_system_card
+from hf_internimage.hub.system_cards import published_system_card, trained_system_card
 
 BY_NAME = {checkpoint.name: checkpoint for checkpoint in CHECKPOINTS}
 RESULT = {
@@ -198,6 +198,27 @@ def test_card_of_segmentation_or_detection(checkpoint):
     assert ("hf-internimage[torchvision]" in text) == ("rcnn" in checkpoint.system)
     assert metadata["license"] == checkpoint.licence
     assert "Time and memory" not in str(published_system_card(checkpoint))
+
+
+@pytest.mark.parametrize("has_code", [True, False])
+@pytest.mark.parametrize("task", ["object-detection", "semantic-segmentation"])
+def test_card_of_a_trained_system(task, has_code):
+    model = InternImageForImageClassification(InternImageConfig(channels=8, depths=[1], groups=[1], num_labels=7))
+    scores = score_table({"map": 0.5, "map_50": 0.7512}, {"map_50": "at IoU .5", "map_75": "at IoU .75"}, 1)
+    options = {"base_model": "me/base", "license": "mit", "scores": f"On 3 images:\n\n{scores}"}
+    text = str(trained_system_card(model, "me/new", task=task, has_code=has_code, **options))
+    metadata = ModelCard(text).data
+    assert (metadata.license, metadata.base_model, metadata.library_name) == ("mit", "me/base", "transformers")
+    assert metadata.pipeline_tag == ("object-detection" if task == "object-detection" else "image-segmentation")
+    assert metadata.tags[0] == "internimage"
+    assert task in metadata.tags
+    assert "\n# new\n\n" in text
+    assert f"`{type(model).__name__}`, {model.num_parameters():,} parameters, 7 classes." in text
+    assert ("Without `import hf_internimage`" in text) == (not has_code)
+    assert ("trust_remote_code=True" in text) == (has_code and task == "object-detection")
+    assert text.endswith("On 3 images:\n\n| Metric | Value |\n| --- | --- |\n| at IoU .5 | 75.1 % |\n")
+    (code,) = python_blocks(text)
+    compile(code, "card", "exec")
 
 
 def test_measurements_are_shared_by_equal_systems_only():

@@ -47,7 +47,7 @@ _SYSTEM_INDEX = """
 ## Segmentation and detection
 
 `scripts/convert_checkpoint.py` converts these files. Scores are in percent, single-scale first. Time and memory are
-those of one image of 480x640 on the machine that systems_cpu.json names, with weights that have no meaning.
+those of one image of 480x640 on the machine that systems_cpu.json names, with random weights.
 
 | Card | System | Data | Parameters | Reported | Seconds | Peak memory, GiB |
 | --- | --- | --- | ---: | --- | ---: | ---: |

@@ -32,7 +32,7 @@ from .card_blocks import (
 )
 
 _TASK = "image-classification"
-# Where the data can be found on the Hub; the joint set is nowhere as a whole.
+# Data sets on the Hub; the joint set of 427 million images is not there as a whole.
 _DATASETS = {IMAGENET_1K: "ILSVRC/imagenet-1k", IMAGENET_22K: "timm/imagenet-22k-wds"}
 _FOLDER_TYPE = "imagefolder"  # what `datasets` calls a folder of images
 _MISSING = object()
@@ -179,8 +179,8 @@ def _official_limits(checkpoint: PublishedCheckpoint) -> list[str]:
     limits = []
     if checkpoint.num_labels == 1000:
         limits += [
-            "One of 1000 fixed classes for every picture, about 120 of them breeds of dogs; a picture of anything else "
-            "gets one of them, too.",
+            "Every picture gets one of 1000 fixed classes, about 120 of them breeds of dogs, also a picture of "
+            "anything else.",
             "The published configuration has no class names: labels come out as `LABEL_281`. "
             "`hf_internimage.checkpoints.imagenet_1k_labels()` has them in order.",
         ]
@@ -192,7 +192,8 @@ def _official_limits(checkpoint: PublishedCheckpoint) -> list[str]:
         ]
     limits.append(
         "ImageNet's pictures come from the web and mostly from few, Western countries "
-        "([study](https://arxiv.org/abs/1711.08536)); expect less elsewhere, and on drawings, medical or aerial images."
+        "([study](https://arxiv.org/abs/1711.08536)); expect lower accuracy on pictures from elsewhere, on drawings, "
+        "and on medical or aerial images."
     )
     if IMAGENET_22K in checkpoint.data:
         limits.append(
@@ -211,8 +212,8 @@ def _official_limits(checkpoint: PublishedCheckpoint) -> list[str]:
             f"{weight_sizes(checkpoint.parameters)}."
         )
     limits.append(
-        "We did not measure this checkpoint's accuracy. That the package computes what the original computes is tested "
-        "with the original's numbers, on small models and on a whole InternImage-T with made-up weights."
+        "We did not measure this checkpoint's accuracy. Our tests compare the package with outputs of the original "
+        "code, on small models and on a whole InternImage-T with random weights."
     )
     return limits
 
@@ -305,8 +306,8 @@ def evaluated_card(
         use=(_WITH_PACKAGE + python_block(pipeline_code(_TASK, model_id)) + more_uses).strip(),
         training=[(table_cell(label), table_cell(value)) for label, value in (training or {}).items()],
         limits=[
-            f"Measured on one data set only, {table_cell(data_name)}: other images may be classified much worse.",
-            "One of the classes in its configuration for every picture, also for a picture of anything else.",
+            f"Measured on one data set only, {table_cell(data_name)}: accuracy on other images may be much lower.",
+            "Every picture gets one of the classes in its configuration, also a picture of anything else.",
             *(["It may share the limits of the checkpoint it was fine-tuned from."] if base_model else []),
         ],
         licence=f"`{license}`" if license else "Not stated by whoever made this model.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Model cards of the published segmentation and detection systems."""
+"""Model cards of segmentation and detection systems: of the published checkpoints, and of newly trained models."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,14 +10,18 @@ from ..checkpoints.systems import SEMANTIC_SEGMENTATION, SOURCE, Score, SystemCh
 from ..models.configuration_internimage import SIZES
 from .card_blocks import (
     IMPORT_PACKAGE,
+    INTERNIMAGE,
     INTRODUCTION,
+    NEEDS_PACKAGE,
     REPORTED,
+    RUNS_OWN_CODE,
     architecture,
     card_metadata,
     full_card,
     markdown_table,
     parameter_count,
     pipeline_code,
+    plain_card,
     python_block,
     reported_result,
     segmentation_code,
@@ -34,21 +38,21 @@ SYSTEM_TITLES = {
 }
 _PIPELINE_TAGS = {
     "semantic-segmentation": "image-segmentation",
-    "instance-segmentation": "object-detection",  # the pipeline they work in
+    "instance-segmentation": "object-detection",  # there is no pipeline for instance segmentation of our models
     "object-detection": "object-detection",
 }
 _METRIC_TYPES = {"mIoU": "mean_iou", "box AP": "mean_average_precision", "mask AP": "mean_average_precision"}
 _REPORTED_FLAGS = ("post_norm", "res_post_norm", "level2_post_norm", "center_feature_scale")
 
 _CONVERT = """\
-The authors' file is that of their own training code, which `from_pretrained` cannot read. Convert it once; the script
-is in the repository and the source distribution of `hf_internimage`:
+The authors' file was written by their own training code, and `from_pretrained` cannot read it. Convert it once; the
+script is in the repository and the source distribution of `hf_internimage`:
 
 ```bash
 python scripts/convert_checkpoint.py {name}.pth {name}
 ```
 
-The file is read as tensors only (no code in it is run), every tensor is used or named as dropped, and the folder
+The file is read as tensors only (no code in it is run), every tensor is used or listed as dropped, and the folder
 appears complete or not at all.
 """
 
@@ -130,21 +134,21 @@ def _classes(checkpoint: SystemCheckpoint) -> str:
     if checkpoint.real_labels is None:
         return str(checkpoint.num_labels)
     return (
-        f"{checkpoint.num_labels} outputs, of which the first {checkpoint.real_labels} occur; "
-        f"`--num-labels {checkpoint.real_labels}` keeps those only"
+        f"{checkpoint.num_labels} outputs, but only the first {checkpoint.real_labels} occur; "
+        f"`--num-labels {checkpoint.real_labels}` keeps only those"
     )
 
 
 def _measurements(checkpoint: SystemCheckpoint, measured: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if measured is None:
         return []
-    architecture = "" if measured["name"] == checkpoint.name else f" (measured on `{measured['name']}`)"
+    same_architecture = "" if measured["name"] == checkpoint.name else f" (measured on `{measured['name']}`)"
     return [
         (
             "Time and memory",
             f"{measured['seconds']:.3g} s and {measured['peak_memory_mib'] / 1024:.3g} GiB for one input of "
             f"{measured['height']} x {measured['width']} in {measured['dtype']} on {measured['device']}, "
-            f"{measured['threads']} threads, with made-up weights{architecture}",
+            f"{measured['threads']} threads, with random weights{same_architecture}",
         )
     ]
 
@@ -175,9 +179,9 @@ def _use(checkpoint: SystemCheckpoint) -> str:
 
 def _limits(checkpoint: SystemCheckpoint) -> list[str]:
     limits = [
-        f"It knows the classes of {checkpoint.dataset} and nothing else, and was tested on pictures of that kind.",
-        "We opened no released file and measured no score. That the package computes what the original computes is "
-        "tested with the original's numbers on small models with made-up weights.",
+        f"It knows only the classes of {checkpoint.dataset}, and was tested only on pictures of that data set.",
+        "We opened no released file and measured no score. Our tests compare the package with outputs of the original "
+        "code, on small models with random weights.",
         "Not made for decisions about people, nor for driving a vehicle.",
     ]
     if not checkpoint.released:
@@ -189,4 +193,34 @@ def _limits(checkpoint: SystemCheckpoint) -> list[str]:
     return limits
 
 
-__all__ = ["SYSTEM_TITLES", "published_system_card"]
+def trained_system_card(
+    model: Any, model_id: str, *, task: str, has_code: bool, base_model: str | None, license: str | None, scores: str
+) -> ModelCard:
+    """Return the card of a newly trained model: its class and size, how to load it, its scores.
+
+    Args:
+        model: whole model.
+        model_id: repository on the Hub that the card is for, or the name of a folder.
+        task: "semantic-segmentation" or "object-detection".
+        has_code: True if the repository holds the model's source files and so works without this package.
+        base_model: repository on the Hub of the checkpoint that the model was fine-tuned from.
+        license: SPDX identifier in lower case; not stated if None.
+        scores: results in Markdown; empty if there are none.
+    """
+    name = type(model).__name__
+    if task == SEMANTIC_SEGMENTATION:
+        code = segmentation_code(name, model_id)
+    else:
+        code = pipeline_code(task, model_id, first_line=None if has_code else IMPORT_PACKAGE)
+    tags = list(dict.fromkeys([_PIPELINE_TAGS[task], task]))
+    paragraphs = [
+        f"{task.replace('-', ' ').capitalize()} with an {INTERNIMAGE} backbone: `{name}`, "
+        f"{model.num_parameters():,} parameters, {model.config.num_labels} classes.",
+        python_block(code),
+        RUNS_OWN_CODE if has_code else NEEDS_PACKAGE,
+        scores,
+    ]
+    return plain_card(card_metadata(tags, license=license, base_model=base_model), model_id, paragraphs)
+
+
+__all__ = ["SYSTEM_TITLES", "published_system_card", "trained_system_card"]
