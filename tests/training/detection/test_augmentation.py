@@ -115,12 +115,12 @@ def test_resize_takes_half_pixel_centres_and_does_not_blur():
 
 def test_changes_come_in_the_order_of_the_recipe():
     """The image is mirrored, then resized, then cropped, then resized: here by whole factors only."""
-    geometry = Geometry(mirror=True, size_before_crop=(4, 7), crop=(1, 0, 2, 6), size=(2, 6))
+    geometry = Geometry(mirrored=True, size_before_crop=(4, 7), crop_box=(1, 0, 2, 6), size=(2, 6))
     pixels, corners = geometry.apply(numbered(), np.array([[1.0, 1, 4, 3]]))
     assert pixels[0].tolist() == [[16, 15, 14, 13, 12, 11], [26, 25, 24, 23, 22, 21]]
     assert corners.tolist() == [[3, 0, 6, 2]]
     assert inside(pixels, corners)[0].tolist() == [[13, 12, 11], [23, 22, 21]]
-    doubled = Geometry(mirror=False, size_before_crop=(8, 14), crop=(2, 4, 6, 10), size=(12, 30))
+    doubled = Geometry(mirrored=False, size_before_crop=(8, 14), crop_box=(2, 4, 6, 10), size=(12, 30))
     pixels, corners = doubled.apply(numbered(), BOX)
     assert pixels.shape == (3, 12, 30)
     assert corners.tolist() == [[0, 0, 18, 8]]
@@ -132,7 +132,7 @@ def test_crops_are_everywhere():
     places = set()
     for seed in range(400):
         geometry = augment.draw_geometry(12, 24, np.random.default_rng(seed), True)
-        (height, width), (top, left, kept_height, kept_width) = geometry.size_before_crop, geometry.crop
+        (height, width), (top, left, kept_height, kept_width) = geometry.size_before_crop, geometry.crop_box
         assert 0 <= top <= height - kept_height
         assert 0 <= left <= width - kept_width
         places.add((height - kept_height, top, width - kept_width, left))
@@ -268,7 +268,7 @@ def test_crops_are_the_recipes():
     for seed in range(300):
         geometry = augment.draw_geometry(100, 150, np.random.default_rng(seed), True)
         resizes.add(geometry.size_before_crop)
-        crops.append(geometry.crop[2:])
+        crops.append(geometry.crop_box[2:])
     assert resizes == {(400, 600), (500, 750), (600, 900)}
     heights, widths = zip(*crops, strict=True)
     assert 384 <= min(heights) < 390
@@ -303,10 +303,10 @@ def test_a_seed_gives_the_same_and_epochs_differ():
 def test_half_are_mirrored_and_half_are_cropped():
     augment = DetectionAugmentation(keeping_ratio(), DetectionAugmentationArguments())
     drawn = [augment.draw_geometry(100, 100, np.random.default_rng(seed), True) for seed in range(400)]
-    assert 160 < sum(geometry.mirror for geometry in drawn) < 240
-    assert 160 < sum(geometry.crop is not None for geometry in drawn) < 240
+    assert 160 < sum(geometry.mirrored for geometry in drawn) < 240
+    assert 160 < sum(geometry.crop_box is not None for geometry in drawn) < 240
     whole = [augment.draw_geometry(100, 100, np.random.default_rng(seed), False) for seed in range(20)]
-    assert not any(geometry.crop or geometry.size_before_crop for geometry in whole)
+    assert not any(geometry.crop_box or geometry.size_before_crop for geometry in whole)
 
 
 @pytest.mark.parametrize(

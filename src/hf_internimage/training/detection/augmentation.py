@@ -53,43 +53,43 @@ class Geometry:
     """Changes of one image, in the order in which they are applied; sizes are (height, width) in pixels.
 
     Attributes:
-        mirror: whether left and right are exchanged.
+        mirrored: True if left and right are exchanged.
         size_before_crop: size to which the image is resized before the crop; None without a crop.
-        crop: top, left, height and width of the part that stays; None without a crop.
+        crop_box: top, left, height and width of the part that stays; None without a crop.
         size: size of the result.
     """
 
-    mirror: bool
+    mirrored: bool
     size_before_crop: tuple[int, int] | None
-    crop: tuple[int, int, int, int] | None
+    crop_box: tuple[int, int, int, int] | None
     size: tuple[int, int]
 
     def apply(self, pixels: torch.Tensor, corners: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """Return changed pixels (3, height, width) and corners of boxes (n, 4): left, top, right, bottom in pixels."""
-        if self.mirror:
+        if self.mirrored:
             pixels, corners = mirror(pixels, corners)
-        if self.size_before_crop is not None and self.crop is not None:
+        if self.size_before_crop is not None and self.crop_box is not None:
             pixels, corners = resize(pixels, corners, self.size_before_crop)
-            pixels, corners = crop(pixels, corners, self.crop)
+            pixels, corners = crop(pixels, corners, self.crop_box)
         return resize(pixels, corners, self.size)
 
 
 def mirror(pixels: torch.Tensor, corners: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-    """Exchange left and right of pixels (3, H, W) and of corners (n, 4)."""
+    """Return pixels (3, H, W) and corners (n, 4) with left and right exchanged."""
     left, top, right, bottom = corners.T
     width = pixels.shape[2]
     return pixels.flip(2), np.stack([width - right, top, width - left, bottom], 1)
 
 
-def crop(pixels: torch.Tensor, corners: np.ndarray, part: tuple[int, int, int, int]) -> tuple[torch.Tensor, np.ndarray]:
-    """Cut out a part (top, left, height, width); boxes are clipped to it and may become empty."""
-    top, left, height, width = part
+def crop(pixels: torch.Tensor, corners: np.ndarray, box: tuple[int, int, int, int]) -> tuple[torch.Tensor, np.ndarray]:
+    """Return the part in `box` = (top, left, height, width); boxes of objects are clipped to it and may become empty."""
+    top, left, height, width = box
     corners = (corners - [left, top, left, top]).clip(0, [width, height, width, height])
     return pixels[:, top : top + height, left : left + width], corners
 
 
 def resize(pixels: torch.Tensor, corners: np.ndarray, size: tuple[int, int]) -> tuple[torch.Tensor, np.ndarray]:
-    """Resize pixels (3, H, W) to `size` = (height, width), bilinearly without antialiasing, and the boxes alike.
+    """Return pixels (3, H, W) resized to `size` = (height, width), bilinearly without antialiasing, and their boxes.
 
     The rule is that of OpenCV and of evaluation, in floating point: half-pixel centres (`align_corners=False`).
     """
@@ -149,7 +149,7 @@ class DetectionAugmentation:
         """Return random changes of an image of this size, without a crop unless `allow_crop`."""
         arguments = self.arguments
         mirrored = generator.random() < arguments.flip_probability
-        size_before_crop = part = None
+        size_before_crop = crop_box = None
         if generator.random() < arguments.crop_probability and allow_crop:
             short = round(self.short * generator.choice(_SHORT_SIDES_BEFORE_CROP))
             size_before_crop = keep_ratio_size(height, width, short, 10 * max(short, self.long))
@@ -161,9 +161,9 @@ class DetectionAugmentation:
                 int(generator.integers(side - kept + 1))
                 for side, kept in zip(size_before_crop, (height, width), strict=True)
             )
-            part = (top, left, height, width)
+            crop_box = (top, left, height, width)
         size = self.fixed_size or keep_ratio_size(height, width, self.draw_short_side(generator), self.long)
-        return Geometry(mirrored, size_before_crop, part, size)
+        return Geometry(mirrored, size_before_crop, crop_box, size)
 
     def draw_short_side(self, generator: np.random.Generator) -> int:
         """Return one of the recipe's short sides in pixels."""
