@@ -82,7 +82,7 @@ def mirror(pixels: torch.Tensor, corners: np.ndarray) -> tuple[torch.Tensor, np.
 
 
 def crop(pixels: torch.Tensor, corners: np.ndarray, box: tuple[int, int, int, int]) -> tuple[torch.Tensor, np.ndarray]:
-    """Return the part in `box` = (top, left, height, width); boxes of objects are clipped to it and may become empty."""
+    """Return the part in `box` = (top, left, height, width), with corners clipped to it; boxes may become empty."""
     top, left, height, width = box
     corners = (corners - [left, top, left, top]).clip(0, [width, height, width, height])
     return pixels[:, top : top + height, left : left + width], corners
