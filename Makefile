@@ -14,9 +14,10 @@ demo: $(VENV)/.demo  ## fine-tune a small InternImage on real images, save, relo
 test: $(VENV)/.dev  ## all tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-check: $(VENV)/.dev  ## lint, format, types
+check: $(VENV)/.dev  ## lint, format, imports, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files mypy
 
 benchmark: $(VENV)/.dev  ## operator and InternImage-T beside ConvNeXt-T and Swin-T on this machine

