@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +17,10 @@ from support.conversion_tools import (
     convert,
     original,
     save_config,
-    script,
     write_safetensors,
 )
 from support.golden_data import fill, golden_weights, manifest
+from support.paths import SCRIPTS
 
 from hf_internimage import (
     InternImageConfig,
@@ -27,6 +29,7 @@ from hf_internimage import (
     conversion,
 )
 from hf_internimage.conversion import prepare_classifier
+from hf_internimage.conversion.main import main
 
 
 class RunsCode:
@@ -310,9 +313,20 @@ def test_written_file_is_checked(tiny_t, capsys, monkeypatch):
 )
 def test_wrong_arguments_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
-        script.main(arguments)
+        main(arguments)
     assert stopped.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_script_ends_with_the_status_of_the_command_line(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "convert_checkpoint.py"), "absent.pth", "out"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr == (
+        "convert_checkpoint.py: error: absent.pth: Not a file; give the path of one checkpoint file.\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_depth_is_no_released_size():

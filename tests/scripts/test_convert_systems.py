@@ -23,7 +23,8 @@ from transformers import (
 
 from hf_internimage import InternImageDetectionImageProcessor, InternImageSegmentationImageProcessor
 from hf_internimage.checkpoints.systems import SYSTEM_CHECKPOINTS, find_checkpoint
-from hf_internimage.conversion import prepare_common, rcnn
+from hf_internimage.conversion import rcnn
+from hf_internimage.conversion.inputs import read_config
 from hf_internimage.conversion.systems import SYSTEMS
 
 ADE20K_T = "upernet_internimage_t_512_160k_ade20k"
@@ -265,4 +266,4 @@ def test_unusable_configurations_are_refused(fields, message, tmp_path):
     path.write_text(json.dumps({"model_type": "upernet", **fields}))
     system = next(system for system in SYSTEMS if system.name == "upernet")
     with pytest.raises(ValueError, match=message):
-        prepare_common.stated_config(path, prepare_common.read_fields(path, system), system)
+        read_config(path, system)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the tests of checkpoint conversion share."""
+"""Tools of the tests of checkpoint conversion."""
 
 import json
 
@@ -9,14 +9,12 @@ from torch.testing import assert_close
 from transformers import AutoModelForImageClassification
 
 from hf_internimage import InternImageForImageClassification
-from support.golden_data import load_module, model_case, model_input
-from support.paths import SCRIPTS
-
-script = load_module(SCRIPTS / "convert_checkpoint.py")
+from hf_internimage.conversion.main import main
+from support.golden_data import model_case, model_input
 
 
 def original_name(name):
-    """The original's name of a tensor, from the Hub's: no prefix, and gamma for layer_scale."""
+    """Return the original's name of a tensor, from the Hub's: no prefix, and gamma for layer_scale."""
     return name.removeprefix("model.").replace("layer_scale", "gamma")
 
 
@@ -30,11 +28,12 @@ def save_config(path, name, **changes):
 
 
 def convert(*args):
-    return script.main([str(arg) for arg in args])
+    """Run the command line of the conversion in this process. Returns its exit status."""
+    return main([str(arg) for arg in args])
 
 
 def assert_written(folder, weights):
-    """The weight file holds exactly these tensors, bit for bit."""
+    """Check that the weight file holds exactly these tensors, bit for bit."""
     written = load_file(folder / "model.safetensors")
     assert sorted(written) == sorted(weights)
     for name, tensor in weights.items():
@@ -43,7 +42,7 @@ def assert_written(folder, weights):
 
 
 def load(folder):
-    """The model of a folder, through the Auto class, with nothing missing and nothing left over."""
+    """Load the model of a folder through the Auto class, with no tensor missing or left over."""
     model, report = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
     assert type(model) is InternImageForImageClassification
     assert {key: value for key, value in report.items() if value} == {}
@@ -55,8 +54,8 @@ def assert_logits(model, name, classes=slice(None)):
     case, expected = model_case(name)
     for which in case["inputs"]:
         logits = model(model_input(name, which)).logits
-        wanted = expected["logits" if which == "plain" else f"{which}/logits"][:, classes]
-        assert_close(logits, wanted, rtol=0, atol=case["atol_float32"])
+        expected_logits = expected["logits" if which == "plain" else f"{which}/logits"][:, classes]
+        assert_close(logits, expected_logits, rtol=0, atol=case["atol_float32"])
 
 
 def write_safetensors(path, weights):

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""Write the folder of a converted model, which appears complete or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..tensors import Shapes, check_tensors
+from .build import file_shapes
+
+
+def check_destination(path: Path) -> None:
+    """Raise ValueError unless a folder can be made at `path`, or an empty one is there."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        raise ValueError(f"{path}: Exists already and is not an empty folder; remove it or choose another DST.")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: Its parent folder does not exist; make it first.")
+
+
+def write_folder(model: PreTrainedModel, processor: BaseImageProcessor, destination: Path, max_shard_size: str) -> None:
+    """Save a model and its image processor in a temporary folder, check it, and rename it to `destination`.
+
+    Raises:
+        ValueError: if the files hold other names or shapes than the model.
+        OSError: if they cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as scratch:
+        folder = Path(scratch, "model")
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        processor.save_pretrained(folder)
+        _check_written(folder, file_shapes(model))
+        if destination.exists():
+            destination.rmdir()  # empty; Windows does not replace folders
+        os.replace(folder, destination)
+
+
+def _check_written(folder: Path, expected: Shapes) -> None:
+    written: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            written.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
+    check_tensors(written, expected)
+
+
+__all__ = ["check_destination", "write_folder"]
