@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What runs on this machine: `python -m hf_internimage.env` prints versions and backends, also for bug reports."""
+"""Print versions and available backends (`python -m hf_internimage.env`), for users and bug reports."""
 
 import platform
 import sys
@@ -13,7 +13,7 @@ from .ops.registry import BACKEND_VARIABLE, environment
 
 
 def describe() -> str:
-    """The text that the command prints."""
+    """Return the text that the command prints."""
     lines = [
         f"hf_internimage {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
