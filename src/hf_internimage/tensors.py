@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the conversion of every system does with tensors: find them in a file, compare names and shapes, cast."""
+"""Named tensors: find them in a loaded file, compare names and shapes, cast."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,16 @@ import torch
 
 Shapes = Mapping[str, Sequence[int]]
 
-LISTED = 3  # names an error lists of each kind
+LISTED = 3  # number of names that an error lists of each kind
 
 
 def find_state_dict(checkpoint: object) -> dict[str, torch.Tensor]:
-    """The tensors of a loaded file: those under `model`, else those under `state_dict`, else the file itself.
+    """Return the tensors of a loaded file: those under `model`, else those under `state_dict`, else the file itself.
 
-    An exponential moving average beside them (`model_ema`) is left alone, as in the original's own conversion.
+    An exponential moving average beside them (`model_ema`) is ignored, as in the original's own conversion.
 
     Raises:
-        ValueError: if there is no non-empty dict from names to tensors.
+        ValueError: unless they are a non-empty dict from names to tensors.
     """
     if isinstance(checkpoint, Mapping):
         for key in ("model", "state_dict"):
@@ -25,9 +25,9 @@ def find_state_dict(checkpoint: object) -> dict[str, torch.Tensor]:
                 checkpoint = checkpoint[key]
                 break
     if not isinstance(checkpoint, Mapping) or not checkpoint:
-        found = "an empty dict" if isinstance(checkpoint, Mapping) else f"a {type(checkpoint).__name__}"
+        kind = "an empty dict" if isinstance(checkpoint, Mapping) else f"a {type(checkpoint).__name__}"
         raise ValueError(
-            f"Found {found} in place of a state dict; give a file with named tensors, flat or under the key 'model'."
+            f"Found {kind} in place of a state dict; give a file with named tensors, flat or under the key 'model'."
         )
     for name, tensor in checkpoint.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
@@ -39,31 +39,35 @@ def find_state_dict(checkpoint: object) -> dict[str, torch.Tensor]:
 
 
 def shapes_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape."""
+    """Return name -> shape."""
     return {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
 
 
 def dimensions(shapes: Shapes, name: str, count: int) -> tuple[int, ...]:
-    """The shape of one tensor, which must have `count` dimensions.
+    """Return the shape of the tensor `name`, which must have `count` dimensions.
 
     Raises:
-        ValueError: if there is no such tensor, or it has another number of dimensions.
+        ValueError: if the tensor is missing or has another number of dimensions.
     """
     shape = tuple(shapes.get(name, ()))
     if len(shape) != count:
-        found = f"has shape {shape}" if name in shapes else "is missing"
-        raise ValueError(f"{name} {found}, expected {count} dimensions; give a complete checkpoint.")
+        problem = f"has shape {shape}" if name in shapes else "is missing"
+        raise ValueError(f"{name} {problem}, expected {count} dimensions; give a complete checkpoint.")
     return shape
 
 
-def check_tensors(found: Shapes, expected: Shapes) -> None:
-    """Raise ValueError unless names and shapes agree exactly; it counts and lists what does not."""
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
+def check_tensors(shapes: Shapes, expected: Shapes) -> None:
+    """Check that names and shapes agree exactly.
+
+    Raises:
+        ValueError: if they do not; the message counts and lists missing, unexpected and misshapen tensors.
+    """
+    missing = [name for name in expected if name not in shapes]
+    unexpected = [name for name in shapes if name not in expected]
     misshapen = [
-        f"{name} is {tuple(found[name])}, expected {tuple(shape)}"
+        f"{name} is {tuple(shapes[name])}, expected {tuple(shape)}"
         for name, shape in expected.items()
-        if name in found and tuple(found[name]) != tuple(shape)
+        if name in shapes and tuple(shapes[name]) != tuple(shape)
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
     problems = [f"{len(names)} {kind} ({listing(names)})" for kind, names in kinds if names]
@@ -75,16 +79,17 @@ def check_tensors(found: Shapes, expected: Shapes) -> None:
 
 
 def listing(names: Sequence[str]) -> str:
+    """Return the first names, separated by commas, and "..." for the others."""
     return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
 
 
 def cast_weights(state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The same tensors as `dtype`, contiguous, each with memory of its own; `num_batches_tracked` stays an integer.
+    """Return the tensors as `dtype`, contiguous, each in a storage of its own; `num_batches_tracked` stays an integer.
 
     Raises:
         ValueError: for a weight that is not a dense floating-point tensor, is not finite, or is too large for `dtype`.
     """
-    taken: set[int] = set()
+    storages: set[int] = set()
     result: dict[str, torch.Tensor] = {}
     for name, tensor in state_dict.items():
         if not name.endswith("num_batches_tracked"):
@@ -101,10 +106,10 @@ def cast_weights(state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype) -> 
                     else f"{name} has values that are not finite; give an undamaged checkpoint."
                 )
         tensor = tensor.contiguous()
-        # Views of one buffer would be refused as tied weights when saved.
-        if tensor.untyped_storage().data_ptr() in taken:
+        # `save_pretrained` refuses tensors that share a storage, as tied weights.
+        if tensor.untyped_storage().data_ptr() in storages:
             tensor = tensor.clone()
-        taken.add(tensor.untyped_storage().data_ptr())
+        storages.add(tensor.untyped_storage().data_ptr())
         result[name] = tensor
     return result
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The InternImage inside a segmentation or detection checkpoint: its configuration and its names."""
+"""The InternImage in a segmentation or detection checkpoint: its size, its configuration and its tensors' names."""
 
 import re
 from collections import Counter
@@ -13,10 +13,10 @@ ALL_STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
 def released_size(shapes: Shapes, prefix: str = "backbone.") -> str:
-    """The released size ("t" to "g") whose channels and depths the tensors under `prefix` have.
+    """Return the released size ("t" to "g") that has the channels and depths of the tensors under `prefix`.
 
     Raises:
-        ValueError: if they are not of an InternImage, or of one that was not released.
+        ValueError: if the tensors are not those of an InternImage, or not of a released size.
     """
     stem = tuple(shapes.get(f"{prefix}patch_embed.conv2.weight", ()))
     block = re.compile(rf"{re.escape(prefix)}levels\.(\d+)\.blocks\.(\d+)\.")
@@ -39,7 +39,7 @@ def released_size(shapes: Shapes, prefix: str = "backbone.") -> str:
 
 
 def size_of(channels: int, depths: Sequence[int]) -> str | None:
-    """The released size with these channels and depths, if there is one."""
+    """Return the released size with these channels and depths, None if there is none."""
     for size in SIZES:
         config = InternImageConfig.from_size(size)
         if config.channels == channels and list(config.depths) == list(depths):
@@ -50,10 +50,9 @@ def size_of(channels: int, depths: Sequence[int]) -> str | None:
 def backbone_config(
     shapes: Shapes, prefix: str = "backbone.", out_features: Sequence[str] = ALL_STAGES
 ) -> InternImageConfig:
-    """Configuration of the backbone under `prefix`: the released size that its channels and depths belong to.
+    """Return the configuration of the backbone under `prefix`: its released size, without a classification head.
 
-    A T from segmentation or detection has layer scale, unlike the T of classification: that is read from the names. No
-    classification head is described.
+    A T in segmentation and detection has layer scale, unlike the T of classification; the names of the tensors tell.
 
     Raises:
         ValueError: as `released_size`.
@@ -69,7 +68,7 @@ def backbone_config(
 
 
 def backbone_rules(prefix: str = "backbone.", target: str = "backbone.") -> list[Rule]:
-    """Rules for `rename`: the original's backbone names under `prefix` become those of `InternImageBackbone`."""
+    """Return rules for `rename`: from the original's names under `prefix` to names of an `InternImageBackbone`."""
     start = re.escape(prefix)
     return [
         (rf"{start}(levels\.\d+\.blocks\.\d+\.)gamma([12])", rf"{target}\1layer_scale\2"),

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Image classifiers of the original release in the layout of OpenGVLab's Hub repositories.
 
-Three layouts of one set of tensors:
+The same tensors have names in three layouts:
 
 - original: `levels.0.blocks.0.gamma1`, `head.weight`; usually under the key `model` of a `.pth` file
-- Hub: `model.levels.0.blocks.0.layer_scale1`, `model.head.weight`; what `save_pretrained` writes
-- module: as Hub, but with the head beside the trunk, `head.weight`; what `state_dict()` of the classifier says
+- Hub: `model.levels.0.blocks.0.layer_scale1`, `model.head.weight`; the files that `save_pretrained` writes
+- module: as Hub, but with the head beside the trunk, `head.weight`; the classifier's `state_dict()`
 
 Source: names in OpenGVLab/InternImage@31c962d, classification/models/intern_image.py, and in its Hub repositories.
 """
@@ -26,13 +26,13 @@ _HEAD_WEIGHT, _HEAD_BIAS = "model.head.weight", "model.head.bias"
 
 
 def hub_name(name: str) -> str:
-    """The Hub's name of a tensor, from its name in any of the three layouts, with or without the prefix `module.`."""
+    """Return the Hub's name of a tensor from its name in any of the three layouts; a prefix `module.` is ignored."""
     name = name.removeprefix("module.").removeprefix("model.")
     return "model." + _LAYER_SCALE.sub(r"\1layer_scale\2", name)
 
 
 def to_hub_layout(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors under the Hub's names.
+    """Return the same tensors under the Hub's names.
 
     Raises:
         ValueError: for two names that mean the same tensor.
@@ -48,10 +48,10 @@ def to_hub_layout(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def count_labels(shapes: Shapes) -> int:
-    """Number of classes: rows of the head's weight, in Hub layout.
+    """Return the number of classes: the rows of the head's weight, in Hub layout.
 
     Raises:
-        ValueError: if there is no such matrix.
+        ValueError: if that weight is missing or is not a matrix.
     """
     shape = tuple(shapes.get(_HEAD_WEIGHT, ()))
     if len(shape) != 2:
@@ -63,18 +63,18 @@ def count_labels(shapes: Shapes) -> int:
 
 
 def guess_size(shapes: Shapes) -> str:
-    """The released size ("t" to "g") whose channels and depths these tensors, in Hub layout, have.
+    """Return the released size ("t" to "g") that has the channels and depths of these tensors, in Hub layout.
 
     Raises:
-        ValueError: if they are not of an InternImage, or of one that was not released.
+        ValueError: as `released_size`.
     """
     return released_size(shapes, "model.")
 
 
 def guess_config(shapes: Shapes) -> InternImageConfig:
-    """Configuration of the released size that the tensors, in Hub layout, belong to, with as many labels as they have.
+    """Return the configuration of the released size of these tensors, in Hub layout, with as many labels as their head.
 
-    Only channels and depths are looked at; `check_tensors` says whether everything else fits too.
+    Only channels, depths and the head are read; `check_tensors` compares everything else.
 
     Raises:
         ValueError: as `guess_size` and `count_labels`.
@@ -85,20 +85,20 @@ def guess_config(shapes: Shapes) -> InternImageConfig:
 def map_head(
     state_dict: Mapping[str, torch.Tensor], indices: Sequence[int], count: int = 1000, max_repeats: int = 1
 ) -> dict[str, torch.Tensor]:
-    """The same tensors, in Hub layout, with rows of the head picked: class i of the result is `indices[i]` of the old.
+    """Return the tensors with other rows of the head: class i becomes class `indices[i]` of the old head.
 
-    Turns an ImageNet-22K classifier into an ImageNet-1K one with the original's list,
-    classification/meta_data/map22kto1k.txt. That list names row 11136 twice, for the teapot and for the teddy bear,
-    which ImageNet-22K does not have; hence one repeat is allowed.
+    The original's list, classification/meta_data/map22kto1k.txt, turns an ImageNet-22K classifier into an ImageNet-1K
+    one. That list names row 11136 twice, for the teapot and for the teddy bear, which ImageNet-22K does not have;
+    therefore one repeat is allowed.
 
     Args:
         state_dict: tensors in Hub layout.
-        indices: rows to pick, 0-based, in the order of the new classes.
-        count: how many there must be.
-        max_repeats: how many of them may be there already.
+        indices: rows of the old head, 0-based, in the order of the new classes.
+        count: expected number of indices.
+        max_repeats: number of indices that may be repeats of others.
 
     Raises:
-        ValueError: for another count, a row the head does not have, more repeats, or no head.
+        ValueError: for another number of indices, a row that the head does not have, more repeats, or no head.
 
     Source: OpenGVLab/InternImage@31c962d, classification/meta_data.
     """
@@ -121,12 +121,12 @@ def map_head(
 
 
 def matches(names: Collection[str]) -> bool:
-    """Whether the names are those of an InternImage by itself, in any of the three layouts."""
+    """Return True for names of an InternImage classifier, in any of the three layouts."""
     return any(hub_name(name).startswith(("model.patch_embed.", "model.levels.")) for name in names)
 
 
 def convert(state_dict: Mapping[str, torch.Tensor], config: InternImageConfig) -> Converted:
-    """The tensors in Hub layout, which the classifier's `load_state_dict` takes too. Nothing is left out.
+    """Return all tensors in Hub layout, which the classifier's `load_state_dict` takes too.
 
     Raises:
         ValueError: as `to_hub_layout`.
@@ -135,7 +135,7 @@ def convert(state_dict: Mapping[str, torch.Tensor], config: InternImageConfig) -
 
 
 def build_model(config: InternImageConfig) -> InternImageForImageClassification:
-    """The classifier of this configuration."""
+    """Build the classifier of a configuration."""
     return InternImageForImageClassification(config)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""DINO detectors of upstream's mmdet fork, on InternImage or the composite CB-InternImage, as this package's DINO.
+"""Conversion of DINO detectors of upstream's mmdet fork, with an InternImage or a composite CB-InternImage.
 
-The configuration of G names another class for its MLPs, EfficientFFN, of which no file was published; it is converted
-if its tensors have the names of the others' class.
+The configuration of G names another class for its MLPs, EfficientFFN, and no such file was published. A file of G is
+converted if its tensors have the names of the usual class.
 
 Source: names and shapes of OpenGVLab/InternImage@31c962d, detection/configs and detection/mmdet_custom/models.
 """
@@ -23,22 +23,22 @@ from .renaming import Converted, Rule, rename, split_in_three
 _COMPOSITE = "backbone.cb_modules."
 _HEAD = "bbox_head."
 _TRANSFORMER = "bbox_head.transformer."
-_POINTS = 4  # per head and level, in every configuration; shapes tell only heads times points
+_POINTS = 4  # per head and level, in every configuration; shapes give only heads times points
 _WB = r"(weight|bias)"
 
 
 def matches(names: Collection[str]) -> bool:
-    """Whether there are proposals from an encoder, and content queries for denoising."""
+    """Return True for names with proposals of an encoder and with label embeddings for denoising."""
     return f"{_TRANSFORMER}enc_output.weight" in names and f"{_HEAD}label_embedding.weight" in names
 
 
 def guess_config(shapes: Shapes) -> InternImageDinoConfig:
-    """Configuration of the released system; widths, layers, heads, queries and classes are read from the shapes.
+    """Return the configuration of the released system; shapes give widths, layers, heads, queries and classes.
 
-    Heads are those of the deformable attention with 4 points each; self-attention has as many as its layer's.
+    The heads are those of the deformable attention with 4 points each; the self-attention has as many heads.
 
     Raises:
-        ValueError: for a backbone that was not released, and for a neck or head that is incomplete.
+        ValueError: for a backbone that was not released, and for an incomplete neck or head.
     """
     levels, width = dimensions(shapes, f"{_TRANSFORMER}level_embeds", 2)
     backbone, size = _backbone(shapes)
@@ -62,18 +62,18 @@ def guess_config(shapes: Shapes) -> InternImageDinoConfig:
 
 
 def _backbone(shapes: Shapes) -> tuple[InternImageConfig, str]:
-    """The backbone, which gives the stages the neck takes, and its size."""
+    """Return the configuration of the backbone, with the stages that the neck takes as outputs, and its size."""
     composite = any(name.startswith(_COMPOSITE) for name in shapes)
     prefix = f"{_COMPOSITE}0." if composite else "backbone."
     config = backbone_config(shapes, prefix)
     neck = re.compile(r"neck\.(?:0\.)?convs\.\d+\.conv\.weight")
-    taken = {dimensions(shapes, name, 4)[1] for name in shapes if neck.fullmatch(name)}
+    neck_channels = {dimensions(shapes, name, 4)[1] for name in shapes if neck.fullmatch(name)}
     stages = dict(zip(config.stage_names[1:], config.hidden_sizes, strict=True))
-    config.out_features = [stage for stage, channels in stages.items() if channels in taken]
-    if not taken or len(config.out_features) != len(taken):
+    config.out_features = [stage for stage, channels in stages.items() if channels in neck_channels]
+    if not neck_channels or len(config.out_features) != len(neck_channels):
         raise ValueError(
-            f"The neck takes feature maps of {sorted(taken)} channels, expected some of {config.hidden_sizes}, the "
-            "backbone's stages; give a complete checkpoint."
+            f"The neck takes feature maps of {sorted(neck_channels)} channels, expected some of {config.hidden_sizes}, "
+            "the backbone's stages; give a complete checkpoint."
         )
     size = released_size(shapes, prefix)
     if composite:
@@ -108,7 +108,7 @@ def _heads(shapes: Shapes, attention: str, levels: int) -> int:
 
 
 def convert(state_dict: Mapping[str, torch.Tensor], config: InternImageDinoConfig) -> Converted:
-    """The tensors under the names of `InternImageDinoForObjectDetection`.
+    """Return the tensors under the names of `InternImageDinoForObjectDetection`.
 
     Raises:
         ValueError: as `rename`, and for a packed projection that cannot be split.
@@ -127,7 +127,7 @@ def _rules(backbone_levels: int) -> tuple[Rule, ...]:
         return {f"input_proj.{backbone_levels + int(match[1])}.{part}.{match[3]}": tensor}
 
     return (
-        # The gamma0 to gamma3 of the second backbone weigh the first one's features; those of blocks are layer scale.
+        # In blocks, gamma is layer scale; gamma0 to gamma3 of the second backbone weight the first one's features.
         *backbone_rules(),
         *backbone_rules(f"{_COMPOSITE}0.", f"{_COMPOSITE}0."),
         *backbone_rules(f"{_COMPOSITE}1.", f"{_COMPOSITE}1."),
@@ -156,7 +156,7 @@ def _rules(backbone_levels: int) -> tuple[Rule, ...]:
         (rf"{transformer}query_embed\.(weight)", r"query_embeddings.\1"),
         (r"bbox_head\.label_embedding\.(weight)", r"label_embeddings.\1"),
         (rf"bbox_head\.cls_branches\.(\d+)\.{_WB}", r"class_heads.\1.\2"),
-        # In these the layers between are activations.
+        # The layers with odd numbers are activations.
         *(
             (rf"{transformer}decoder\.ref_point_head\.{2 * i}\.{_WB}", rf"decoder.reference_point_head.layers.{i}.\1")
             for i in range(2)
@@ -166,7 +166,7 @@ def _rules(backbone_levels: int) -> tuple[Rule, ...]:
 
 
 def build_model(config: InternImageDinoConfig) -> InternImageDinoForObjectDetection:
-    """The detector of this configuration."""
+    """Build the detector of a configuration."""
     return InternImageDinoForObjectDetection(config)
 
 

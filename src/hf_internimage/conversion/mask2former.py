@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Mask2Former segmenters of upstream's mmseg fork as transformers' Mask2FormerForUniversalSegmentation.
+"""Conversion of Mask2Former segmenters of upstream's mmseg fork to Mask2FormerForUniversalSegmentation.
 
 Source: names and shapes of OpenGVLab/InternImage@31c962d, segmentation/configs and
 segmentation/mmseg_custom/models/decode_heads/mask2former_head.py.
@@ -22,7 +22,7 @@ _LAYER = r"decode_head\.transformer_decoder\.layers\.(\d+)"
 _MODULE_TO = "model.transformer_module"
 _LAYER_TO = rf"{_MODULE_TO}.decoder.layers.\1"
 _WB = r"(weight|bias)"
-_POINTS = 4  # per head and level; transformers has no other
+_POINTS = 4  # per head and level; fixed in transformers
 _LEVELS = 3
 
 _RULES: tuple[Rule, ...] = (
@@ -65,7 +65,7 @@ _RULES: tuple[Rule, ...] = (
     (r"decode_head\.query_embed\.weight", f"{_MODULE_TO}.queries_embedder.weight"),
     (r"decode_head\.query_feat\.weight", f"{_MODULE_TO}.queries_features.weight"),
     (r"decode_head\.level_embed\.weight", f"{_MODULE_TO}.level_embed.weight"),
-    # predictions; the layers between mask_embed's are activations
+    # predictions; the layers of mask_embed with odd numbers are activations
     (rf"decode_head\.cls_embed\.{_WB}", r"class_predictor.\1"),
     *(
         (
@@ -84,7 +84,7 @@ _DROPS: tuple[Drop, ...] = (
 
 
 def matches(names: Collection[str]) -> bool:
-    """Whether there are a pixel decoder and a transformer decoder."""
+    """Return True for names of a pixel decoder and of a transformer decoder."""
     return all(
         any(name.startswith(f"decode_head.{part}.") for name in names)
         for part in ("pixel_decoder", "transformer_decoder")
@@ -92,13 +92,13 @@ def matches(names: Collection[str]) -> bool:
 
 
 def guess_config(shapes: Shapes) -> Mask2FormerConfig:
-    """Configuration of the released system; widths, layers, queries, classes and heads are read from the shapes.
+    """Return the configuration of the released system; shapes give widths, layers, queries, classes and heads.
 
-    The heads are those of the deformable attention, by its (heads * levels * points) weights; the decoder of each
-    released system has as many. The weight of "no object" in the loss, 0.1, and of the losses are the released ones.
+    The number of heads follows from the (heads * levels * points) weights of the deformable attention; in released
+    systems the decoder has as many. Shapes say nothing of the loss: its weights are those of the released systems.
 
     Raises:
-        ValueError: for a backbone that was not released, and for a head that is incomplete.
+        ValueError: for a backbone that was not released, and for an incomplete head.
     """
     attention = "decode_head.pixel_decoder.encoder.layers.0.attentions.0"
     attention_weights = dimensions(shapes, f"{attention}.attention_weights.weight", 2)[0]
@@ -116,7 +116,7 @@ def guess_config(shapes: Shapes) -> Mask2FormerConfig:
         "hidden_dim": hidden,
         "encoder_layers": _count(shapes, r"decode_head\.pixel_decoder\.encoder\.layers\.(\d+)\."),
         "encoder_feedforward_dim": _hidden(shapes, "decode_head.pixel_decoder.encoder"),
-        # transformers counts the prediction from the learned queries as a layer
+        # transformers counts the prediction from the learned queries as one more layer
         "decoder_layers": _count(shapes, rf"{_LAYER}\.") + 1,
         "dim_feedforward": _hidden(shapes, "decode_head.transformer_decoder"),
         "num_attention_heads": attention_weights // (_LEVELS * _POINTS),
@@ -143,10 +143,10 @@ def _count(shapes: Shapes, pattern: str) -> int:
 
 
 def convert(state_dict: Mapping[str, torch.Tensor], config: Mask2FormerConfig) -> Converted:
-    """The tensors under the names of `Mask2FormerForUniversalSegmentation`.
+    """Return the tensors under the names of `Mask2FormerForUniversalSegmentation`.
 
-    `criterion.empty_weight`, the weights of the classes in the loss, is a setting upstream and a tensor in
-    transformers: it is made from `config.no_object_weight`.
+    The weights of the classes in the loss are a setting upstream and a tensor in transformers,
+    `criterion.empty_weight`, which is made from `config.no_object_weight`.
 
     Raises:
         ValueError: as `rename`, and for a packed projection that cannot be split.
@@ -158,7 +158,7 @@ def convert(state_dict: Mapping[str, torch.Tensor], config: Mask2FormerConfig) -
 
 
 def build_model(config: Mask2FormerConfig) -> Mask2FormerForUniversalSegmentation:
-    """The segmenter of this configuration."""
+    """Build the segmenter of a configuration."""
     return Mask2FormerForUniversalSegmentation(config)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Mask R-CNN and Cascade Mask R-CNN of mmdet as `InternImageMaskRCNNForInstanceSegmentation`.
+"""Conversion of Mask R-CNN and Cascade Mask R-CNN of mmdet to `InternImageMaskRCNNForInstanceSegmentation`.
 
-Names and shapes need no torchvision; building the model does.
+Only `build_model` needs torchvision.
 Source: names and shapes of OpenGVLab/InternImage@31c962d, detection/configs/coco, with mmdet 2.28's heads.
 """
 
@@ -22,16 +22,16 @@ _PARAMETER = r"(weight|bias)"
 
 
 def matches(names: Collection[str]) -> bool:
-    """Whether there are a region proposal network and heads on its regions."""
+    """Return True for names of a region proposal network and of box heads."""
     return all(any(name.startswith(part) for name in names) for part in ("rpn_head.", _BOX_HEAD))
 
 
 def guess_config(shapes: Shapes) -> InternImageMaskRCNNConfig:
-    """Configuration of the released system: widths, classes, stages and layers of the heads are read from the shapes.
+    """Return the configuration of the released system; shapes give widths, classes, stages and layers of the heads.
 
     Raises:
         ValueError: for a backbone that was not released, another number of stages, and heads that are incomplete, have
-            no masks or one box for all classes.
+            no masks or predict one box for all classes.
     """
     stages = {name.split(".")[2] for name in shapes if name.startswith(_BOX_HEAD)} & set("0123456789")
     if stages not in (set(), {"0", "1", "2"}):
@@ -61,14 +61,14 @@ def guess_config(shapes: Shapes) -> InternImageMaskRCNNConfig:
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """How many layers are in the list with that prefix."""
+    """Return the number of layers in the list with this prefix."""
     return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
 
 
 def convert(state_dict: Mapping[str, torch.Tensor], config: InternImageMaskRCNNConfig) -> Converted:
-    """The tensors under the names of `InternImageMaskRCNNForInstanceSegmentation`.
+    """Return the tensors under the names of `InternImageMaskRCNNForInstanceSegmentation`.
 
-    Nothing is reordered: background stays the last class of the classifier, and the only one without boxes and masks.
+    No classes are reordered: background stays the last row of the classifier, and has no boxes and masks.
 
     Raises:
         ValueError: as `rename`.
@@ -83,7 +83,7 @@ def _rules(config: InternImageMaskRCNNConfig) -> list[Rule]:
         return target.replace("STAGE", r"\1" if config.num_stages > 1 else "0")
 
     def linear(match: re.Match[str], tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-        # Convolutions, a layer that flattens, then pairs of linear layer and activation.
+        # The list holds convolutions, one layer that flattens, then pairs of a linear layer and an activation.
         layer = config.box_head_convs + 1 + 2 * int(match[2])
         return {f"roi_heads.box_heads.{match[1] or 0}.layers.{layer}.{match[3]}": tensor}
 
@@ -111,10 +111,10 @@ def _rules(config: InternImageMaskRCNNConfig) -> list[Rule]:
 
 
 def build_model(config: InternImageMaskRCNNConfig) -> PreTrainedModel:
-    """The detector of this configuration.
+    """Build the detector of a configuration.
 
     Raises:
-        ImportError: without torchvision, saying how to install it.
+        ImportError: without torchvision; the message says how to install it.
     """
     from ..models.mask_rcnn import InternImageMaskRCNNForInstanceSegmentation
 

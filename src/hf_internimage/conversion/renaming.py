@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Renaming by rules that must account for every tensor, so that nothing is lost or left at its initial value."""
+"""Rename tensors by rules that must cover every tensor, so that none is lost or left at its initial value."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 
 from ..tensors import listing
 
-# What a matching name becomes: a template for `re.Match.expand`, or a function that gives the tensors themselves.
+# A rule turns a matching name into a new one by a template for `re.Match.expand`, or into named tensors by a function.
 Split = Callable[[re.Match[str], torch.Tensor], Mapping[str, torch.Tensor]]
 Rule = tuple[str, str | Split]
 Drop = tuple[str, str]
@@ -23,17 +23,17 @@ _EMA_COPY: Drop = (
 
 @dataclass(frozen=True)
 class Converted:
-    """Tensors under the names of the target model's `state_dict`, and what was left out: source name -> reason."""
+    """Tensors under the names of the target model's `state_dict`, and the tensors left out: source name -> reason."""
 
     tensors: dict[str, torch.Tensor]
     dropped: dict[str, str]
 
 
 def rename(state_dict: Mapping[str, torch.Tensor], rules: Sequence[Rule], drops: Sequence[Drop] = ()) -> Converted:
-    """The tensors under new names. Each name must match, as a whole, exactly one rule or drop.
+    """Return the tensors under new names. Each whole name must match exactly one rule or drop.
 
     Args:
-        state_dict: source tensors; a prefix `module.` (of DistributedDataParallel) is not looked at.
+        state_dict: source tensors; a prefix `module.` (of DistributedDataParallel) is ignored.
         rules: pairs of a regular expression and a template such as `r"decoder.\\1.fc1"`, or a function from the match
             and the tensor to named tensors, where one tensor becomes several or changes shape.
         drops: pairs of a regular expression and the reason, shown to the user. Copies of an EMA hook (`ema_*`) are
@@ -43,14 +43,14 @@ def rename(state_dict: Mapping[str, torch.Tensor], rules: Sequence[Rule], drops:
         ValueError: if names match nothing or several entries, or if two of them mean the same tensor.
     """
     compiled = [(re.compile(pattern), action) for pattern, action in rules]
-    leaving = [(re.compile(pattern), reason) for pattern, reason in (*drops, _EMA_COPY)]
+    dropping = [(re.compile(pattern), reason) for pattern, reason in (*drops, _EMA_COPY)]
     converted = Converted({}, {})
     origin: dict[str, str] = {}
     unknown: list[str] = []
     for source, tensor in state_dict.items():
         name = source.removeprefix("module.")
         matched = [(match, action) for pattern, action in compiled if (match := pattern.fullmatch(name))]
-        reasons = [reason for pattern, reason in leaving if pattern.fullmatch(name)]
+        reasons = [reason for pattern, reason in dropping if pattern.fullmatch(name)]
         if len(matched) + len(reasons) > 1:
             raise ValueError(f"{source!r} matches {len(matched) + len(reasons)} renaming rules, expected one.")
         if reasons:
@@ -73,7 +73,11 @@ def rename(state_dict: Mapping[str, torch.Tensor], rules: Sequence[Rule], drops:
 
 
 def split_in_three(*names: str) -> Split:
-    """For rules: a packed projection (3*F, ...) of query, key and value as three tensors, named by templates."""
+    """Return the function of a rule that splits a packed projection (3*F, ...) into query, key and value.
+
+    Args:
+        names: templates of the three names.
+    """
 
     def split(match: re.Match[str], tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         if not tensor.ndim or tensor.shape[0] % 3:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The systems whose checkpoints can be converted, in one ordered table, and which of them a file belongs to."""
+"""Table of the systems whose checkpoints can be converted; `find_system` finds the system of a file."""
 
 import importlib
 from collections.abc import Collection, Mapping
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 class Conversion(Protocol):
-    """What the module of a system has."""
+    """Functions that the module of a system has."""
 
     def matches(self, names: Collection[str]) -> bool:
-        """Whether a file with these names, without the prefix `module.`, belongs to the system."""
+        """Return True if a file with these names, without the prefix `module.`, belongs to the system."""
 
     def guess_config(self, shapes: Shapes) -> "PreTrainedConfig":
-        """The configuration of the released model with these shapes; ValueError naming what is odd."""
+        """Return the configuration of the released model with these shapes; ValueError if there is none."""
 
     def convert(self, state_dict: "Mapping[str, torch.Tensor]", config: Any) -> "Converted":
-        """The tensors under the names of the files that `save_pretrained` writes."""
+        """Return the tensors under the names in the files that `save_pretrained` writes."""
 
     def build_model(self, config: Any) -> "PreTrainedModel":
-        """The model of a configuration."""
+        """Build the model of a configuration."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class System:
     """One system of the paper.
 
     Attributes:
-        name: its name in code and in `dense_checkpoints`.
+        name: its name in code and in `hf_internimage.checkpoints.systems`.
         title: its name in sentences.
-        task: what it does, as in `dense_checkpoints`.
+        task: its task, as in `hf_internimage.checkpoints.systems`.
         module: module of this package that converts it.
-        model_type: that of its configurations.
-        marker: start of a name that tells it from another system of the same module.
+        model_type: `model_type` of its configurations.
+        marker: start of tensor names that only this one of the module's systems has; "" for any names.
     """
 
     name: str
@@ -53,11 +53,11 @@ class System:
 
     @property
     def conversion(self) -> Conversion:
-        """The functions that convert it, imported at the first use."""
+        """Import the module that converts the system."""
         return cast(Conversion, importlib.import_module(f".{self.module}", __package__))
 
     def matches(self, names: Collection[str]) -> bool:
-        """Whether a file with these names, without the prefix `module.`, belongs to the system."""
+        """Return True if a file with these names, without the prefix `module.`, belongs to the system."""
         return any(name.startswith(self.marker) for name in names) and self.conversion.matches(names)
 
 
@@ -80,10 +80,10 @@ SYSTEMS = (
 
 
 def find_system(names: Collection[str]) -> System:
-    """The system whose tensors have these names.
+    """Return the system that has tensors of these names.
 
     Raises:
-        ValueError: if there is none; says what the file seems to be.
+        ValueError: if there is none; the message says what kind of checkpoint the file seems to be.
     """
     plain = [name.removeprefix("module.") for name in names]
     for system in SYSTEMS:

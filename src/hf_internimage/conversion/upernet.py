@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""UperNet segmenters of mmseg, decoder and auxiliary head, as transformers' UperNetForSemanticSegmentation.
+"""Conversion of UperNet segmenters of mmseg, with both heads, to UperNetForSemanticSegmentation.
 
 Source: names and shapes of OpenGVLab/InternImage@31c962d, segmentation/configs, with mmseg 0.27's UPerHead and FCNHead.
 """
@@ -29,14 +29,14 @@ _RULES: tuple[Rule, ...] = (
 
 
 def matches(names: Collection[str]) -> bool:
-    """Whether there is a pyramid pooling module, and convolutions of a feature pyramid."""
+    """Return True for names of a pyramid pooling module and of a feature pyramid."""
     return all(
         any(name.startswith(f"decode_head.{part}.") for name in names) for part in ("psp_modules", "fpn_bottleneck")
     )
 
 
 def guess_config(shapes: Shapes) -> UperNetConfig:
-    """Configuration of the released system: widths, classes and number of convolutions are read from the shapes.
+    """Return the configuration of the released system; shapes give widths, classes and number of convolutions.
 
     Raises:
         ValueError: for a backbone that was not released, and for a head that is incomplete or has other pooling scales.
@@ -64,7 +64,7 @@ def guess_config(shapes: Shapes) -> UperNetConfig:
 
 
 def convert(state_dict: Mapping[str, torch.Tensor], config: UperNetConfig) -> Converted:
-    """The tensors under the names of `UperNetForSemanticSegmentation`.
+    """Return the tensors under the names of `UperNetForSemanticSegmentation`.
 
     Raises:
         ValueError: as `rename`.
@@ -73,18 +73,18 @@ def convert(state_dict: Mapping[str, torch.Tensor], config: UperNetConfig) -> Co
 
 
 def build_model(config: UperNetConfig) -> UperNetForSemanticSegmentation:
-    """The segmenter of this configuration."""
+    """Build the segmenter of a configuration."""
     return UperNetForSemanticSegmentation(config)
 
 
 def keep_labels(state_dict: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
-    """The same tensors, in the original's names, with the first `count` rows of both heads' classifiers.
+    """Return the tensors, under the original's names, with the first `count` rows of both heads' classifiers.
 
-    The released UperNets of Cityscapes and Mapillary have 150 classes, left over from the settings for ADE20K, of which
-    only the first 19 ever occurred in training.
+    The released UperNets of Cityscapes and Mapillary have 150 classes, left over from the settings for ADE20K; only the
+    first 19 occur in their training data.
 
     Raises:
-        ValueError: if a classifier has fewer rows, or there is none.
+        ValueError: if a classifier has fewer rows or is missing.
     """
     classifiers = [name for name in state_dict if _CLASSIFIER.fullmatch(name)]
     if not classifiers:
