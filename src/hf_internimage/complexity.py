@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a model costs: multiply-accumulates for one image, and parameters. Counted without weights or arithmetic.
+"""Cost of a model: multiply-accumulates for one image, and parameters, counted on the meta device.
 
-A multiply-accumulate (MAC) is one multiplication with the addition that takes it in. The "FLOPs" of the InternImage
-paper, and of most vision papers, are MACs; a count of single operations is twice as high.
+A multiply-accumulate (MAC) is one multiplication and one addition. The "FLOPs" of the InternImage paper, and of most
+vision papers, are MACs; the number of single operations is twice as high.
 """
 
 from collections import Counter
@@ -14,11 +14,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from .models.configuration_internimage import InternImageConfig
+from .models.configuration_internimage import InternImageConfig, is_integer
 from .models.layers_internimage import InternImageDeformableConvolution
 from .models.modeling_internimage import InternImageForImageClassification
 
-# Of one output value and tap: four corners of the bilinear sample, and the mask.
+# Per output value and tap: four corners of the bilinear sample, and the mask.
 DCNV3_MACS = 5
 _KINDS = {"aten.convolution": "convolution", "aten.mm": "linear", "aten.addmm": "linear"}
 
@@ -30,7 +30,7 @@ class Macs(NamedTuple):
         convolution: ordinary, depth-wise and transposed convolutions.
         linear: linear layers.
         matmul: other matrix products, such as those of attention.
-        dcnv3: sampling and weighted sum of the DCNv3 operator, without the layers that make its offsets and masks.
+        dcnv3: sampling and weighted sum of the DCNv3 operator, without the layers that compute offsets and masks.
     """
 
     convolution: int
@@ -40,23 +40,23 @@ class Macs(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of them together."""
+        """Return the sum of all kinds."""
         return sum(self)
 
 
 def count_macs(config_or_model: InternImageConfig | PreTrainedModel, image_size: Any = None) -> Macs:
-    """Multiply-accumulates of one image's forward pass.
+    """Count the multiply-accumulates of one image's forward pass.
 
     The DCNv3 operator counts `DCNV3_MACS` = 5 for each output value and tap, 4 for the bilinear corners and 1 for the
     mask, as in the authors' own count. Norms, activations, softmax, sums and biases are left out, as is usual.
 
     Args:
-        config_or_model: a configuration (counts its image classifier), or any model that takes `pixel_values`, whose
-            class is built anew from its configuration; its weights are not touched.
+        config_or_model: a configuration (of an image classifier), or any model that takes `pixel_values`. A new model
+            of the same class and configuration is counted; the weights are not used.
         image_size: height and width in pixels, one number or a pair; the configuration's if None.
 
     Raises:
-        ValueError: for an image size that is neither a positive integer nor a pair of them.
+        ValueError: for an image size other than a positive integer or a pair of them.
 
     Source: arXiv:2211.05778 eq. 2; OpenGVLab/InternImage@31c962d, segmentation/get_flops.py (5 * n * k * c).
     """
@@ -75,20 +75,23 @@ def count_macs(config_or_model: InternImageConfig | PreTrainedModel, image_size:
     finally:
         for hook in hooks:
             hook.remove()
-    found: Counter[str] = Counter()
+    macs: Counter[str] = Counter()
     for operator, flops in counter.get_flop_counts()["Global"].items():
-        found[_KINDS.get(str(operator), "matmul")] += flops // 2
-    return Macs(found["convolution"], found["linear"], found["matmul"], sum(sampled))
+        macs[_KINDS.get(str(operator), "matmul")] += flops // 2
+    return Macs(macs["convolution"], macs["linear"], macs["matmul"], sum(sampled))
 
 
 def count_parameters(config_or_model: InternImageConfig | nn.Module) -> int:
-    """Number of parameters, trained or frozen, those shared between layers once; of a configuration's classifier."""
+    """Count the parameters of a model, or of a configuration's classifier.
+
+    Frozen parameters are included; parameters shared between layers count once.
+    """
     model = config_or_model if isinstance(config_or_model, nn.Module) else _on_meta(config_or_model)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _on_meta(config_or_model: InternImageConfig | PreTrainedModel) -> PreTrainedModel:
-    """A model of the same class and configuration without memory for its weights, in inference mode."""
+    """Return a model of the same class and configuration on the meta device, in evaluation mode."""
     with torch.device("meta"):
         if isinstance(config_or_model, nn.Module):
             return type(config_or_model)(config_or_model.config).eval()
@@ -96,6 +99,8 @@ def _on_meta(config_or_model: InternImageConfig | PreTrainedModel) -> PreTrained
 
 
 def _count_sampling(sampled: list[int]) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+    """Return a forward hook that appends the MACs of a module's sampling to `sampled`."""
+
     def count(module: nn.Module, _: Any, output: torch.Tensor) -> None:
         assert isinstance(module, InternImageDeformableConvolution)
         sampled.append(DCNV3_MACS * (module.kernel_size**2 - module.remove_center) * output.numel())
@@ -104,9 +109,9 @@ def _count_sampling(sampled: list[int]) -> Callable[[nn.Module, Any, torch.Tenso
 
 
 def _sides(image_size: Any) -> tuple[int, int]:
-    """(height, width)"""
+    """Return (height, width) from one number or such a pair; raise ValueError unless they are positive integers."""
     sides = list(image_size) if isinstance(image_size, (list, tuple)) else [image_size, image_size]
-    if len(sides) != 2 or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in sides):
+    if len(sides) != 2 or not all(is_integer(side) and side >= 1 for side in sides):
         raise ValueError(
             f"image_size is {image_size!r}, expected a positive integer or a pair (height, width) of them."
         )

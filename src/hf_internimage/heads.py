@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""transformers' own segmentation, detection and matting heads on an InternImage, pretrained weights included.
+"""Segmentation, detection and matting heads of transformers on an InternImage, with pretrained backbone weights.
 
-A head of transformers takes any registered backbone as its `backbone_config`, but each has its own demands on it, and
-none loads pretrained backbone weights. `from_backbone` does both; docs/heads.md has examples and the table of heads.
+A head of transformers accepts any registered backbone as its `backbone_config`, but has requirements of its own, and
+does not load pretrained backbone weights. `from_backbone` handles both; docs/heads.md has examples and a table.
 """
 
 import os
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _ALL, _LAST_THREE, _LAST = (4, 8, 16, 32), (8, 16, 32), (32,)
 _STEM_STRIDE = 4
 _PLAIN, _COMPOSITE = "internimage", "cb_internimage"
-# Fields of a backbone's configuration that checkpoint and head may have different values of: none of them changes what
-# trained weights compute. `num_channels` and `layer_scale` have rules of their own, see `load_backbone`.
+# Fields of a backbone's configuration that may differ between checkpoint and head, because they do not change the
+# results of trained weights. `num_channels` and `layer_scale` have rules of their own, see `load_backbone`.
 _FREE_FIELDS = {
     *("core_op", "image_size", "drop_rate", "drop_path_rate", "drop_path_type", "with_cp", "initializer_range"),
     *("cls_scale", "use_clip_projector", "num_channels", "layer_scale"),
@@ -35,10 +35,11 @@ class Head:
     Attributes:
         config: name of its configuration class in transformers.
         model: name of its model class in transformers.
-        strides: the feature maps it reads, by stride in pixels.
-        extra: fields of its configuration that follow from the backbone, made from the configuration class, the
-            backbone's configuration with `out_features` set, the strides of these, and the user's fields.
-        channels: what `num_channels` of the backbone has to be; None if the head does not mind.
+        strides: strides in pixels of the feature maps it reads.
+        extra: function that returns the fields of its configuration that follow from the backbone. Its arguments are
+            the configuration class, the backbone's configuration with `out_features` set, the strides of these, and
+            the user's fields.
+        channels: the `num_channels` of the backbone that the head requires; None for any.
     """
 
     config: str
@@ -51,7 +52,10 @@ class Head:
 def _maskformer(
     config_class: type, backbone: "PreTrainedConfig", strides: list[int], fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Its decoder is a DETR, whose configuration would ask for a timm backbone, which nobody ever uses."""
+    """Return the fields of MaskFormer.
+
+    Its decoder is a DETR, whose default configuration has an unused timm backbone, which would have to be installed.
+    """
     from transformers import DetrConfig
 
     decoder = fields.get("decoder_config") or {}
@@ -65,7 +69,7 @@ def _maskformer(
 def _hybrid(
     config_class: Any, backbone: "PreTrainedConfig", strides: list[int], fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """RT-DETR and its descendants, whose configurations describe the feature maps a second time."""
+    """Return the fields of RT-DETR and its descendants, whose configurations repeat the description of feature maps."""
     levels = len(strides)
     width = fields.get("encoder_hidden_dim", config_class.encoder_hidden_dim)
     described = {
@@ -82,7 +86,10 @@ def _hybrid(
 def _omdet(
     config_class: Any, backbone: "PreTrainedConfig", strides: list[int], fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Its layer norms after the backbone are for channels-last maps; and it fails where two widths are equal."""
+    """Return the fields of OmDet-Turbo.
+
+    Its layer norms after the backbone expect channels-last maps. It fails if two of its widths are equal.
+    """
     widths = [fields.get(name, getattr(config_class, name)) for name in ("class_embed_dim", "decoder_hidden_dim")]
     if widths[0] == widths[1]:
         raise ValueError(
@@ -99,7 +106,7 @@ def _omdet(
     }
 
 
-# Which stages each reads and what else it needs was found by building, running and training each of them.
+# The stages and fields of each head were determined by building, running and training it.
 HEADS: dict[str, Head] = {
     "upernet": Head("UperNetConfig", "UperNetForSemanticSegmentation", _ALL),
     "maskformer": Head("MaskFormerConfig", "MaskFormerForInstanceSegmentation", _ALL, _maskformer),
@@ -124,20 +131,20 @@ HEADS: dict[str, Head] = {
 
 
 def head_config(head: str | type, backbone: "PreTrainedConfig | str", **fields: Any) -> "PreTrainedConfig":
-    """The configuration of a head of transformers on an InternImage.
+    """Return the configuration of a head of transformers on an InternImage.
 
-    Sets what follows from the backbone: `out_features` as the head reads them, and where it asks for them its channels,
-    strides and number of levels. The backbone's configuration is copied, without its class names and its dtype.
+    It sets the fields that follow from the backbone: `out_features` that the head reads and, if the head has fields for
+    them, channels, strides and number of levels. The backbone's configuration is copied without class names and dtype.
 
     Args:
         head: a name of `HEADS`, or a configuration or model class there, or its name. DetrConfig means detection.
         backbone: an InternImageConfig, or the name of a size ("t" ... "g").
-        fields: any field of the head's configuration, in place of what this function would set; and `out_features`, for
-            other stages than the usual ones. `num_feature_levels` smaller than their number takes the last stages.
+        fields: any field of the head's configuration, in place of the value set by this function; and `out_features`,
+            for other stages than the default ones. With a smaller `num_feature_levels`, the last stages are taken.
 
     Raises:
-        ValueError: for an unknown head or size, a backbone that is no InternImage or has no such stages, or values with
-            which the head cannot work.
+        ValueError: for an unknown head or size, a backbone that is not an InternImage or lacks stages, or values that
+            the head cannot work with.
     """
     import transformers
 
@@ -152,10 +159,10 @@ def head_config(head: str | type, backbone: "PreTrainedConfig | str", **fields: 
         changes["num_channels"] = entry.channels
     backbone = type(backbone)(**{**_own_fields(backbone), **changes})
     strides = [_stride(backbone, stage) for stage in out_features]
-    settled = entry.extra(config_class, backbone, strides, fields) if entry.extra is not None else {}
-    if "decoder_config" in settled:
-        fields.pop("decoder_config", None)  # is in the one settled
-    return config_class(**{**settled, **fields, "backbone_config": backbone})
+    derived_fields = entry.extra(config_class, backbone, strides, fields) if entry.extra is not None else {}
+    if "decoder_config" in derived_fields:
+        fields.pop("decoder_config", None)  # it is part of the derived one
+    return config_class(**{**derived_fields, **fields, "backbone_config": backbone})
 
 
 def from_backbone(
@@ -165,11 +172,11 @@ def from_backbone(
     backbone_fields: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> "PreTrainedModel":
-    """A head of transformers on a pretrained InternImage; all but the backbone is as initialised.
+    """Return a head of transformers on a pretrained InternImage; the rest of the model is newly initialised.
 
     Args:
         head: as for `head_config`.
-        checkpoint: where the backbone's weights are, as for `load_backbone`; its configuration is taken, too.
+        checkpoint: source of the backbone's weights, as for `load_backbone`, and of its configuration.
         backbone_fields: fields of the backbone's configuration to change, such as `drop_path_rate` or `layer_scale`.
         fields: as for `head_config`; and revision, token, subfolder, cache_dir, force_download and local_files_only as
             for `from_pretrained`, when the checkpoint is a folder or repository.
@@ -198,24 +205,24 @@ def from_backbone(
 def load_backbone(
     model: "nn.Module", checkpoint: "str | os.PathLike | nn.Module", **from_pretrained: Any
 ) -> "PreTrainedModel":
-    """Put pretrained weights into the InternImage inside `model`, wherever it is. An error changes nothing.
+    """Load pretrained weights into the InternImage inside `model`. After an error, the model is unchanged.
 
-    Every name, shape and field of the architecture has to agree, with two exceptions, in which the features stay what
-    they are for the checkpoint: layer scales that only `model` has become 1 (as in the authors' segmentation and
-    detection with T), and weights for input channels that only `model` has become 0 (matting's trimap). A composite
-    backbone takes an InternImage for both of its own, as the authors do, and keeps what connects them. Type and device
-    of the weights stay those of `model`.
+    Every name, shape and field of the architecture must agree, with two exceptions, which do not change the features:
+    layer scales that only `model` has are set to 1 (as in the authors' segmentation and detection with T), and weights
+    for input channels that only `model` has are set to 0 (the trimap of matting). In a composite backbone, both parts
+    receive the weights of a plain InternImage, as in the original, and the connections between them are kept. Dtype and
+    device of the weights stay those of `model`.
 
     Args:
         model: a model with one InternImage inside, such as a head.
-        checkpoint: a folder or a repository of the Hub, with any InternImage class in it; or a model in memory with an
-            InternImage inside.
+        checkpoint: a folder or a repository of the Hub with a model of any InternImage class; or a model in memory with
+            an InternImage inside.
         from_pretrained: arguments of `from_pretrained` for a folder or repository, such as `revision`.
 
     Returns: `model`.
 
     Raises:
-        ValueError: if something does not agree, naming what and both values; if there is no InternImage in one of them.
+        ValueError: with both values if something does not agree; if one of the models has no InternImage inside.
         OSError: if there is no such folder or repository.
     """
     import torch
@@ -232,8 +239,8 @@ def load_backbone(
     _check_architecture(source.config, backbone.config)
     tensors = source.state_dict()
     if (source.config.model_type, backbone.config.model_type) == (_PLAIN, _COMPOSITE):
-        tensors = _twice(tensors, target)
-    tensors = _fitted(tensors, target)
+        tensors = _tensors_for_composite(tensors, target)
+    tensors = _with_added_tensors(tensors, target)
     absent = sorted((target.keys() - tensors.keys()) | missing)
     unknown = sorted(tensors.keys() - target.keys())
     shapes = [
@@ -255,9 +262,9 @@ def load_backbone(
 
 
 def gradient_checkpointing(model: "nn.Module", enable: bool = True) -> None:
-    """Switch gradient checkpointing on (or off) in the InternImage inside `model`, also where the head has none.
+    """Enable (or disable) gradient checkpointing in the InternImage inside `model`, even if the head has none.
 
-    The blocks' activations are computed again in the backward pass instead of being kept; in training mode only.
+    In training mode, activations of the blocks are then computed again in the backward pass instead of being kept.
 
     Raises: ValueError if there is no InternImage in `model`.
     """
@@ -269,18 +276,18 @@ def gradient_checkpointing(model: "nn.Module", enable: bool = True) -> None:
 
 
 def find_backbone(model: "nn.Module") -> "tuple[str, PreTrainedModel]":
-    """The InternImage inside a model: the prefix of its parameters' names, and the module.
+    """Return the prefix of parameter names and the module of the InternImage inside a model.
 
     The prefix ends with a dot, and is empty if `model` is an InternImageModel or InternImageBackbone itself.
 
-    Raises: ValueError if there is none, naming the backbone there is, or more than one.
+    Raises: ValueError if there is none (the message names another backbone), or more than one.
     """
     from transformers import PreTrainedModel
     from transformers.backbone_utils import BackboneMixin
 
     from .models.modeling_internimage import InternImageTrunk
 
-    found: list[tuple[str, PreTrainedModel]] = []
+    backbones: list[tuple[str, PreTrainedModel]] = []
     others = []
     for name, module in model.named_modules():
         if not isinstance(module, (InternImageTrunk, BackboneMixin)):
@@ -288,26 +295,28 @@ def find_backbone(model: "nn.Module") -> "tuple[str, PreTrainedModel]":
         prefix = f"{name}." if name else ""
         if getattr(getattr(module, "config", None), "model_type", None) not in (_PLAIN, _COMPOSITE):
             others.append(type(module).__name__)
-        elif not found or not prefix.startswith(found[-1][0]):  # a composite backbone has others inside
-            found.append((prefix, module))  # type: ignore[arg-type]
-    if not found:
+        elif not backbones or not prefix.startswith(backbones[-1][0]):  # a composite backbone has others inside
+            backbones.append((prefix, module))  # type: ignore[arg-type]
+    if not backbones:
         instead = f", its backbone is {others[0]}" if others else ""
         raise ValueError(f"{type(model).__name__} has no InternImage inside{instead}; give a model that has.")
-    if len(found) > 1:
-        names = ", ".join(prefix.removesuffix(".") for prefix, _ in found)
+    if len(backbones) > 1:
+        names = ", ".join(prefix.removesuffix(".") for prefix, _ in backbones)
         raise ValueError(f"{type(model).__name__} has several InternImages inside: {names}; give one of these modules.")
-    return found[0]
+    return backbones[0]
 
 
 def _head_name(head: str | type) -> str:
-    wanted = head if isinstance(head, str) else getattr(head, "__name__", repr(head))
+    """Return the name in `HEADS` of a head given by name, class or class name."""
+    given_name = head if isinstance(head, str) else getattr(head, "__name__", repr(head))
     for name, entry in HEADS.items():
-        if wanted.lower().replace("-", "_") == name or wanted in (entry.config, entry.model):
+        if given_name.lower().replace("-", "_") == name or given_name in (entry.config, entry.model):
             return name
-    raise ValueError(f"head is {wanted!r}, expected one of {', '.join(HEADS)}, or a class of these.")
+    raise ValueError(f"head is {given_name!r}, expected one of {', '.join(HEADS)}, or a class of these.")
 
 
 def _backbone_config(backbone: Any) -> "PreTrainedConfig":
+    """Return the configuration of a size, or the given one; raise ValueError if it is not an InternImage's."""
     from .models.configuration_internimage import InternImageConfig
 
     if isinstance(backbone, str):
@@ -319,7 +328,7 @@ def _backbone_config(backbone: Any) -> "PreTrainedConfig":
 
 
 def _own_fields(config: "PreTrainedConfig") -> dict[str, Any]:
-    """Fields of the architecture: what is no configuration's in general, nor follows from others."""
+    """Return the fields of the architecture, without those of every configuration and those that follow from others."""
     from transformers import PreTrainedConfig
 
     general = {*PreTrainedConfig().to_dict(), "model_type", "auto_map", "stage_names", "out_features", "out_indices"}
@@ -327,7 +336,7 @@ def _own_fields(config: "PreTrainedConfig") -> dict[str, Any]:
 
 
 def _stages(entry: Head, backbone: Any, levels: int | None) -> list[str]:
-    """The stages a head reads; the last `levels` of them if that is fewer."""
+    """Return the stages a head reads; only the last `levels` of them if that is fewer."""
     by_stride = {_stride(backbone, stage): stage for stage in backbone.stage_names[1:]}
     if missing := [stride for stride in entry.strides if stride not in by_stride]:
         raise ValueError(
@@ -339,36 +348,37 @@ def _stages(entry: Head, backbone: Any, levels: int | None) -> list[str]:
 
 
 def _stride(backbone: Any, stage: str) -> int:
-    """Pixels between neighbouring features of a stage; stem and first stage have the same."""
+    """Return the stride of a stage in pixels; stem and first stage have the same."""
     return _STEM_STRIDE * 2 ** max(backbone.stage_names.index(stage) - 1, 0)
 
 
 def _out_channels(backbone: Any) -> list[int]:
+    """Return the channels of the backbone's `out_features`."""
     widths = [backbone.channels, *backbone.hidden_sizes]
     return [widths[index] for index in backbone.out_indices]
 
 
 def _from_pretrained(checkpoint: str | os.PathLike, options: dict[str, Any]) -> "tuple[PreTrainedModel, set[str]]":
-    """The checkpoint's backbone, and the names of the weights it lacks."""
+    """Load the checkpoint's backbone; return it with the names of missing weights."""
     from transformers import AutoConfig
 
     from .models.modeling_cb_internimage import CBInternImageBackbone
     from .models.modeling_internimage import InternImageBackbone
 
     where = {name: options[name] for name in _FROM_WHERE if name in options}
-    found = AutoConfig.from_pretrained(checkpoint, **where).model_type
-    if found not in (_PLAIN, _COMPOSITE):
+    model_type = AutoConfig.from_pretrained(checkpoint, **where).model_type
+    if model_type not in (_PLAIN, _COMPOSITE):
         raise ValueError(
-            f"{os.fspath(checkpoint)} holds a model of type {found!r}, expected an InternImage; if there is one "
+            f"{os.fspath(checkpoint)} holds a model of type {model_type!r}, expected an InternImage; if there is one "
             "inside, load that model and give it in place of the folder."
         )
-    backbone_class: Any = CBInternImageBackbone if found == _COMPOSITE else InternImageBackbone
+    backbone_class: Any = CBInternImageBackbone if model_type == _COMPOSITE else InternImageBackbone
     source, info = backbone_class.from_pretrained(checkpoint, **{**options, "output_loading_info": True})
     return source, set(info["missing_keys"])
 
 
 def _check_architecture(source: Any, target: Any) -> None:
-    """Raise ValueError, naming field and both values, if weights of `source` would not compute the same in `target`."""
+    """Raise ValueError with field and both values if weights of `source` would give other results in `target`."""
     theirs, ours = _effective(source), _effective(target)
     differences = []
     if (source.model_type, target.model_type) == (_COMPOSITE, _PLAIN):
@@ -390,9 +400,9 @@ def _check_architecture(source: Any, target: Any) -> None:
 
 
 def _effective(config: Any) -> dict[str, Any]:
-    """Fields that decide what weights compute, different spellings of the same made one."""
+    """Return the fields that decide the results of weights, with equivalent values made equal."""
     fields = {name: value for name, value in _own_fields(config).items() if name not in _FREE_FIELDS}
-    fields.pop("round_gamma", None)  # how the composite backbone connects the two, not what they are
+    fields.pop("round_gamma", None)  # concerns the connection of the two backbones, not their weights
     fields["dw_kernel_size"] = config.dw_kernel_size or 3
     fields["res_post_norm"] = config.res_post_norm and not config.post_norm and config.layer_scale is None
     if not config.level2_post_norm:
@@ -400,8 +410,10 @@ def _effective(config: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
-def _twice(source: "dict[str, torch.Tensor]", target: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """An InternImage's tensors as those of both parts of a composite backbone, and the rest of it as it is."""
+def _tensors_for_composite(
+    source: "dict[str, torch.Tensor]", target: "dict[str, torch.Tensor]"
+) -> "dict[str, torch.Tensor]":
+    """Return the tensors of a composite backbone: both parts from one InternImage, the connections from `target`."""
     tensors = {
         name: tensor for name, tensor in target.items() if ".levels." not in name and ".patch_embed." not in name
     }
@@ -412,8 +424,10 @@ def _twice(source: "dict[str, torch.Tensor]", target: "dict[str, torch.Tensor]")
     return tensors
 
 
-def _fitted(source: "dict[str, torch.Tensor]", target: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """The checkpoint's tensors as the model holds them: layer scales and input channels it lacks are added."""
+def _with_added_tensors(
+    source: "dict[str, torch.Tensor]", target: "dict[str, torch.Tensor]"
+) -> "dict[str, torch.Tensor]":
+    """Return the checkpoint's tensors, with the layer scales and input channels that only the model has added."""
     import torch
 
     # DETR's frozen batch norms do not count batches.
@@ -431,6 +445,7 @@ def _fitted(source: "dict[str, torch.Tensor]", target: "dict[str, torch.Tensor]"
 
 
 def _listed(names: list[str]) -> str:
+    """Join the first names, with the number of the others."""
     rest = len(names) - _NAMES_IN_AN_ERROR
     return ", ".join(names[:_NAMES_IN_AN_ERROR]) + (f" and {rest} more" if rest > 0 else "")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Semantic segmentation of whole images as the original evaluates: sliding windows, several scales, mirror images."""
+"""Semantic segmentation of whole images as in the original's evaluation: sliding windows, scales, mirror images."""
 
 import math
 from collections.abc import Sequence
@@ -17,28 +17,26 @@ from .models.semantic_maps import add_probabilities, label_map, resize_scores, s
 
 
 class SemanticSegmenter:
-    """Segments one image of any size at a time: `SemanticSegmenter(model, image_processor)(image)`.
+    """Segment one image of any size at a time: `SemanticSegmenter(model, image_processor)(image)`.
 
     Args:
         model: any transformers model whose output has `logits` (UperNet) or classes and masks of queries
             (Mask2Former), in evaluation mode. Its device and dtype are kept; scores are summed in float32 or better.
-        image_processor: makes `pixel_values` of one image.
+        image_processor: converts one image to `pixel_values`.
         crop_size, stride: (height, width), or one number for both, in pixels of the network's input. With them the
-            image is seen through windows of `crop_size` every `stride` pixels, the last of a row or column moved back
-            to the border, and scores are averaged where windows overlap. Cityscapes with Mask2Former: 1024 and 512.
-        window_batch_size: how many windows go through the network at once.
-        scale_ratios: the scales the image is seen at, as multiples of the image processor's two edges (truncated to
-            whole pixels).
-        flip: each scale is also seen mirrored left to right.
-        maps_device: where sums of full-size score maps are kept, which may not fit beside the model: classes x height
-            x width x 4 bytes. The model's device if None.
+            network runs on windows of `crop_size` every `stride` pixels; the last window of a row or column is moved
+            back to the border, and scores are averaged where windows overlap. Cityscapes with Mask2Former: 1024, 512.
+        window_batch_size: number of windows in one batch.
+        scale_ratios: scales of the image, as multiples of the image processor's two edges (truncated to whole pixels).
+        flip: each scale is also evaluated mirrored left to right.
+        maps_device: device for the sums of full-size score maps (classes x height x width x 4 bytes), which may not fit
+            on the model's device. The model's device if None.
 
     Several views are averaged as probabilities at the image's own size: softmax over classes of the scores after both
-    resizes. (For Mask2Former, whose scores are sums of probabilities already, this is one more softmax: it is what
-    the original averages.)
+    resizes. (The scores of Mask2Former are sums of probabilities already; the original averages their softmax, too.)
 
-    Raises: ValueError for a crop or stride that is impossible or leaves gaps, for no scale, and for a scale that the
-    image processor cannot be set to.
+    Raises: ValueError for an invalid crop or stride, for gaps between windows, for no scale, and for a scale that the
+    image processor does not support.
     Source: `slide_inference`, `whole_inference` and `aug_test` of mmseg 0.30 and of OpenGVLab/InternImage@31c962d,
     segmentation/mmseg_custom/models/segmentors/encoder_decoder_mask2former.py.
     """
@@ -75,11 +73,11 @@ class SemanticSegmenter:
         self._processor_options = [self._at_scale(ratio) for ratio in scale_ratios]
 
     def __call__(self, image: Any) -> Tensor:
-        """The class of every pixel of `image`: (height, width) int64, on the device of the maps.
+        """Return the class of every pixel of `image`: (height, width) int64, on the device of the maps.
 
-        `image` is one PIL image, or one uint8 array or tensor as the image processor takes it.
+        `image` is one PIL image, or one uint8 array or tensor in a format of the image processor.
 
-        Raises: ValueError while the model is in training mode, and for what the image processor refuses.
+        Raises: ValueError if the model is in training mode, and for images that the image processor refuses.
         """
         if self._views() > 1:
             return self.probabilities(image).argmax(dim=0)
@@ -88,8 +86,11 @@ class SemanticSegmenter:
         return label_map(self._scores(pixel_values), sizes).to(self._device())
 
     def probabilities(self, image: Any) -> Tensor:
-        """Each pixel's class probabilities, averaged over the views: (classes, height, width) float32, or float64 for
-        a float64 model, on the device of the maps. See `__call__` for `image` and errors."""
+        """Return the class probabilities of each pixel, averaged over the views: (classes, height, width).
+
+        They are float32, or float64 for a float64 model, on the device of the maps. See `__call__` for `image` and
+        errors.
+        """
         size = _image_size(image)
         total = self._zeros(size)
         for options in self._processor_options:
@@ -103,15 +104,15 @@ class SemanticSegmenter:
         return self.maps_device or self.model.device
 
     def _zeros(self, size: Sequence[int]) -> Tensor:
-        """A map (classes, height, width) to sum scores in."""
-        dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
+        """Return a map of zeros (classes, height, width) to sum scores in."""
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
         return torch.zeros((self.model.config.num_labels or 0, *size), dtype=dtype, device=self._device())
 
     def _views(self) -> int:
         return len(self._processor_options) * (2 if self.flip else 1)
 
     def _at_scale(self, ratio: float) -> dict[str, Any]:
-        """What to pass to the image processor for its own size times `ratio`."""
+        """Return the arguments that set the image processor to its own size times `ratio`."""
         if ratio == 1:
             return {}
         size = dict(getattr(self.image_processor, "size", None) or {})
@@ -124,7 +125,7 @@ class SemanticSegmenter:
         return {"size": scaled}
 
     def _pixel_values(self, image: Any, options: dict[str, Any]) -> Tensor:
-        """The network's input for one image: (1, 3, H, W)."""
+        """Return the network's input for one image: (1, 3, H, W)."""
         if self.model.training:
             raise ValueError("The model is in training mode; call its eval() first.")
         batch: BatchFeature = self.image_processor(image, return_tensors="pt", **options)
@@ -133,7 +134,10 @@ class SemanticSegmenter:
         return batch.pixel_values.to(self.model.device, self.model.dtype)
 
     def _scores(self, pixel_values: Tensor) -> Tensor:
-        """Scores of one image (1, 3, H, W): (classes, h, w), at the input's size or, seen whole, the model's own."""
+        """Return the scores (classes, h, w) of one image (1, 3, H, W).
+
+        With windows they have the input's size, else the size of the model's outputs.
+        """
         if self.crop_size is None or self.stride is None:
             return self._run(pixel_values)[0]
         size = pixel_values.shape[-2:]
@@ -142,9 +146,9 @@ class SemanticSegmenter:
         total = self._zeros(size)
         count = torch.zeros(size, device=total.device)
         for start in range(0, len(windows), self.window_batch_size):
-            some = windows[start : start + self.window_batch_size]
-            crops = torch.cat([pixel_values[..., y : y + height, x : x + width] for y, x in some])
-            for (y, x), scores in zip(some, resize_scores(self._run(crops), (height, width)), strict=True):
+            batch = windows[start : start + self.window_batch_size]
+            crops = torch.cat([pixel_values[..., y : y + height, x : x + width] for y, x in batch])
+            for (y, x), scores in zip(batch, resize_scores(self._run(crops), (height, width)), strict=True):
                 total[:, y : y + height, x : x + width] += scores.to(total.device)
                 count[y : y + height, x : x + width] += 1
         return total.div_(count)
@@ -155,13 +159,17 @@ class SemanticSegmenter:
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Where windows of `crop` pixels start along a side of `length`: every `stride`, the last one moved back to end at
-    the border. One window, cut to the side, where the side is not longer than the crop."""
+    """Return the starts of windows of `crop` pixels along a side of `length` pixels.
+
+    There is one every `stride` pixels; the last one is moved back to end at the border. If the side is not longer than
+    the crop, there is one window, as long as the side.
+    """
     last = max(length - crop, 0)
     return [min(index * stride, last) for index in range(math.ceil(last / stride) + 1)]
 
 
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """Return (height, width) from one number or such a pair; raise ValueError unless they are positive."""
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ValueError(f"{name} must be one positive whole number or (height, width), got {value}.")
@@ -169,7 +177,7 @@ def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _image_size(image: Any) -> tuple[int, int]:
-    """(height, width) of a PIL image, or of an array or tensor with channels first, last or none."""
+    """Return (height, width) of a PIL image, or of an array or tensor with channels first, last or none."""
     if is_pil_image(image):
         return image.height, image.width
     if not isinstance(image, (np.ndarray, Tensor)):

@@ -119,20 +119,20 @@ def test_explains_every_backend(registry):
 def test_what_is_wanted(registry, monkeypatch):
     """By the argument, else by the environment, else nothing; the argument wins."""
     made = registry({"fast": None, "slow": None})
-    assert made.wanted(None) is None
-    assert made.wanted("slow") == "slow"
+    assert made.requested(None) is None
+    assert made.requested("slow") == "slow"
     monkeypatch.setenv("HF_INTERNIMAGE_BACKEND", "slow")
-    assert made.wanted(None) == "slow"
-    assert made.wanted("fast") == "fast"
+    assert made.requested(None) == "slow"
+    assert made.requested("fast") == "fast"
     monkeypatch.setenv("HF_INTERNIMAGE_BACKEND", "")
-    assert made.wanted(None) is None
+    assert made.requested(None) is None
     for name in ("medium", ""):
         with pytest.raises(ValueError, match=f"backend is '{name}', expected one of fast, slow, or none for the best"):
-            made.wanted(name)
+            made.requested(name)
     monkeypatch.setenv("HF_INTERNIMAGE_BACKEND", "medium")
     with pytest.raises(ValueError, match="HF_INTERNIMAGE_BACKEND is 'medium', expected one of fast, slow"):
-        made.wanted(None)
-    assert made.wanted("fast") == "fast"
+        made.requested(None)
+    assert made.requested("fast") == "fast"
 
 
 # DCNv3's own

@@ -5,9 +5,9 @@ from .configuration_internimage import InternImageConfig
 
 
 class CBInternImageConfig(InternImageConfig):
-    r"""Architecture of a composite backbone: two InternImages of the same shape, the first of which assists the second.
+    r"""Architecture of a composite backbone: two InternImages of the same shape; the second reads the first's features.
 
-    The fields of [`InternImageConfig`], for each of the two, and:
+    It has the fields of [`InternImageConfig`], which hold for both InternImages, and:
 
     Args:
         round_gamma (`bool`): round the weights of the first backbone's features to float16 before use, as the original
@@ -24,7 +24,7 @@ class CBInternImageConfig(InternImageConfig):
     round_gamma: bool = True
 
     def check_architecture(self) -> None:
-        """Raise ValueError, naming field, value and rule, if a model of this configuration cannot work."""
+        """Raise ValueError with field, value and rule if a model of this configuration cannot work."""
         super().check_architecture()
         if not isinstance(self.round_gamma, bool):
             raise ValueError(f"round_gamma is {self.round_gamma!r}, expected True or False.")

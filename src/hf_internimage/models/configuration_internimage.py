@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""InternImage model configuration."""
+"""Configuration of InternImage: architecture, and the released sizes."""
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -96,7 +97,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         core_op (`str`): name of the operator; `"DCNv3"` or `"DCNv3_pytorch"`, which mean the same here.
         num_channels (`int`): channels of the input image.
         image_size (`int` or pair of `int`): input size (height, width) in pixels the weights were trained for. The
-            model takes other sizes too.
+            model accepts other sizes too.
         channels (`int`): channels of the first stage; each further stage has twice as many.
         depths (`list[int]`): blocks of each stage.
         groups (`list[int]`): DCNv3 groups of each stage; must divide the channels of the stage.
@@ -166,7 +167,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         hidden_sizes = kwargs.pop("hidden_sizes", None)
         kwargs.pop("stage_names", None)
-        self._settle_num_labels(kwargs)
+        self._set_num_labels(kwargs)
         if any(_OFFICIAL_CLASSIFIER in str(target) for target in (kwargs.get("auto_map") or {}).values()):
             del kwargs["auto_map"]
         self.check_architecture()
@@ -184,7 +185,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_size(cls, size: str, num_labels: int = 1000, **kwargs: Any) -> "InternImageConfig":
-        """The released architecture `size`: "t", "s", "b", "l", "xl", "h" or "g" (no weights are involved).
+        """Return the released architecture `size`: "t", "s", "b", "l", "xl", "h" or "g" (no weights are loaded).
 
         Args:
             size: name of the size, in either case.
@@ -206,19 +207,19 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def num_stages(self) -> int:
-        """Number of stages."""
+        """Return the number of stages."""
         return len(self.depths)
 
     @property
     def hidden_sizes(self) -> list[int]:
-        """Channels of each stage."""
+        """Return the channels of each stage."""
         return [self.channels * 2**index for index in range(len(self.depths))]
 
-    def _settle_num_labels(self, kwargs: dict[str, Any]) -> None:
-        """Turn `num_classes` into `num_labels`; an explicit `num_labels` wins, as it does over a file's labels."""
+    def _set_num_labels(self, kwargs: dict[str, Any]) -> None:
+        """Convert `num_classes` to `num_labels`; an explicit `num_labels` takes precedence over both and `id2label`."""
         num_classes = kwargs.pop("num_classes", None)
         for name, value in (("num_classes", num_classes), ("num_labels", kwargs.get("num_labels"))):
-            if value is not None and not (_is_int(value) and value >= 0):
+            if value is not None and not (is_integer(value) and value >= 0):
                 raise ValueError(f"{name} is {value!r}, expected an integer of at least 0.")
         if num_classes is None or kwargs.get("num_labels") is not None:
             return
@@ -231,7 +232,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
     def check_architecture(self) -> None:
-        """Raise ValueError, naming field, value and rule, if a model of this configuration cannot work."""
+        """Raise ValueError with field, value and rule if a model of this configuration cannot work."""
         for name, allowed in (
             ("core_op", _OPERATORS),
             ("act_layer", _ACTIVATIONS),
@@ -244,19 +245,19 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False.")
         for name in ("num_channels", "channels"):
-            if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
+            if not is_integer(getattr(self, name)) or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected an integer of at least 1.")
         for name in ("offset_scale", "initializer_range"):
-            if not _is_real(getattr(self, name)):
+            if not is_finite_number(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected a finite number.")
         for name in ("drop_rate", "drop_path_rate"):
-            if not _is_real(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
+            if not is_finite_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected a number in [0, 1).")
-        if self.layer_scale is not None and not _is_real(self.layer_scale):
+        if self.layer_scale is not None and not is_finite_number(self.layer_scale):
             raise ValueError(f"layer_scale is {self.layer_scale!r}, expected a finite number or None.")
         size = self.image_size
         sides = list(size) if isinstance(size, (list, tuple)) else [size]
-        if len(sides) not in (1, 2) or not all(_is_int(side) and side >= 1 for side in sides):
+        if len(sides) not in (1, 2) or not all(is_integer(side) and side >= 1 for side in sides):
             raise ValueError(f"image_size is {size!r}, expected a positive integer or a pair (height, width) of them.")
         self._check_stages()
         self._check_kernels_and_heads()
@@ -264,7 +265,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     def _check_stages(self) -> None:
         for name in ("depths", "groups"):
             values = getattr(self, name)
-            if not isinstance(values, (list, tuple)) or not values or not all(_is_int(v) and v >= 1 for v in values):
+            if not isinstance(values, (list, tuple)) or not values or not all(is_integer(v) and v >= 1 for v in values):
                 raise ValueError(
                     f"{name} is {values!r}, expected a list of integers of at least 1, one for each stage."
                 )
@@ -282,7 +283,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
                     f"(channels={self.channels} times 2**{index}); choose a divisor."
                 )
         ids = self.level2_post_norm_block_ids
-        if ids is not None and not (isinstance(ids, (list, tuple)) and all(_is_int(i) for i in ids)):
+        if ids is not None and not (isinstance(ids, (list, tuple)) and all(is_integer(i) for i in ids)):
             raise ValueError(f"level2_post_norm_block_ids is {ids!r}, expected a list of block indices or None.")
         if self.level2_post_norm and ids is not None:
             if len(self.depths) < 3:
@@ -295,17 +296,17 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _check_kernels_and_heads(self) -> None:
         kernel = self.dw_kernel_size
-        if kernel is not None and (not _is_int(kernel) or kernel < 1 or kernel % 2 == 0):
+        if kernel is not None and (not is_integer(kernel) or kernel < 1 or kernel % 2 == 0):
             rule = (
                 "an odd integer, or None for 3 (an even kernel has no centre: it would change the feature map's size)"
             )
             raise ValueError(f"dw_kernel_size is {kernel!r}, expected {rule}.")
-        if not _is_real(self.mlp_ratio) or int(self.channels * self.mlp_ratio) < 1:
+        if not is_finite_number(self.mlp_ratio) or int(self.channels * self.mlp_ratio) < 1:
             raise ValueError(
                 f"mlp_ratio is {self.mlp_ratio!r}, expected a number that leaves at least one hidden feature "
                 f"(channels={self.channels})."
             )
-        if not _is_real(self.cls_scale) or int(self.hidden_sizes[-1] * self.cls_scale) < 1:
+        if not is_finite_number(self.cls_scale) or int(self.hidden_sizes[-1] * self.cls_scale) < 1:
             raise ValueError(
                 f"cls_scale is {self.cls_scale!r}, expected a number that leaves at least one feature of the last "
                 f"stage's {self.hidden_sizes[-1]}."
@@ -316,12 +317,14 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
 
-def _is_int(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
+    """Return True for an integer that is not a bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) < float("inf")
+def is_finite_number(value: Any) -> bool:
+    """Return True for a finite real number that is not a bool."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 __all__ = ["InternImageConfig"]

@@ -2,18 +2,17 @@
 """Configuration of the DINO detector on an InternImage backbone."""
 
 import math
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_cb_internimage import CBInternImageConfig
-from .configuration_internimage import InternImageConfig
+from .configuration_internimage import InternImageConfig, is_finite_number, is_integer
 
 if TYPE_CHECKING:
     from transformers import DeformableDetrConfig
 
-# Own backbones are known by name, so that this file also works where nobody registered them.
+# Our own backbones by name, so that this file works without their registration.
 _BACKBONES: dict[str, type[InternImageConfig]] = {
     "internimage": InternImageConfig,
     "cb_internimage": CBInternImageConfig,
@@ -49,11 +48,11 @@ class InternImageDinoConfig(PreTrainedConfig):
     r"""Architecture and training loss of a DINO detector. The defaults are those of the released T on 256 channels.
 
     Args:
-        backbone_config (`PreTrainedConfig` or `dict`, *optional*): the backbone and, as its `out_features`, the stages
-            the detector sees. If None, InternImage-T with layer scale and stages 2 to 4.
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*): the backbone; its `out_features` are the stages the
+            detector reads. If None, InternImage-T with layer scale and stages 2 to 4.
         d_model (`int`): width of the transformer, a multiple of 32; also `hidden_size`.
-        num_feature_levels (`int`): feature maps in the transformer. Those the backbone does not give are made from its
-            last one by convolutions of stride 2.
+        num_feature_levels (`int`): feature maps in the transformer. If the backbone returns fewer, the others are
+            computed from its last one by convolutions of stride 2.
         encoder_layers, decoder_layers (`int`): layers of each.
         encoder_ffn_dim, decoder_ffn_dim (`int`): hidden features of their MLPs.
         encoder_attention_heads, decoder_attention_heads (`int`): heads, divisors of `d_model`.
@@ -71,7 +70,7 @@ class InternImageDinoConfig(PreTrainedConfig):
         class_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient (`float`): weights in the loss.
         focal_alpha (`float`): weight of the matched class in the focal loss, whose gamma is 2.
         auxiliary_loss (`bool`): train every decoder layer, not only the last.
-        init_std (`float`): standard deviation of the initial weights no other rule is given for.
+        init_std (`float`): standard deviation of initial weights without a rule of their own.
 
     Raises:
         ValueError: for a value that cannot work; names the field, the value and the rule.
@@ -130,31 +129,33 @@ class InternImageDinoConfig(PreTrainedConfig):
     init_std: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.backbone_config = _parsed(self.backbone_config)
+        self.backbone_config = _parse_backbone(self.backbone_config)
         super().__post_init__(**kwargs)
         self.check_architecture()
 
     def check_architecture(self) -> None:
-        """Raise ValueError, naming field, value and rule, if a model of this configuration cannot work."""
+        """Raise ValueError with field, value and rule if a model of this configuration cannot work."""
         for name in _COUNTS:
-            _require(self, name, _is_int(getattr(self, name)) and getattr(self, name) >= 1, "an integer of at least 1")
+            _require(
+                self, name, is_integer(getattr(self, name)) and getattr(self, name) >= 1, "an integer of at least 1"
+            )
         _require(
             self,
             "num_denoising",
-            _is_int(self.num_denoising) and self.num_denoising >= 0,
+            is_integer(self.num_denoising) and self.num_denoising >= 0,
             "an integer of at least 0",
         )
         for name in _RATES:
             value = getattr(self, name)
-            _require(self, name, _is_real(value) and 0 <= value <= 1, "a number from 0 to 1")
+            _require(self, name, is_finite_number(value) and 0 <= value <= 1, "a number from 0 to 1")
         for name in _WEIGHTS:
             value = getattr(self, name)
-            _require(self, name, _is_real(value) and value >= 0, "a finite number of at least 0")
+            _require(self, name, is_finite_number(value) and value >= 0, "a finite number of at least 0")
         for name in ("encoder_position_temperature", "query_position_temperature"):
             value = getattr(self, name)
-            _require(self, name, _is_real(value) and value > 0, "a finite number above 0")
+            _require(self, name, is_finite_number(value) and value > 0, "a finite number above 0")
         eps = self.inverse_sigmoid_eps
-        _require(self, "inverse_sigmoid_eps", _is_real(eps) and 0 < eps < 0.5, "a number between 0 and 0.5")
+        _require(self, "inverse_sigmoid_eps", is_finite_number(eps) and 0 < eps < 0.5, "a number between 0 and 0.5")
         multiple = math.lcm(_NORM_GROUPS, 4, self.encoder_attention_heads, self.decoder_attention_heads)
         if self.d_model % multiple:
             raise ValueError(
@@ -174,19 +175,20 @@ class InternImageDinoConfig(PreTrainedConfig):
             )
 
     def deformable_detr_config(self) -> "DeformableDetrConfig":
-        """What the layers of transformers' Deformable DETR, which the detector is built from, want to know."""
+        """Return the configuration for the layers of transformers' Deformable DETR, which the detector consists of."""
         from transformers import CONFIG_MAPPING, DeformableDetrConfig
 
         names = ["d_model", "num_feature_levels", "activation_function", "num_queries", "init_std"]
         names += [name for name in _COUNTS if name.startswith(("encoder_", "decoder_"))]
         names += [name for name in _RATES if name.endswith("dropout")]
-        # The layers read nothing of the backbone; any will do, and one of our own may not be registered.
+        # The layers do not read the backbone, so any registered one serves; ours may not be registered.
         return DeformableDetrConfig(
             backbone_config=CONFIG_MAPPING["resnet"](), **{name: getattr(self, name) for name in names}
         )
 
 
-def _parsed(backbone: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+def _parse_backbone(backbone: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    """Return the backbone's configuration as an object; None gives the default backbone."""
     if backbone is None:
         fields: dict[str, Any] = {"layer_scale": 1.0, "out_features": ["stage2", "stage3", "stage4"]}
         return InternImageConfig(**fields)
@@ -194,7 +196,7 @@ def _parsed(backbone: dict | PreTrainedConfig | None) -> PreTrainedConfig:
         if not hasattr(backbone, "out_features"):
             raise ValueError(f"backbone_config is a {type(backbone).__name__}, expected a backbone's configuration.")
         return backbone
-    # Not at the top: this class is registered while that module is only just being imported.
+    # Not at the top of the file: the class is registered while that module is still being imported.
     from transformers import CONFIG_MAPPING
 
     name = str(backbone.get("model_type"))
@@ -208,17 +210,10 @@ def _parsed(backbone: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     return CONFIG_MAPPING[name].from_dict(backbone)
 
 
-def _require(config: InternImageDinoConfig, name: str, holds: bool, rule: str) -> None:
-    if not holds:
+def _require(config: InternImageDinoConfig, name: str, is_valid: bool, rule: str) -> None:
+    """Raise ValueError with field, value and rule unless the value is valid."""
+    if not is_valid:
         raise ValueError(f"{name} is {getattr(config, name)!r}, expected {rule}.")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 __all__ = ["InternImageDinoConfig"]

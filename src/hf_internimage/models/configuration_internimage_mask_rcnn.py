@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Configuration of Mask R-CNN and Cascade Mask R-CNN on InternImage; the model, in `rcnn`, needs torchvision."""
+"""Configuration of Mask R-CNN and Cascade Mask R-CNN on InternImage; the model, in `mask_rcnn`, needs torchvision."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from .configuration_internimage import InternImageConfig
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
-# What Cascade Mask R-CNN has in place of the defaults: OpenGVLab/InternImage@31c962d,
+# Values of Cascade Mask R-CNN that differ from the defaults: OpenGVLab/InternImage@31c962d,
 # detection/configs/coco/cascade_internimage_xl_fpn_3x_coco.py, on mmdet 2.28's cascade_mask_rcnn_r50_fpn.
 CASCADE: dict[str, Any] = {
     "stage_iou_thresholds": [0.5, 0.6, 0.7],
@@ -85,10 +85,10 @@ class InternImageMaskRCNNConfig(PreTrainedConfig):
         if self.backbone_config is None:
             self.backbone_config = _backbone("t")
         elif isinstance(self.backbone_config, dict):
-            found = self.backbone_config.get("model_type", InternImageConfig.model_type)
-            if found != InternImageConfig.model_type:
+            model_type = self.backbone_config.get("model_type", InternImageConfig.model_type)
+            if model_type != InternImageConfig.model_type:
                 raise ValueError(
-                    f"backbone_config has model_type {found!r}, expected {InternImageConfig.model_type!r}."
+                    f"backbone_config has model_type {model_type!r}, expected {InternImageConfig.model_type!r}."
                 )
             self.backbone_config = InternImageConfig(**self.backbone_config)
         self.check_architecture()
@@ -96,7 +96,7 @@ class InternImageMaskRCNNConfig(PreTrainedConfig):
 
     @classmethod
     def from_size(cls, size: str, num_labels: int = 80, **kwargs: Any) -> "InternImageMaskRCNNConfig":
-        """The released architecture `size`: Mask R-CNN with "t", "s" or "b", Cascade Mask R-CNN with "l" or "xl".
+        """Return the released architecture `size`: Mask R-CNN for "t", "s" and "b", Cascade for "l" and "xl".
 
         Args:
             size: name of the size, in either case.
@@ -116,11 +116,11 @@ class InternImageMaskRCNNConfig(PreTrainedConfig):
 
     @property
     def num_stages(self) -> int:
-        """Number of stages: 1 in Mask R-CNN, 3 in Cascade Mask R-CNN."""
+        """Return the number of stages: 1 in Mask R-CNN, 3 in Cascade Mask R-CNN."""
         return len(self.stage_iou_thresholds)
 
     def check_architecture(self) -> None:
-        """Raise ValueError, naming field, value and rule, if a model of this configuration cannot work."""
+        """Raise ValueError with field, value and rule if a model of this configuration cannot work."""
         out_features = list(getattr(self.backbone_config, "out_features", None) or [])
         if out_features != STAGES:
             raise ValueError(f"backbone_config.out_features is {out_features}, expected {STAGES}.")

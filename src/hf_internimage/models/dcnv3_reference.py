@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Deformable convolution v3 (DCNv3) in plain PyTorch: the specification of the operator, on any device.
 
-How it works. The four corners around each sampling position, weighted bilinearly and by the mask, make each output
-pixel of a group a weighted sum of `4 * taps` rows of a table with one row per (pixel, group): one `embedding_bag`.
-The table is the image with a border of two zero pixels. Positions are clamped to that border, so everything outside
-the image reads zeros, whatever the offset, and no bounds are tested.
+Method: a table has one row of D values per (pixel, group). Each output pixel of a group is a weighted sum of
+`4 * taps` rows, the four corners around each sampling position, with bilinear weights times the mask: this is one
+`embedding_bag`. The table is the image with a border of two zero pixels. Positions are clamped to that border, so that
+all positions outside the image read zeros, and no bounds are tested.
 
-On the CPU, training goes through `_Sampling`, which keeps only its inputs for the backward pass and works block by
-block, so that the memory for indices and weights does not grow with the image. Everything else (other devices,
-torch.compile, torch.export, torch.func) takes the same arithmetic in one piece with ordinary autograd.
+On the CPU, training uses `_Sampling`, which saves only its inputs for the backward pass and works block by block, so
+that the memory for indices and weights does not grow with the image. All else (other devices, torch.compile,
+torch.export, torch.func) uses the same arithmetic in one piece with ordinary autograd.
 """
 
 import warnings
@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-_BORDER = 2  # zero pixels around the image; with two, both corners of a clamped position lie in them
-_BLOCK_ROWS = 65_536  # (pixel, group) rows worked on at once on the CPU; bounds the memory for indices and weights
+_BORDER = 2  # zero pixels around the image; with two, both corners of a clamped position lie in the border
+_BLOCK_ROWS = 65_536  # (pixel, group) rows in a block on the CPU; bounds the memory for indices and weights
 _INT32_MAX = 2**31 - 1
 
 
 class DCNv3Geometry(NamedTuple):
-    """Everything about a call but its tensors; pairs are (height, width)."""
+    """Arguments of a DCNv3 call except its tensors and the softmax; pairs are (height, width)."""
 
     groups: int
     kernel_size: tuple[int, int]
@@ -37,20 +37,20 @@ class DCNv3Geometry(NamedTuple):
     offset_scale: float
     remove_center: bool
 
-    # Methods, for torch.compile before PyTorch 2.10 knows no properties of named tuples.
+    # Methods rather than properties: torch.compile before PyTorch 2.10 has no properties of named tuples.
 
     def taps(self) -> list[tuple[int, int]]:
-        """(column, row) of each tap, columns in the outer loop."""
+        """Return (column, row) of each tap, columns in the outer loop."""
         height, width = self.kernel_size
         centre = (width // 2, height // 2) if self.remove_center else None
         return [(i, j) for i in range(width) for j in range(height) if (i, j) != centre]
 
     def num_taps(self) -> int:
-        """How many taps there are."""
+        """Return the number of taps."""
         return self.kernel_size[0] * self.kernel_size[1] - self.remove_center
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """(H_out, W_out) for an input of (height, width)."""
+        """Return (H_out, W_out) for an input of (height, width)."""
         sizes = zip((height, width), self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
         out = [
             (size + 2 * pad - dilation * (kernel - 1) - 1) // step + 1 for size, kernel, step, pad, dilation in sizes
@@ -119,7 +119,10 @@ def check_dcnv3(
     offset_scale: float,
     remove_center: bool,
 ) -> DCNv3Geometry:
-    """The geometry of a DCNv3 call; ValueError naming what was got and what was expected if its arguments disagree."""
+    """Return the geometry of a DCNv3 call.
+
+    Raises: ValueError with the given and the expected value if arguments are invalid or disagree.
+    """
     if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
         raise ValueError(f"groups is {groups!r}, expected an integer of at least 1.")
     if not isinstance(offset_scale, Real) or not abs(offset_scale) < float("inf"):  # NaN compares false
@@ -146,7 +149,7 @@ def check_dcnv3(
             raise ValueError(f"{name} is on {tensor.device}, value on {value.device}; expected one device.")
     if not value.is_floating_point():
         raise ValueError(f"value has dtype {value.dtype}, expected a floating-point dtype.")
-    wide = _compute_dtype(value.dtype)
+    wide = compute_dtype(value.dtype)
     for name, tensor in (("offset", offset), ("mask", mask)):
         if tensor.dtype not in (value.dtype, wide):
             allowed = " or ".join(str(dtype) for dtype in dict.fromkeys((value.dtype, wide)))
@@ -175,7 +178,7 @@ def check_dcnv3(
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    """(height, width) from an integer or such a pair."""
+    """Return (height, width) from an integer or such a pair, each at least `least`."""
     sides: Sequence[Any] = value if isinstance(value, (tuple, list)) else (value, value)
     if len(sides) != 2 or not all(isinstance(s, int) and not isinstance(s, bool) and s >= least for s in sides):
         raise ValueError(
@@ -184,12 +187,13 @@ def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of positions and sums for values of `dtype`: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _is_plain_eager(tensor: torch.Tensor) -> bool:
-    """Whether ordinary eager execution is all that goes on: nothing traces, fakes or transforms this call."""
+    """Return True in plain eager execution: no tracing, fake tensors, transforms or graph capture."""
     return not (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
@@ -203,7 +207,7 @@ def _is_plain_eager(tensor: torch.Tensor) -> bool:
 def _sampling_grid(
     geometry: DCNv3Geometry, size: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sampling positions for zero offsets, in pixels of the bordered image, as two summands.
+    """Return sampling positions for zero offsets, in pixels of the bordered image, as two summands.
 
     Rows (Ho, 1, 1, 1, 2) and columns with taps (Wo, 1, P, 2); pairs are (x, y).
     """
@@ -221,24 +225,24 @@ def _sampling_grid(
     return rows, columns
 
 
-# For plain eager calls only: what a tracer or a transform makes must not outlive it.
+# For plain eager calls only: tensors made under a tracer or a transform must not be kept after it.
 _kept_sampling_grid = lru_cache(maxsize=64)(_sampling_grid)
 
 
 def _table(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`value` with its border of zeros, in `dtype`: (N, H, W, C) -> (N, H + 4, W + 4, C)."""
-    # The padding keeps an unusual order of strides, but the table's rows must lie one after the other.
+    """Add the border of zeros and convert to `dtype`: (N, H, W, C) -> (N, H + 4, W + 4, C), contiguous."""
+    # F.pad keeps an unusual order of strides, but the rows of the table must be contiguous.
     return F.pad(value.to(dtype), (0, 0, _BORDER, _BORDER, _BORDER, _BORDER)).contiguous()
 
 
 class _Taps(NamedTuple):
-    """Where taps sample; all (N, h, w, G, P)."""
+    """Sampling positions and masks of taps; all (N, h, w, G, P)."""
 
     column: torch.Tensor  # of the upper left corner, in pixels of the bordered image
     line: torch.Tensor
-    right: torch.Tensor  # how far the sample lies from that corner, 0 to 1
+    right: torch.Tensor  # distance of the sample from that corner, 0 to 1
     below: torch.Tensor
-    mask: torch.Tensor  # after the softmax, if one was asked for
+    mask: torch.Tensor  # after the softmax, if there is one
 
 
 def _taps(
@@ -250,10 +254,13 @@ def _taps(
     softmax: bool,
     index_dtype: torch.dtype,
 ) -> _Taps:
-    """From `offset` (N, h, w, G, P, 2), `mask` (N, h, w, G, P) and `grid`, in the dtype to compute in."""
+    """Return the taps for `offset` (N, h, w, G, P, 2), `mask` (N, h, w, G, P) and the `grid` of zero offsets.
+
+    Tensors are of the dtype to compute in, indices of `index_dtype`.
+    """
     height, width = table_size
     position = torch.add(grid[0] + grid[1], offset, alpha=geometry.offset_scale)
-    # NaN, negative or too large becomes a position whose four corners lie in the border of zeros.
+    # NaN, negative and too large positions become positions whose four corners lie in the border of zeros.
     position = position.nan_to_num(nan=0.0)
     x, y = position[..., 0].clamp(0, width - 2), position[..., 1].clamp(0, height - 2)
     column, line = x.detach().to(index_dtype), y.detach().to(index_dtype)  # positions are >= 0: this rounds down
@@ -261,7 +268,7 @@ def _taps(
 
 
 def _rows_and_weights(taps: _Taps, table_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which rows of the table each output sums, and their weights; both (N*h*w*G, 4*P)."""
+    """Return the indices of the table's rows that each output sums, and their weights; both (N*h*w*G, 4*P)."""
     lower = taps.below * taps.mask
     upper = taps.mask - lower
     lower_right, upper_right = lower * taps.right, upper * taps.right
@@ -280,9 +287,9 @@ def _rows_and_weights(taps: _Taps, table_size: tuple[int, int]) -> tuple[torch.T
 def _tap_gradients(
     taps: _Taps, corners: torch.Tensor, offset_scale: float, softmax: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of offset (N, h, w, G, P, 2) and mask (N, h, w, G, P).
+    """Return the gradients of offset (N, h, w, G, P, 2) and mask (N, h, w, G, P).
 
-    `corners` (N, h, w, G, 4, P) is that of each corner's weight: upper left, upper right, lower left, lower right.
+    `corners` (N, h, w, G, 4, P) are the gradients of the weights: upper left, upper right, lower left, lower right.
     """
     upper_left, upper_right, lower_left, lower_right = corners.unbind(-2)
     upper = torch.lerp(upper_left, upper_right, taps.right)
@@ -296,8 +303,8 @@ def _tap_gradients(
 
 
 def _weighted_sum(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """sum_k weights[r, k] * table[rows[r, k]]; (M, D), (R, K), (R, K) -> (R, D)."""
-    if table.device.type != "mps":  # which has no embedding_bag in some supported releases
+    """Return sum_k weights[r, k] * table[rows[r, k]]; (M, D), (R, K), (R, K) -> (R, D)."""
+    if table.device.type != "mps":  # MPS has no embedding_bag in some supported releases
         return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
     result = table.new_zeros(rows.shape[0], table.shape[1])
     for row, weight in zip(rows.unbind(1), weights.unbind(1), strict=True):
@@ -313,11 +320,11 @@ def _sample(
     softmax: bool,
     plain: bool,
 ) -> torch.Tensor:
-    """The whole operator in one piece; the result is in the dtype computed in."""
-    dtype, taps = _compute_dtype(value.dtype), geometry.num_taps()
+    """Compute the operator in one piece; the result is in the dtype of the computation."""
+    dtype, taps = compute_dtype(value.dtype), geometry.num_taps()
     batch, height, width, _ = offset.shape
     if taps == 0:
-        # Nothing is sampled: zeros, still connected to the inputs, of which these sums see no element.
+        # Nothing is sampled. The result is zero, connected to the inputs by sums of empty tensors.
         zeros = value.new_zeros((batch, height, width, value.shape[3]), dtype=dtype)
         return zeros + value[:0].sum() + offset.sum() + mask.sum()
     grid_of = _kept_sampling_grid if plain else _sampling_grid
@@ -343,7 +350,7 @@ def _sample(
 def dcnv3_forward(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: DCNv3Geometry, softmax: bool
 ) -> torch.Tensor:
-    """The operator without autograd, for arguments that `check_dcnv3` found good; on the CPU block by block."""
+    """Compute the operator without autograd, block by block on the CPU; arguments are not checked."""
     if value.device.type != "cpu":
         return _sample(value, offset, mask, geometry, softmax, _is_plain_eager(value)).to(value.dtype)
     result = torch.empty(*offset.shape[:3], value.shape[3], dtype=value.dtype, device=value.device)
@@ -364,7 +371,7 @@ def dcnv3_backward(
     geometry: DCNv3Geometry,
     softmax: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of value, offset and mask, contiguous; recomputes everything from the inputs."""
+    """Return the gradients of value, offset and mask, contiguous; everything is computed again from the inputs."""
     if value.device.type != "cpu":
 
         def forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -373,7 +380,7 @@ def dcnv3_backward(
         pull_back = torch.func.vjp(forward, value, offset, mask)[1]
         grad_value, grad_offset, grad_mask = (gradient.contiguous() for gradient in pull_back(grad_output))
         return grad_value, grad_offset, grad_mask
-    dtype = _compute_dtype(value.dtype)
+    dtype = compute_dtype(value.dtype)
     batch, height, width, channels = value.shape
     grad_table = value.new_zeros((batch, height + 2 * _BORDER, width + 2 * _BORDER, channels), dtype=dtype)
     grad_offset, grad_mask = offset.new_empty(offset.shape), mask.new_empty(mask.shape)
@@ -382,9 +389,9 @@ def dcnv3_backward(
         taps = block.taps(softmax)
         rows, weights = _rows_and_weights(taps, block.table_size)
         corners = _row_products(block_grad, block.table, rows).view(*taps.mask.shape[:4], 4, -1)
-        found = _tap_gradients(taps, corners, geometry.offset_scale, softmax)
-        grad_offset[block.images, block.lines] = found[0].flatten(3).to(offset.dtype)
-        grad_mask[block.images, block.lines] = found[1].flatten(3).to(mask.dtype)
+        block_grad_offset, block_grad_mask = _tap_gradients(taps, corners, geometry.offset_scale, softmax)
+        grad_offset[block.images, block.lines] = block_grad_offset.flatten(3).to(offset.dtype)
+        grad_mask[block.images, block.lines] = block_grad_mask.flatten(3).to(mask.dtype)
         images = grad_table[block.images]
         images += _weighted_scatter(block_grad, rows, weights, block.table.shape[0]).view(images.shape)
     inner = grad_table[:, _BORDER : height + _BORDER, _BORDER : width + _BORDER]
@@ -392,7 +399,7 @@ def dcnv3_backward(
 
 
 class _Sampling(torch.autograd.Function):
-    """The operator on the CPU; keeps only its inputs for the backward pass."""
+    """The operator on the CPU; it saves only its inputs for the backward pass."""
 
     @staticmethod
     def forward(
@@ -416,7 +423,7 @@ class _Sampling(torch.autograd.Function):
 
 
 class _Block(NamedTuple):
-    """Some lines of some images, with what is needed to sample them."""
+    """Some lines of some images, with the table and grid to sample them."""
 
     images: slice
     lines: slice
@@ -428,13 +435,14 @@ class _Block(NamedTuple):
     geometry: DCNv3Geometry
 
     def taps(self, softmax: bool) -> _Taps:
+        """Return the taps of this block."""
         index_dtype = torch.int32 if self.table.shape[0] <= _INT32_MAX else torch.int64
         return _taps(self.offset, self.mask, self.grid, self.geometry, self.table_size, softmax, index_dtype)
 
 
 def _blocks(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: DCNv3Geometry) -> Iterator[_Block]:
     """Cut a call into blocks of about `_BLOCK_ROWS` rows: several small images, or some lines of a large one."""
-    dtype, groups, taps = _compute_dtype(value.dtype), geometry.groups, geometry.num_taps()
+    dtype, groups, taps = compute_dtype(value.dtype), geometry.groups, geometry.num_taps()
     batch, height, width, _ = offset.shape
     rows, columns = _kept_sampling_grid(geometry, (height, width), dtype, value.device)
     line_rows = width * groups
@@ -458,18 +466,18 @@ def _blocks(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geome
 
 
 @lru_cache(maxsize=1)
-def _hear_sparse_notice() -> None:
-    """PyTorch says once per process that CSR tensors are in beta; take that notice instead of the user."""
+def _suppress_sparse_warning() -> None:
+    """Suppress PyTorch's warning, once per process, that CSR tensors are in beta."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1))
 
 
 def _row_products(left: torch.Tensor, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """<left[r], table[rows[r, k]]>; (R, D), (M, D), (R, K) -> (R, K). The gathered rows are never stored."""
-    if rows.shape[1] >= table.shape[0]:  # so small a table that the pattern would be full, which PyTorch refuses
+    """Return <left[r], table[rows[r, k]]>; (R, D), (M, D), (R, K) -> (R, K). The gathered rows are not stored."""
+    if rows.shape[1] >= table.shape[0]:  # the sparse pattern of so small a table would be full: PyTorch raises
         return (left @ table.t()).gather(1, rows.long())
-    _hear_sparse_notice()
+    _suppress_sparse_warning()
     ends = torch.arange(0, rows.numel() + 1, rows.shape[1], dtype=rows.dtype)
     pattern = torch.sparse_csr_tensor(
         ends, rows.flatten(), left.new_zeros(rows.numel()), (rows.shape[0], table.shape[0]), check_invariants=False
@@ -478,9 +486,9 @@ def _row_products(left: torch.Tensor, table: torch.Tensor, rows: torch.Tensor) -
 
 
 def _weighted_scatter(left: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, count: int) -> torch.Tensor:
-    """The transpose of `_weighted_sum`: row m is the sum of weights[r, k] * left[r] over all rows[r, k] == m.
+    """Return the transpose of `_weighted_sum`: row m is the sum of weights[r, k] * left[r] over all rows[r, k] == m.
 
-    (R, D), (R, K), (R, K) -> (count, D). Sorting by target turns it into another `embedding_bag`, in fixed order.
+    Shapes: (R, D), (R, K), (R, K) -> (count, D). Sorting by target makes it an `embedding_bag` in a fixed order.
     """
     targets, order = rows.flatten().sort(stable=True)
     starts = torch.searchsorted(targets, torch.arange(count, dtype=targets.dtype))

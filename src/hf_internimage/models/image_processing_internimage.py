@@ -9,7 +9,7 @@ from transformers.utils import requires_backends
 
 
 class InternImageImageProcessor(TorchvisionBackend):
-    """Turns images into `pixel_values` as the official preprocessor files say. Needs torchvision.
+    """Convert images to `pixel_values` as the official preprocessor files say. Needs torchvision.
 
     The short side is resized to the crop size itself (bicubic, antialiased; there is no 256 step), then a centre crop,
     division by 255, ImageNet mean and standard deviation. torchvision's resize differs from Pillow's by one, rarely

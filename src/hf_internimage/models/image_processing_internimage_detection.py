@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Image processor for object detection with InternImage: the original's resize, padding, boxes and results."""
+"""Image processor for object detection with InternImage: resize, padding, boxes and results of the original."""
 
 from collections.abc import Mapping, Sequence
 from operator import index
@@ -12,11 +12,12 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
+from .precision import at_least_float32
 from .resizing import keep_ratio_size, multiple_size, opencv_bilinear
 
 
 class InternImageDetectionImageProcessorKwargs(ImagesKwargs, total=False):
-    """What `InternImageDetectionImageProcessor` takes besides the arguments of every image processor.
+    """Arguments of `InternImageDetectionImageProcessor` in addition to those of every image processor.
 
     size_divisor: height and width of the batch are padded up to a multiple of it.
     top_k: the most detections per image (`max_per_img` in the original's configurations).
@@ -27,13 +28,13 @@ class InternImageDetectionImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class InternImageDetectionImageProcessor(PilBackend):
-    """Turns images and COCO annotations into what DINO and the DETR family take, and their outputs into detections.
+    """Convert images and COCO annotations to inputs of DINO and the DETR family, and their outputs to detections.
 
     Images keep their aspect ratio: the short side becomes `size["shortest_edge"]` unless the long side would then
     exceed `size["longest_edge"]` (800 and 1333; 1000 and 2000 for InternImage-H), in OpenCV's bilinear arithmetic
-    without antialiasing. They are divided by 255, normalised by ImageNet's mean and standard deviation, and only then
-    padded with 0 to the right and below, to the largest image of the batch rounded up to `size_divisor`, or to
-    `pad_size`. It needs no torchvision, and does the same with it.
+    without antialiasing. They are divided by 255, normalised by ImageNet's mean and standard deviation, and then padded
+    with 0 at the right and bottom, to the largest image of the batch rounded up to `size_divisor`, or to `pad_size`.
+    torchvision is not needed and changes nothing.
 
     Unlike transformers' DETR processors, boxes are fractions of the image, not of the padded batch.
     Source: test pipelines of OpenGVLab/InternImage@31c962d, detection/configs.
@@ -61,13 +62,14 @@ class InternImageDetectionImageProcessor(PilBackend):
         annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """`pixel_values` (N, 3, H, W) float32, `pixel_mask` (N, H, W) int64, 1 on the image, and `labels` if there are
-        annotations.
+        """Return `pixel_values` (N, 3, H, W) float32, `pixel_mask` (N, H, W) int64, and `labels` for annotations.
 
-        annotations: one per image, as transformers' DETR processors take them: `image_id` and `annotations`, a list of
-        `category_id`, `bbox` (left, top, width, height in pixels of the original image), and optionally `area` and
-        `iscrowd`. Crowds are left out, as the original's DINO does, and so are boxes that are empty once clipped to
-        the image.
+        pixel_mask: 1 on the image, 0 on padding.
+
+        annotations: one per image, as for transformers' DETR processors: `image_id` and `annotations`, a list of dicts
+        with `category_id`, `bbox` (left, top, width, height in pixels of the original image), and optionally `area` and
+        `iscrowd`. Crowds are left out, as in the original's DINO, and so are boxes that are empty after clipping to the
+        image.
 
         labels: per image `boxes` (n, 4) float32, (centre x, centre y, width, height) as fractions of the unpadded
         image; `class_labels` (n,) int64; `area` (n,) float32, in pixels of the resized image; `iscrowd` (n,);
@@ -128,7 +130,7 @@ class InternImageDetectionImageProcessor(PilBackend):
         return encoded
 
     def resize(self, image: np.ndarray, size: SizeDict, *args: Any, **kwargs: Any) -> np.ndarray:
-        """image: (C, H, W) uint8 -> (C, height, width) uint8."""
+        """Resize an image (C, H, W) uint8 -> (C, height, width) uint8."""
         if not (size.shortest_edge and size.longest_edge):
             raise ValueError(f"size must have the keys 'shortest_edge' and 'longest_edge', got {dict(size)}.")
         if image.dtype != np.uint8:
@@ -144,19 +146,20 @@ class InternImageDetectionImageProcessor(PilBackend):
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         top_k: int | None = None,
     ) -> list[dict[str, torch.Tensor]]:
-        """The `top_k` (default: the processor's) highest of all queries' class probabilities, if above `threshold`.
+        """Return the `top_k` highest class probabilities of all queries, if above `threshold`, as detections.
 
-        A query can be detected as several classes. COCO's average precision needs threshold=0.
+        One query may give detections of several classes. COCO's average precision needs threshold=0. The default of
+        `top_k` is the processor's.
 
         outputs: has `logits` (N, Q, C) and `pred_boxes` (N, Q, 4), (centre x, centre y, width, height) as fractions of
-        the image. target_sizes: N times (height, width) of the images to draw on, usually the original ones.
+        the image. target_sizes: N pairs (height, width), usually of the original images.
 
-        Returns: per image `scores` (n,), falling, `labels` (n,) and `boxes` (n, 4), (left, top, right, bottom) in
+        Returns: per image `scores` (n,), descending, `labels` (n,) and `boxes` (n, 4), (left, top, right, bottom) in
         pixels, or fractions of the image without target_sizes; clipped to the image.
         Raises: ValueError for another number of target_sizes.
         Source: DINOHead of mmdet 2.28.
         """
-        logits, boxes = (_widen(tensor) for tensor in (outputs.logits, outputs.pred_boxes))
+        logits, boxes = map(at_least_float32, (outputs.logits, outputs.pred_boxes))
         number, _, num_labels = logits.shape
         centres, sides = boxes.split(2, dim=-1)
         boxes = torch.cat([centres - sides / 2, centres + sides / 2], dim=-1).clamp(0, 1)
@@ -176,13 +179,11 @@ class InternImageDetectionImageProcessor(PilBackend):
         return results
 
 
-def _widen(tensor: torch.Tensor) -> torch.Tensor:
-    """float16 and bfloat16 become float32: their steps are too coarse to rank scores and to place boxes."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _label(target: Mapping[str, Any], original: tuple[int, int], size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """One image's COCO annotations as `labels`; `original` and `size` are (height, width) before and after resizing."""
+    """Convert one image's COCO annotations to `labels`.
+
+    `original` and `size` are (height, width) before and after resizing.
+    """
     if not (isinstance(target, Mapping) and {"image_id", "annotations"} <= target.keys()):
         raise ValueError(f"An image's annotations must be a dict with 'image_id' and 'annotations', got {target!r}.")
     try:
@@ -210,7 +211,7 @@ def _label(target: Mapping[str, Any], original: tuple[int, int], size: tuple[int
 
 
 def _row(entry: Any, image_id: int) -> tuple[float, ...]:
-    """An annotation's left, top, width, height, class, area and whether it is a crowd."""
+    """Return left, top, width, height, class, area and the crowd flag of an annotation."""
     try:
         left, top, width, height = (float(number) for number in entry["bbox"])
         category, area, crowd = index(entry["category_id"]), entry.get("area"), entry.get("iscrowd")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Image processor for semantic segmentation with InternImage: the original's test pipeline, to the grey level."""
+"""Image processor for semantic segmentation with InternImage: exactly the pixels of the original's test pipeline."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,26 +24,31 @@ IGNORED_LABEL = 255
 
 
 class InternImageSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
-    """`size_divisor`: both sides become a multiple of it (1 or None: left alone). `do_reduce_labels`: see the class."""
+    """Arguments in addition to those of every image processor.
+
+    size_divisor: both sides are resized to a multiple of it; 1 or None leaves them unchanged.
+    do_reduce_labels: see `InternImageSegmentationImageProcessor`.
+    """
 
     size_divisor: int | None
     do_reduce_labels: bool
 
 
 class InternImageSegmentationImageProcessor(PilBackend):
-    """Turns images into `pixel_values`, segmentation maps into `labels`, and a model's outputs into label maps.
+    """Convert images to `pixel_values`, segmentation maps to `labels`, and a model's outputs to label maps.
 
     An image is resized to the largest size with its aspect ratio that fits `size` = {"shortest_edge", "longest_edge"},
-    then resized again, not padded, up to a multiple of `size_divisor` (32; 1 leaves the size alone); then divided by
-    255 and normalised. Both resizes are OpenCV's bilinear on 8-bit pixels, so images must be 8-bit. Needs neither
-    OpenCV nor torchvision, and gives the same pixels with and without them.
+    then resized again, not padded, up to a multiple of `size_divisor` (32; 1 leaves the size unchanged), divided by 255
+    and normalised. Both resizes are OpenCV's bilinear on 8-bit pixels, so images must be 8-bit. Neither OpenCV nor
+    torchvision is needed, and pixels do not depend on them.
 
     Segmentation maps go through the same two sizes with OpenCV's nearest-neighbour rule: `labels` are for training,
-    at the size of `pixel_values`. (Scores are measured at the image's own size, against the map as it is.) With
-    `do_reduce_labels` label 0 becomes 255, "ignored", and every other one less, as ADE20K, Pascal and NYU need it.
+    at the size of `pixel_values`. (Metrics are computed at the image's own size, against the original map.) With
+    `do_reduce_labels`, label 0 becomes 255 ("ignored") and the others are reduced by one, as for ADE20K, Pascal and
+    NYU.
 
-    Images of one call must come out of one size: the original never pads them, and padding would change the results
-    of heads that pool over the whole image.
+    Images of one call must have one size after resizing: the original never pads them, and padding would change the
+    results of heads that pool over the whole image.
 
     Returns: `pixel_values` (N, 3, H, W) float32 and, with maps, `labels` (N, H, W) int64; lists of such arrays per
     image without `return_tensors`.
@@ -77,7 +82,7 @@ class InternImageSegmentationImageProcessor(PilBackend):
     def preprocess(
         self, images: ImageInput, segmentation_maps: ImageInput | None = None, **kwargs: Any
     ) -> BatchFeature:
-        """`images` and `segmentation_maps` as every transformers image processor takes them; see the class."""
+        """Convert images and segmentation maps, in any form that transformers accepts; see the class."""
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(self, images: ImageInput, *args: Any, **kwargs: Any) -> BatchFeature:
@@ -115,7 +120,7 @@ class InternImageSegmentationImageProcessor(PilBackend):
         size_divisor: int | None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Image (C, H, W) -> (3, height, width)."""
+        """Convert an image (C, H, W) to pixel values (3, height, width)."""
         if len(image) == 1:  # gray arrays stay gray in transformers 5.17
             image = image.repeat(3, axis=0)
         if len(image) != 3:
@@ -144,7 +149,7 @@ class InternImageSegmentationImageProcessor(PilBackend):
         size_divisor: int | None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Segmentation map (1, H, W) -> (height, width) int64."""
+        """Convert a segmentation map (1, H, W) to labels (height, width) int64."""
         if len(labels) != 1:
             raise ValueError(f"A segmentation map must have one channel, got {len(labels)}; pass class indices.")
         labels = labels[0]
@@ -157,7 +162,7 @@ class InternImageSegmentationImageProcessor(PilBackend):
         return labels
 
     def _sizes(self, old: Sequence[int], size: SizeDict, size_divisor: int | None) -> list[tuple[int, int]]:
-        """The (height, width) that an image of size `old` is resized to, one after the other."""
+        """Return the two sizes (height, width) that an image of size `old` is resized to in turn."""
         if not size.shortest_edge or not size.longest_edge:
             raise ValueError(f"`size` must have 'shortest_edge' and 'longest_edge', got {dict(size)}.")
         kept = keep_ratio_size(old[0], old[1], size.shortest_edge, size.longest_edge)
@@ -166,12 +171,12 @@ class InternImageSegmentationImageProcessor(PilBackend):
     def post_process_semantic_segmentation(
         self, outputs: Any, target_sizes: Sequence[Sequence[int]] | Tensor | None = None
     ) -> list[Tensor]:
-        """Label maps (height, width) int64, one per image, of UperNet's or Mask2Former's outputs.
+        """Return label maps (height, width) int64, one per image, for outputs of UperNet or Mask2Former.
 
         Scores are resized twice, bilinearly: to the network's input, then to `target_sizes` = (height, width) of each
-        image, at whose resolution the best class is taken; without `target_sizes` at the network's input. Mask2Former
-        forms its scores at the resolution of its masks, a quarter of the input (exactly so for sides that are
-        multiples of 4); UperNet's logits are at the input already. Nothing of full size is kept for all classes.
+        image, where the best class is taken; without `target_sizes`, at the size of the network's input. Mask2Former's
+        scores have the resolution of its masks, a quarter of the input (exactly, for sides that are multiples of 4);
+        UperNet's logits have the size of the input. No full-size map of all classes is kept.
 
         Raises: ValueError if `target_sizes` are not one per image; for outputs of another kind.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The layers InternImage is made of.
+"""Layers of InternImage.
 
 Tensors between modules are (N, C, H, W), as everywhere in transformers; inside a stage they are (N, H, W, C). All
 convolutions see channels-last memory, so going from one to the other is a permuted view and never a copy.
@@ -32,37 +32,40 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"GELU": nn.GELU, "SiLU": nn.SiLU, "Re
 
 
 class InternImageToChannelsLast(nn.Module):
-    """(N, C, H, W) -> (N, H, W, C), a view."""
+    """Permute (N, C, H, W) -> (N, H, W, C), a view."""
 
-    keeps_numbers = True
+    only_permutes = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states.permute(0, 2, 3, 1)
 
 
 class InternImageToChannelsFirst(nn.Module):
-    """(N, H, W, C) -> (N, C, H, W), a view."""
+    """Permute (N, H, W, C) -> (N, C, H, W), a view."""
 
-    keeps_numbers = True
+    only_permutes = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return _channels_first(hidden_states)
 
 
 def _channels_first(hidden_states: torch.Tensor) -> torch.Tensor:
-    """(N, H, W, C) -> (N, C, H, W), a view; under torch.compile a tensor that its compiler may lay out as it likes."""
+    """Permute (N, H, W, C) -> (N, C, H, W): a view, or under torch.compile a contiguous tensor."""
     view = hidden_states.permute(0, 3, 1, 2)
     # PyTorch 2.13 cannot lower a convolution of such a view when height and width are dynamic.
     return view.contiguous() if torch.compiler.is_compiling() and not torch.compiler.is_exporting() else view
 
 
 def layer_norm(channels: int) -> nn.Sequential:
-    """A LayerNorm over the last axis, under the checkpoints' name `0`."""
+    """Return a LayerNorm over the last axis, named `0` inside as in the checkpoints."""
     return nn.Sequential(nn.LayerNorm(channels, eps=_LAYER_NORM_EPS))
 
 
 def _convolution_norm(channels: int, norm_layer: str, channels_last: bool) -> nn.Sequential:
-    """The norm after a convolution: (N, C, H, W) in, (N, H, W, C) out if `channels_last`; named as in checkpoints."""
+    """Return the norm after a convolution, with names as in the checkpoints.
+
+    It takes (N, C, H, W) and returns (N, H, W, C) if `channels_last`, else (N, C, H, W).
+    """
     if norm_layer == "BN":
         layers: list[nn.Module] = [nn.BatchNorm2d(channels)]
         return nn.Sequential(*layers, *([InternImageToChannelsLast()] if channels_last else []))
@@ -71,9 +74,10 @@ def _convolution_norm(channels: int, norm_layer: str, channels_last: bool) -> nn
 
 
 def linear_layer(in_features: int, out_features: int, initialization: str) -> nn.Linear:
-    """Return a linear layer with the name of its initialisation, for `_init_weights`, as its attribute.
+    """Return a linear layer that `_init_weights` initialises as its attribute `initialization` says.
 
-    An attribute, not a subclass: tools such as `torch.ao.quantization.quantize_dynamic` compare exact types.
+    An attribute rather than a subclass, because tools such as `torch.ao.quantization.quantize_dynamic` compare exact
+    types.
     """
     layer = nn.Linear(in_features, out_features)
     layer.initialization = initialization  # type: ignore[assignment]
@@ -81,9 +85,9 @@ def linear_layer(in_features: int, out_features: int, initialization: str) -> nn
 
 
 class InternImageDropPath(nn.Module):
-    """Stochastic depth: in training, drops the residual branch of a whole sample with probability `rate`."""
+    """Stochastic depth: drop the residual branch of a whole sample with probability `rate`, in training only."""
 
-    keeps_numbers = True  # in inference
+    only_permutes = True  # in inference: the result is the input
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -176,7 +180,10 @@ class InternImageDeformableConvolution(nn.Module):
         return self.output_proj(sampled)
 
     def _local(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """What offsets and masks are made from: (N, H, W, C) -> (N, H, W, C)."""
+        """Return the features for the offset and mask layers: depth-wise convolution, norm and activation.
+
+        Shapes: (N, H, W, C) -> (N, H, W, C).
+        """
         local = fused_cpu.depthwise_norm_gelu(hidden_states, self.dw_conv) if fused_cpu is not None else None
         if local is None:
             local = self.dw_conv(_channels_first(hidden_states))  # (N, H, W, C) -> (N, C, H, W) -> (N, H, W, C)
@@ -222,7 +229,7 @@ class InternImageLayer(GradientCheckpointingLayer):
         self.res_post_norm2: nn.Sequential | None = None
         if config.res_post_norm:
             self.res_post_norm1, self.res_post_norm2 = layer_norm(channels), layer_norm(channels)
-        # As in the original: no effect beside post_norm or a layer scale.
+        # As in the original: no effect together with post_norm or a layer scale.
         self.uses_res_post_norm = config.res_post_norm and not config.post_norm and config.layer_scale is None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -240,7 +247,7 @@ class InternImageLayer(GradientCheckpointingLayer):
     def _add(
         self, residual: torch.Tensor, branch: torch.Tensor, norm: nn.Sequential | None, scale: torch.Tensor | None
     ) -> torch.Tensor:
-        """residual + scale * norm(branch), where norm and scale may be absent, and stochastic depth."""
+        """Return residual + scale * norm(branch), with stochastic depth; norm and scale are optional."""
         if norm is not None:
             if fused_cpu is not None and not (self.training and getattr(self.drop_path, "rate", 0.0) > 0):
                 fused = fused_cpu.norm_add(branch, norm, scale, residual, self.drop_path)
@@ -264,7 +271,7 @@ class InternImageDownsample(nn.Module):
 
 
 class InternImageStage(nn.Module):
-    """Blocks, the stage's norm where it has one, and the way down to the next stage."""
+    """Blocks, a norm if the architecture has one, and the downsampling to the next stage."""
 
     def __init__(self, config: InternImageConfig, index: int, drop_paths: Sequence[float]) -> None:
         super().__init__()
@@ -279,7 +286,7 @@ class InternImageStage(nn.Module):
         self.downsample = None if is_last else InternImageDownsample(config, channels)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(N, C, H, W) -> the stage's features (N, C, H, W), and the next stage's input or None after the last."""
+        """Return the stage's features (N, C, H, W) and the input of the next stage, None after the last one."""
         hidden_states = hidden_states.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         for index, block in enumerate(self.blocks):
             hidden_states = block(hidden_states)
@@ -290,7 +297,7 @@ class InternImageStage(nn.Module):
 
 
 def make_stages(config: InternImageConfig) -> nn.ModuleList:
-    """The stages of a backbone, with the rates of stochastic depth the configuration describes."""
+    """Return the stages of a backbone, with the stochastic depth rates of the configuration."""
     blocks = sum(config.depths)
     linear = config.drop_path_type == "linear"
     rates = [config.drop_path_rate * (i / max(blocks - 1, 1) if linear else 1) for i in range(blocks)]
@@ -311,7 +318,7 @@ class InternImageCrossAttention(nn.Module):
         self.proj = nn.Linear(width, PROJECTOR_OUT)
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Query (N, 1, width), key and value (N, L, width) -> (N, 1, 768)."""
+        """Attend from query (N, 1, width) to key and value (N, L, width) -> (N, 1, 768)."""
         heads = (_PROJECTOR_HEADS, -1)
         projected = (
             (layer(states) + bias).unflatten(-1, heads).transpose(1, 2)
@@ -325,7 +332,7 @@ class InternImageCrossAttention(nn.Module):
 
 
 class InternImageAttentionPooling(nn.Module):
-    """The CLIP projector: pools positions by attention of their mean over all of them."""
+    """The CLIP projector: attention pooling, with the mean over all positions as the query."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -333,6 +340,6 @@ class InternImageAttentionPooling(nn.Module):
         self.cross_dcn = InternImageCrossAttention()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(N, L, 1024) -> (N, 768)."""
+        """Pool (N, L, 1024) -> (N, 768)."""
         query = self.norm1_q(hidden_states.mean(1, keepdim=True))
         return self.cross_dcn(query, self.norm1_k(hidden_states), self.norm1_v(hidden_states)).squeeze(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Training of DINO detectors: the denoising queries that go into the decoder, and the loss of what comes out."""
+"""Training of DINO detectors: denoising queries for the decoder, and the loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,27 +11,28 @@ from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatche
 from transformers.models.deformable_detr.modeling_deformable_detr import inverse_sigmoid
 
 from .configuration_internimage_dino import InternImageDinoConfig
+from .precision import at_least_float32
 
 Labels = Sequence[dict[str, Tensor]]
 Indices = list[tuple[Tensor, Tensor]]  # per image: queries, and the box of each
 
-# How far outside 0..1 a box may reach, for the rounding of boxes that touch the image's border.
+# Tolerance around 0..1 for boxes that touch the image's border.
 _ROUNDING = 1e-3
 
 
 @dataclass
 class DenoisingQueries:
-    """Noised copies of the annotated boxes, which the decoder has to restore (or to recognise as background).
+    """Noised copies of the annotated boxes, to be restored by the decoder (or classified as background).
 
-    D = num_groups * 2 * group_size queries per image, ordered group by group; in each group first group_size positive
-    ones (little noise), then group_size negative ones (more noise), each in the order of the image's boxes, padded up
-    to group_size. They stand before the Q matching queries.
+    There are D = num_groups * 2 * group_size queries per image, ordered group by group. Each group has group_size
+    positive queries (little noise), then group_size negative queries (more noise), in the order of the image's boxes,
+    padded to group_size. They come before the Q matching queries.
     """
 
     labels: Tensor
-    """(N, D) int64: class to embed; `num_labels` where there is padding."""
+    """(N, D) int64: class to embed; `num_labels` for padding."""
     reference_logits: Tensor
-    """(N, D, 4): inverse sigmoid of the noised boxes (centre x, centre y, width, height); 0 where there is padding."""
+    """(N, D, 4): inverse sigmoid of the noised boxes (centre x, centre y, width, height); 0 for padding."""
     attention_mask: Tensor
     """(D + Q, D + Q) bool: True where the query of the row may not attend to the query of the column."""
     num_groups: int
@@ -47,16 +48,17 @@ def make_denoising_queries(
     label_noise: float = 0.5,
     box_noise: float = 1.0,
 ) -> DenoisingQueries | None:
-    """Draw contrastive denoising queries from PyTorch's global generator; None if no image has a box.
+    """Draw contrastive denoising queries with PyTorch's global generator; return None if no image has a box.
 
-    There are as many groups as fit into `num_denoising` pairs of queries, at least one; 0 switches them off. A class is
-    redrawn with probability `label_noise / 2`. Each corner coordinate of a box moves, in a random direction, by less
-    than `box_noise` times half the box's side (positive queries) or by once to twice as much (negative ones), and is
-    clamped to the image. Matching queries see no denoising query, which would give the answers away, and no group
-    sees another; denoising queries see their own group, its padding included, and the matching queries.
+    There are as many groups as fit into `num_denoising` pairs of queries, at least one; 0 disables them. A class is
+    replaced by a random one with probability `label_noise / 2`. Each corner coordinate of a box is shifted in a random
+    direction by 0 to 1 (positive queries) or 1 to 2 (negative queries) times `box_noise` times half the box's side, and
+    clamped to the image. Matching queries do not attend to denoising queries, which contain the answers. Denoising
+    queries attend to their own group, with its padding, and to the matching queries, but to no other group.
 
     labels: one dict per image, `class_labels` (n,) int64 in 0..num_labels-1 and `boxes` (n, 4), centre x, centre y,
-    width, height as fractions of the image. Raises: ValueError for labels that are not so.
+    width, height as fractions of the image.
+    Raises: ValueError for other labels.
     Source: DINO (arXiv 2203.03605), section 3.3; CdnQueryGenerator of mmdet 2.28.
     """
     _check_labels(labels, num_labels)
@@ -72,7 +74,7 @@ def make_denoising_queries(
     redrawn = (torch.rand(shape, device=classes.device) < label_noise / 2) & ~padding
     classes = torch.where(redrawn, torch.randint(num_labels, shape, device=classes.device), classes)
 
-    boxes = pad_sequence([_widen(label["boxes"]) for label in labels], batch_first=True)
+    boxes = pad_sequence([at_least_float32(label["boxes"]) for label in labels], batch_first=True)
     boxes = boxes[:, None, None].expand(*shape, 4)
     centres, sides = boxes.split(2, dim=-1)
     corners = torch.cat([centres - sides / 2, centres + sides / 2], dim=-1)  # left, top, right, bottom
@@ -81,7 +83,7 @@ def make_denoising_queries(
     direction = torch.randint_like(corners, 2) * 2 - 1
     corners = corners + direction * distance * torch.cat([sides, sides], dim=-1) / 2 * box_noise
     starts, ends = corners.clamp(0, 1).split(2, dim=-1)
-    # Where noise has swapped two corners the side is negative; it becomes the smallest one.
+    # A side is negative if noise has swapped two corners; the inverse sigmoid clamps it to the smallest side.
     references = inverse_sigmoid(torch.cat([(starts + ends) / 2, ends - starts], dim=-1), eps=1e-3)
     references = references.masked_fill(padding[..., None], 0)
 
@@ -104,14 +106,14 @@ def dino_loss(
     denoising_boxes: Tensor | None,
     labels: Labels,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss to minimise, and its parts before weighting.
+    """Return the loss to minimise, and its parts before weighting.
 
-    Every decoder layer (only the last without `auxiliary_loss`) and the encoder's proposals are matched with the
-    annotated boxes, each by itself, at the least cost. Matched queries learn the class (sigmoid focal loss) and the box
-    (L1 and generalised IoU); the others learn that they are background. Sums are divided by the number of boxes.
-    Denoising queries belong to a box by construction; negative ones and padding are background, and their sums are
-    divided by boxes times groups. Both numbers are means over the processes of distributed training, at least 1.
-    The configuration's `focal_alpha` is the loss's; its gamma is 2, and the class cost of matching has alpha 0.25.
+    The predictions of every decoder layer (only the last one without `auxiliary_loss`) and the encoder's proposals are
+    each matched with the annotated boxes at the least cost. Matched queries are trained on class (sigmoid focal loss)
+    and box (L1 and generalised IoU), the others on background. Sums are divided by the number of boxes. Denoising
+    queries belong to a box by construction; negative ones and padding are background, and their sums are divided by
+    the number of boxes times groups. Both numbers are means over the processes of distributed training, at least 1.
+    The focal loss has the configuration's `focal_alpha` and gamma 2; the class cost of matching has alpha 0.25.
 
     logits: (L, N, Q, C), boxes: (L, N, Q, 4) of the L decoder layers, last layer last; encoder_logits (N, Q, C) and
     encoder_boxes (N, Q, 4); denoising_logits (L, N, D, C) and denoising_boxes (L, N, D, 4) belong to `denoising`, and
@@ -130,7 +132,7 @@ def dino_loss(
         focal_alpha=config.focal_alpha,
         losses=["labels", "boxes"],
     )
-    logits, boxes = _widen(logits), _widen(boxes)
+    logits, boxes = at_least_float32(logits), at_least_float32(boxes)
     labels = [{**label, "boxes": label["boxes"].to(boxes.dtype)} for label in labels]
     count = sum(len(label["class_labels"]) for label in labels)
     groups = 0 if denoising is None else denoising.num_groups
@@ -139,13 +141,16 @@ def dino_loss(
     layers = slice(None) if config.auxiliary_loss else slice(-1, None)
     logits, boxes = logits[layers], boxes[layers]
     heads = [(suffix, logits[i], boxes[i]) for i, suffix in enumerate(_layer_suffixes(len(logits)))]
-    heads.append(("_enc", _widen(encoder_logits), _widen(encoder_boxes)))
+    heads.append(("_enc", at_least_float32(encoder_logits), at_least_float32(encoder_boxes)))
     parts = {}
     for suffix, scores, places in heads:
         indices = criterion.matcher({"logits": scores, "pred_boxes": places}, labels)
         parts.update(_set_loss(criterion, scores, places, labels, indices, num_boxes, suffix))
     if denoising is not None and denoising_logits is not None and denoising_boxes is not None:
-        denoising_logits, denoising_boxes = _widen(denoising_logits[layers]), _widen(denoising_boxes[layers])
+        denoising_logits, denoising_boxes = (
+            at_least_float32(denoising_logits[layers]),
+            at_least_float32(denoising_boxes[layers]),
+        )
         indices = _denoising_indices(denoising, labels)
         for i, suffix in enumerate(_layer_suffixes(len(denoising_logits))):
             scores, places = denoising_logits[i], denoising_boxes[i]
@@ -161,6 +166,7 @@ def dino_loss(
 
 
 def _check_labels(labels: Labels, num_labels: int) -> None:
+    """Raise ValueError unless shapes agree, classes are in 0..num_labels-1, and boxes are fractions of the image."""
     for index, label in enumerate(labels):
         classes, boxes = label["class_labels"], label["boxes"]
         if classes.ndim != 1 or boxes.shape != (len(classes), 4):
@@ -183,13 +189,11 @@ def _check_labels(labels: Labels, num_labels: int) -> None:
         raise ValueError(f"boxes must be (centre x, centre y, width, height) as fractions of the image, got {box}.")
 
 
-def _widen(tensor: Tensor) -> Tensor:
-    """float16 and bfloat16 become float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _mean_over_processes(counts: list[int], device: torch.device) -> list[float]:
-    """transformers' own mean divides by the number of processes twice. Every process must come here at every step."""
+    """Return the mean of each count over the processes of distributed training, at least 1.
+
+    All processes must call this at every step. The mean of transformers divides by the number of processes twice.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         totals = torch.tensor(counts, dtype=torch.float32, device=device)
         torch.distributed.all_reduce(totals)
@@ -198,10 +202,12 @@ def _mean_over_processes(counts: list[int], device: torch.device) -> list[float]
 
 
 def _layer_suffixes(layers: int) -> list[str]:
+    """Return the suffixes of the losses of decoder layers; the last layer has none."""
     return [*(f"_{i}" for i in range(layers - 1)), ""]
 
 
 def _denoising_indices(denoising: DenoisingQueries, labels: Labels) -> Indices:
+    """Return, per image, the positive denoising queries and the box of each."""
     starts = torch.arange(denoising.num_groups)[:, None] * 2 * denoising.group_size
     boxes = [torch.arange(len(label["class_labels"])) for label in labels]
     return [((starts + box).flatten(), box.repeat(denoising.num_groups)) for box in boxes]
@@ -216,6 +222,7 @@ def _set_loss(
     num_boxes: float,
     suffix: str,
 ) -> dict[str, Tensor]:
+    """Return the losses of one layer's queries, divided by `num_boxes`, with the suffix in their names."""
     parts = criterion.get_loss("labels", {"logits": logits}, labels, indices, num_boxes)
     # Image by image: the criterion's IoU takes all pairs of boxes and keeps the diagonal.
     images = [

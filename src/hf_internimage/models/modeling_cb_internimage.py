@@ -19,7 +19,7 @@ from .modeling_internimage import InternImagePreTrainedModel, InternImageTrunk
 
 
 class CBInternImageAssistedStages(nn.Module):
-    """The second backbone: stages without a stem, each of which adds features of the first backbone to its input."""
+    """The second backbone: stages without a stem. Each stage adds features of the first backbone to its input."""
 
     def __init__(self, config: CBInternImageConfig) -> None:
         super().__init__()
@@ -29,7 +29,12 @@ class CBInternImageAssistedStages(nn.Module):
             self.register_parameter(f"gamma{index}", nn.Parameter(torch.zeros(width)))
 
     def forward(self, hidden_states: torch.Tensor, assistance: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Features of each stage from the stem's output and what is to be added before each stage, all (N, C, H, W)."""
+        """Return the features of each stage, all (N, C, H, W).
+
+        Args:
+            hidden_states: the stem's output.
+            assistance: features of the first backbone to add before each stage.
+        """
         collected = []
         for index, level in enumerate(self.levels):
             gamma = getattr(self, f"gamma{index}")
@@ -42,11 +47,11 @@ class CBInternImageAssistedStages(nn.Module):
 
 
 class CBInternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
-    """Two InternImages as one backbone: feature maps of the second, which sees all stages of the first.
+    """Two InternImages as one backbone: feature maps of the second, which reads all stages of the first.
 
-    Before its stage i the second backbone adds, weighted by a factor per channel, the first one's features of stages i
-    to the last: stage i as it is, the others through 1x1 convolutions and nearest-neighbour upsampling. The factors
-    start at zero: the second backbone then works by itself, on the first one's stem.
+    Before stage i, the second backbone adds features of the first backbone's stages i to the last, times a factor per
+    channel. Features of stage i are added unchanged, those of later stages after a 1x1 convolution and
+    nearest-neighbour upsampling. The factors start at zero, so that the second backbone at first only shares the stem.
     """
 
     config: CBInternImageConfig
@@ -68,7 +73,10 @@ class CBInternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the original: OpenGVLab/InternImage@31c962d, detection/mmdet_custom/models/backbones/cbnet.py."""
+        """Initialise a module as the original does.
+
+        Source: OpenGVLab/InternImage@31c962d, detection/mmdet_custom/models/backbones/cbnet.py.
+        """
         super()._init_weights(module)
         if isinstance(module, CBInternImageAssistedStages):
             for index in range(len(module.levels)):
@@ -79,7 +87,7 @@ class CBInternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
         return stem
 
     def _assistance(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """For each stage, the sum of the first backbone's features from this stage on, at this stage's size."""
+        """Return, for each stage, the sum of the first backbone's features from this stage on, at this stage's size."""
         sums = []
         for index, (linears, own) in enumerate(zip(self.cb_linears, features, strict=True)):
             projected = [linear(states) for linear, states in zip(linears, features[index:], strict=True)]
@@ -94,7 +102,7 @@ class CBInternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> BackboneOutput:
-        """Feature maps of a batch of images.
+        """Compute feature maps of a batch of images.
 
         Args:
             pixel_values: normalised images (N, num_channels, H, W); H and W are multiples of 32.
@@ -123,7 +131,7 @@ class CBInternImageBackbone(BackboneMixin, InternImagePreTrainedModel):
         by_stage = dict(zip(self.stage_names, [first[0], *second], strict=True))
         return BackboneOutput(
             feature_maps=tuple(by_stage[stage] for stage in self.out_features),
-            hidden_states=self.cb_modules[0]._asked_for([*first, *second], output_hidden_states),
+            hidden_states=self.cb_modules[0]._select_hidden_states([*first, *second], output_hidden_states),
         )
 
 

@@ -39,7 +39,7 @@ _HEAD_NAMES = "conv_head|dcnv3_head_x3|dcnv3_head_x4|clip_projector|fc_norm|head
 
 
 class InternImagePreTrainedModel(PreTrainedModel):
-    """Weight initialisation and the library's hooks, shared by all InternImage models."""
+    """Weight initialisation and class attributes for transformers, shared by all InternImage models."""
 
     config: InternImageConfig
     base_model_prefix = "model"
@@ -55,7 +55,7 @@ class InternImagePreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The original's initialisation (OpenGVLab/InternImage@31c962d)."""
+        """Initialise a module as the original does (OpenGVLab/InternImage@31c962d)."""
         if isinstance(module, nn.Linear):
             initialization = getattr(module, "initialization", None)
             if initialization == "zeros":  # sampling offsets and mask logits
@@ -93,7 +93,7 @@ class InternImagePreTrainedModel(PreTrainedModel):
 class InternImageTrunk(InternImagePreTrainedModel):
     """Stem and stages, shared by the base model and the backbone."""
 
-    # Checkpoints of the classifier hold its head, which the trunk has no use for.
+    # Checkpoints of the classifier contain its head, which the trunk does not use.
     _keys_to_ignore_on_load_unexpected = [rf"^(model\.)?({_HEAD_NAMES})\."]
 
     def __init__(self, config: InternImageConfig) -> None:
@@ -109,7 +109,7 @@ class InternImageTrunk(InternImagePreTrainedModel):
         return self.patch_embed
 
     def encode(self, pixel_values: torch.Tensor | None) -> list[torch.Tensor]:
-        """Stem output and each stage's features, all (N, C, H, W), for pixels (N, num_channels, H, W)."""
+        """Return stem output and each stage's features, all (N, C, H, W), for pixels (N, num_channels, H, W)."""
         if pixel_values is None:
             raise ValueError("pixel_values is None, expected a tensor (N, num_channels, height, width).")
         if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
@@ -124,8 +124,13 @@ class InternImageTrunk(InternImagePreTrainedModel):
             collected.append(features)
         return collected
 
-    def _asked_for(self, collected: list[torch.Tensor], output_hidden_states: bool | int | Sequence[int] | None) -> Any:
-        """The hidden states to return: none, all, or those of the indices given (None in place of the others)."""
+    def _select_hidden_states(
+        self, collected: list[torch.Tensor], output_hidden_states: bool | int | Sequence[int] | None
+    ) -> Any:
+        """Return None, all hidden states, or the selected ones with None in place of the others.
+
+        `output_hidden_states` is False, True, or one or several indices; None takes the configuration's value.
+        """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if isinstance(output_hidden_states, bool) or output_hidden_states is None:
@@ -146,7 +151,7 @@ class InternImageModel(InternImageTrunk):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPoolingAndNoAttention:
-        """Features of a batch of images.
+        """Compute features of a batch of images.
 
         Args:
             pixel_values: normalised images (N, num_channels, H, W), of any size.
@@ -166,12 +171,12 @@ class InternImageModel(InternImageTrunk):
         return BaseModelOutputWithPoolingAndNoAttention(
             last_hidden_state=collected[-1],
             pooler_output=collected[-1].mean((2, 3)),
-            hidden_states=self._asked_for(collected, output_hidden_states),
+            hidden_states=self._select_hidden_states(collected, output_hidden_states),
         )
 
 
 class InternImageBackbone(BackboneMixin, InternImageTrunk):
-    """InternImage as a backbone: feature maps of the stages named in `config.out_features`, with no further norms."""
+    """InternImage as a backbone: feature maps of the stages in `config.out_features`, without additional norms."""
 
     has_attentions = False
 
@@ -186,7 +191,7 @@ class InternImageBackbone(BackboneMixin, InternImageTrunk):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> BackboneOutput:
-        """Feature maps of a batch of images.
+        """Compute feature maps of a batch of images.
 
         Args:
             pixel_values: normalised images (N, num_channels, H, W), of any size.
@@ -205,12 +210,12 @@ class InternImageBackbone(BackboneMixin, InternImageTrunk):
         by_stage = dict(zip(self.stage_names, collected, strict=True))
         return BackboneOutput(
             feature_maps=tuple(by_stage[stage] for stage in self.out_features),
-            hidden_states=self._asked_for(collected, output_hidden_states),
+            hidden_states=self._select_hidden_states(collected, output_hidden_states),
         )
 
 
 def _rename_official_head(_: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Let `load_state_dict` take the official layout, too: Trainer resumes from saved files by it."""
+    """Make `load_state_dict` accept the official layout as well: Trainer resumes from saved files with it."""
     pattern = re.compile(rf"^{re.escape(prefix)}model\.(?=({_HEAD_NAMES})\.)")
     for key in [key for key in state_dict if pattern.match(key)]:
         state_dict[pattern.sub(prefix, key)] = state_dict.pop(key)
@@ -246,7 +251,7 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         self.post_init()
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The original's pooled features, which its last linear layer classifies.
+        """Return the original's pooled features, the input of its last linear layer.
 
         Args:
             pixel_values: normalised images (N, num_channels, H, W). With the CLIP projector (H, G) the size must make
@@ -264,7 +269,7 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         return self._pool(self.model(pixel_values, output_hidden_states=True, return_dict=True).hidden_states)
 
     def _pool(self, hidden_states: Sequence[torch.Tensor]) -> torch.Tensor:
-        """From the last stages' features, (N, C, H, W) each, to (N, F)."""
+        """Pool the features of the last stages, (N, C, H, W) each, into (N, F)."""
         if not self.config.use_clip_projector:
             return self.conv_head(hidden_states[-1]).mean((2, 3))
         third, fourth = hidden_states[-2], self.dcnv3_head_x4(hidden_states[-1])
@@ -284,13 +289,13 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs: Any,
     ) -> ImageClassifierOutputWithNoAttention:
-        """Class scores of a batch of images, and the loss if labels are given.
+        """Compute class scores of a batch of images, and the loss if labels are given.
 
         Args:
             pixel_values: normalised images (N, num_channels, H, W); with the CLIP projector (H, G) of a size that
                 makes the third stage even (multiples of 32 are safe).
             labels: classes (N,) as integers for a classification loss, (N, num_labels) as floats for a multi-label
-                loss, (N,) floats with one label for regression; `config.problem_type` decides, or is found from them.
+                loss, (N,) floats with one label for regression; `config.problem_type` decides, or they do.
             output_hidden_states: also return the stem's output and each stage's features; an index or several select.
             return_dict: False for a tuple.
 
@@ -311,12 +316,12 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         return ImageClassifierOutputWithNoAttention(
             loss=loss,
             logits=logits,
-            hidden_states=self.model._asked_for(list(outputs.hidden_states), output_hidden_states),
+            hidden_states=self.model._select_hidden_states(list(outputs.hidden_states), output_hidden_states),
         )
 
 
-# OpenGVLab's files keep the head beside the stages, under the prefix `model.`; ours is a child of the classifier. Files
-# keep the official layout: `from_pretrained` and `save_pretrained` convert, by this mapping.
+# In OpenGVLab's files the head has the prefix `model.` like the stages; here it is a child of the classifier. Saved
+# files have the official layout: `from_pretrained` and `save_pretrained` convert with this mapping.
 register_checkpoint_conversion_mapping(
     "InternImageForImageClassification",
     [WeightRenaming(rf"^model\.({_HEAD_NAMES})\.", r"^\1\.")],

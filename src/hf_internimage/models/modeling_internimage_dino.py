@@ -30,7 +30,7 @@ from .modeling_cb_internimage import CBInternImageBackbone
 from .modeling_internimage import InternImageBackbone
 
 _NORM_GROUPS = 32
-_CLASS_PRIOR = 0.01
+_CLASS_PRIOR = 0.01  # probability of each class at initialisation
 _SMALLEST_PROPOSAL = 0.05  # side of the boxes proposed on the finest level, in units of the image
 _BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
     "internimage": InternImageBackbone,
@@ -40,19 +40,20 @@ _BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
 
 @dataclass
 class InternImageDinoObjectDetectionOutput(ModelOutput):
-    """What the detector returns. N images, Q queries, C classes, d = d_model; boxes are (centre x, centre y, width,
-    height) in units of the unpadded image.
+    """Outputs of the detector for N images, Q queries, C classes and d = d_model.
+
+    Boxes are (centre x, centre y, width, height) in units of the unpadded image.
 
     Attributes:
         loss, loss_dict: the weighted sum, and its terms; if labels are given.
-        logits: (N, Q, C), to be put through a sigmoid: classes do not exclude each other and there is no background.
+        logits: (N, Q, C), for a sigmoid: classes do not exclude each other, and there is no background class.
         pred_boxes: (N, Q, 4).
-        auxiliary_outputs: for each decoder layer but the last, its `logits` and `pred_boxes`; if labels are given and
+        auxiliary_outputs: `logits` and `pred_boxes` of each decoder layer except the last; if labels are given and
             the configuration says `auxiliary_loss`.
         last_hidden_state: (N, Q, d), normalised state of the last decoder layer.
-        decoder_hidden_states: the decoder's input and each layer's normalised state, (N, Q, d) each; if asked for.
+        decoder_hidden_states: the decoder's input and each layer's normalised state, (N, Q, d) each; if requested.
         encoder_last_hidden_state: (N, S, d), positions of all feature levels, from fine to coarse.
-        encoder_hidden_states: the encoder's input and each layer's output, (N, S, d) each; if asked for.
+        encoder_hidden_states: the encoder's input and each layer's output, (N, S, d) each; if requested.
         encoder_topk_indices: (N, Q), the positions chosen as queries, in order.
         encoder_topk_logits, encoder_topk_boxes: (N, Q, C) and (N, Q, 4), the encoder's predictions there.
     """
@@ -72,7 +73,7 @@ class InternImageDinoObjectDetectionOutput(ModelOutput):
 
 
 class InternImageDinoSampling(nn.Module):
-    """Multi-scale sampling in the precision of the positions: half precision would move them by whole pixels."""
+    """Multi-scale sampling in the dtype of the positions: half precision would move them by whole pixels."""
 
     def __init__(self, sampling: nn.Module) -> None:
         super().__init__()
@@ -102,12 +103,12 @@ class InternImageDinoSampling(nn.Module):
 
 @dataclass
 class _Levels:
-    """The feature levels, flattened and joined from fine to coarse: S positions in all."""
+    """Feature levels, flattened and concatenated from fine to coarse: S positions in total."""
 
     states: torch.Tensor  # (N, S, d)
     positions: torch.Tensor  # (N, S, d)
     mask: torch.Tensor  # (N, S) bool, True on the image
-    valid_ratios: torch.Tensor  # (N, L, 2), share of (width, height) that is image
+    valid_ratios: torch.Tensor  # (N, L, 2), share of (width, height) inside the image
     proposals: torch.Tensor  # (N, S, 4), logits of a box around each position; infinite where there is none
     shapes_list: list[tuple[int, int]]
     shapes: torch.Tensor  # (L, 2)
@@ -115,11 +116,11 @@ class _Levels:
 
 
 class InternImageDinoBoxHead(DeformableDetrMLPPredictionHead):
-    """What is added to the logits of a reference box (N, Q, 4); nothing at the start."""
+    """Correction of the logits of a reference box (N, Q, 4); zero at initialisation."""
 
 
 class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
-    """Weight initialisation and the library's hooks."""
+    """Weight initialisation and class attributes for transformers."""
 
     config: InternImageDinoConfig  # type: ignore[assignment]
     base_model_prefix = ""
@@ -138,17 +139,22 @@ class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
     _keys_to_ignore_on_load_unexpected: list[str] = []
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        """As for transformers' own models: of custom ones it skips modules without parameters of their own."""
+        """Initialise a module as in models of transformers.
+
+        With `is_custom_code`, modules without parameters of their own would be skipped.
+        """
         super()._initialize_weights(module)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The original's initialisation, but for biases of the transformer, which start at zero.
+        """Initialise a module as the original does, except biases of the transformer, which start at zero.
 
         Source: OpenGVLab/InternImage@31c962d, detection/mmdet_custom/models; mmdet 2.28, whose base classes it uses.
         """
-        super()._init_weights(module)  # also of deformable attention, after its linear layers
-        if isinstance(module, nn.Linear) and getattr(module, "initialization", None) == "class_prior":
+        super()._init_weights(module)  # deformable attention as well, after its linear layers
+        if (
+            isinstance(module, nn.Linear) and getattr(module, "initialization", None) == "class_prior"
+        ):  # one per cent for each class
             _init_as_pytorch(module)
             init.constant_(module.bias, -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
         elif isinstance(module, InternImageDinoBoxHead):
@@ -167,13 +173,13 @@ class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
 
 
 class InternImageDinoEncoder(InternImageDinoPreTrainedModel, DeformableDetrEncoder):
-    """The encoder of Deformable DETR, initialised as the rest of the detector."""
+    """The encoder of Deformable DETR, with the initialisation of the detector."""
 
     config: DeformableDetrConfig  # type: ignore[assignment]
 
 
 class InternImageDinoDecoder(nn.Module):
-    """Decoder layers that see where their queries look."""
+    """Decoder layers whose query positions encode the reference boxes."""
 
     def __init__(self, config: InternImageDinoConfig, layers_config: DeformableDetrConfig) -> None:
         super().__init__()
@@ -192,15 +198,15 @@ class InternImageDinoDecoder(nn.Module):
         levels: _Levels,
         attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """States (N, Q, d) after layer `index`, whose queries look at the boxes `references` (N, Q, 4)."""
+        """Return the states (N, Q, d) after layer `index`, with reference boxes `references` (N, Q, 4)."""
         ratios = levels.valid_ratios.repeat(1, 1, 2)[:, None]  # (N, 1, L, 4): x, y, w, h
-        looked_at = references[:, :, None] * ratios
-        order = looked_at[:, :, 0, [1, 0, 2, 3]]  # y, x, w, h on the finest level
+        reference_boxes = references[:, :, None] * ratios
+        order = reference_boxes[:, :, 0, [1, 0, 2, 3]]  # y, x, w, h on the finest level
         encoded = _sine_encoding(order, states.shape[-1] // 2, self.temperature)
         return self.layers[index](
             states,
             self.reference_point_head(encoded.to(states.dtype)),
-            looked_at,
+            reference_boxes,
             levels.shapes,
             levels.shapes_list,
             levels.starts,
@@ -236,7 +242,7 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
         self.query_embeddings = nn.Embedding(config.num_queries, width)
         self.label_embeddings = nn.Embedding(self.num_labels, width)
         self.decoder = InternImageDinoDecoder(config, layers_config)
-        # One for each decoder layer, then the encoder's.
+        # One for each decoder layer, then one for the encoder.
         heads = config.decoder_layers + 1
         self.class_heads = nn.ModuleList(linear_layer(width, self.num_labels, "class_prior") for _ in range(heads))
         self.box_heads = nn.ModuleList(InternImageDinoBoxHead(width, width, 4, 3) for _ in range(heads))
@@ -258,7 +264,7 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> InternImageDinoObjectDetectionOutput:
-        """Detections in a batch of images, and the loss if labels are given.
+        """Detect objects in a batch of images, and compute the loss if labels are given.
 
         Args:
             pixel_values: normalised images (N, num_channels, H, W), smaller ones padded with 0 at the right and bottom.
@@ -270,7 +276,7 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
             return_dict: False for a tuple.
 
         Returns:
-            Classes and boxes of `num_queries` queries, or of as many as there are feature positions if those are fewer.
+            Classes and boxes of `num_queries` queries, or of one per feature position if there are fewer positions.
 
         Raises:
             ValueError: for pixel values or a mask of another shape, or labels of another number of images.
@@ -280,7 +286,7 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
         config = self.config
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
-        pixel_values = _checked(pixel_values, pixel_mask, labels)
+        pixel_values = _check_arguments(pixel_values, pixel_mask, labels)
         maps = self._feature_levels(pixel_values)
         levels = self._flatten(maps, pixel_mask, pixel_values)
         encoded = self.encoder(
@@ -350,7 +356,7 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
         )
 
     def _feature_levels(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """One map (N, d, h, w) for each feature level, from fine to coarse."""
+        """Return one map (N, d, h, w) for each feature level, from fine to coarse."""
         features = self.backbone(pixel_values, return_dict=True).feature_maps
         maps = [project(feature) for project, feature in zip(self.input_proj, features, strict=False)]
         for index in range(len(features), len(self.input_proj)):
@@ -358,9 +364,10 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
         return maps
 
     def _flatten(self, maps: list[torch.Tensor], pixel_mask: torch.Tensor | None, pixels: torch.Tensor) -> _Levels:
+        """Flatten and concatenate the maps, with positions, masks and proposed boxes."""
         if pixel_mask is None:
             pixel_mask = pixels.new_ones(pixels.shape[:1] + pixels.shape[-2:])
-        precise = torch.promote_types(maps[0].dtype, torch.float32)  # of everything geometric
+        precise = torch.promote_types(maps[0].dtype, torch.float32)  # for geometry
         embeddings = self.level_embeddings(torch.arange(len(maps), device=maps[0].device))
         masks, positions, ratios, proposals, shapes_list = [], [], [], [], []
         for level, states in enumerate(maps):
@@ -370,7 +377,7 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
             relative = torch.stack((rows / (rows[:, -1:] + 1e-6), columns / (columns[:, :, -1:] + 1e-6)), -1)
             encoded = _sine_encoding(relative, states.shape[1] // 2, self.config.encoder_position_temperature)
             positions.append(encoded.to(states.dtype).flatten(1, 2) + embeddings[level])
-            # (N, 2): columns and rows that are image
+            # (N, 2): number of columns and rows inside the image
             extent = torch.stack((mask[:, 0].sum(1), mask[:, :, 0].sum(1)), -1).to(precise)
             ratios.append(extent / extent.new_tensor((width, height)))
             side = _SMALLEST_PROPOSAL * 2**level
@@ -392,19 +399,22 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
         )
 
     def _propose(self, memory: torch.Tensor, levels: _Levels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The positions with the best classes (N, Q), their class logits (N, Q, C) and box logits (N, Q, 4)."""
+        """Return the positions with the best classes (N, Q), their class logits (N, Q, C) and box logits (N, Q, 4)."""
         usable = levels.proposals.isfinite().all(-1, keepdim=True)
         candidates = self.encoder_output_norm(self.encoder_output(memory.masked_fill(~usable, 0.0)))
         logits = self.class_heads[-1](candidates)
         boxes = self.box_heads[-1](candidates) + levels.proposals
         count = min(self.config.num_queries, memory.shape[1])
         chosen = logits.amax(-1).topk(count, dim=1).indices
-        return chosen, _take(logits, chosen), _take(boxes, chosen)
+        return chosen, _gather_rows(logits, chosen), _gather_rows(boxes, chosen)
 
     def _decode(
         self, memory: torch.Tensor, levels: _Levels, box_logits: torch.Tensor, denoising: DenoisingQueries | None
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-        """Normalised states (with the input), class logits and boxes of each layer; denoising queries come first."""
+        """Return normalised states (and the input), class logits and boxes of each layer.
+
+        Denoising queries come first.
+        """
         count = box_logits.shape[1]
         queries = self.query_embeddings(torch.arange(count, device=memory.device)).to(memory.dtype)
         states = queries.expand(memory.shape[0], -1, -1)
@@ -417,42 +427,43 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
             attention_mask = states.new_zeros(blocked.shape).masked_fill(blocked, lowest)[None, None]
 
         eps = self.config.inverse_sigmoid_eps
-        looked_at = refined = box_logits.sigmoid()
+        reference_boxes = refined = box_logits.sigmoid()
         collected, logits, boxes = [states], [], []
         for index in range(len(self.decoder.layers)):
-            states = self.decoder.step(index, states, looked_at, memory, levels, attention_mask)
+            states = self.decoder.step(index, states, reference_boxes, memory, levels, attention_mask)
             normed = self.decoder.norm(states)
             collected.append(normed)
             logits.append(self.class_heads[index](normed))
             boxes.append((self.box_heads[index](normed) + inverse_sigmoid(refined, eps)).sigmoid())
             if index + 1 < len(self.decoder.layers):
-                # From the state before the norm, unlike the layer's own boxes. The next layer's boxes are trained
-                # through it ("look forward twice"); its positions are not.
-                refined = (self.box_heads[index](states) + inverse_sigmoid(looked_at, eps)).sigmoid()
-                looked_at = refined.detach()
+                # Computed from the state before the norm, unlike the layer's own boxes. The gradient of the next
+                # layer's boxes passes through it ("look forward twice"), that of its positions does not.
+                refined = (self.box_heads[index](states) + inverse_sigmoid(reference_boxes, eps)).sigmoid()
+                reference_boxes = refined.detach()
         return collected, logits, boxes
 
     def _embed_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Content of denoising queries (N, D, d) for classes (N, D); zero for `num_labels`, which is padding."""
+        """Return the content of denoising queries (N, D, d) for classes (N, D); zero for `num_labels` (padding)."""
         padding = labels.eq(self.num_labels)
         return self.label_embeddings(labels.masked_fill(padding, 0)).masked_fill(padding[..., None], 0.0)
 
 
 def _projection(channels: int, width: int, **convolution: Any) -> nn.Sequential:
+    """Return a convolution to `width` channels with a group norm."""
     return nn.Sequential(nn.Conv2d(channels, width, bias=False, **convolution), nn.GroupNorm(_NORM_GROUPS, width))
 
 
 def _sine_encoding(coordinates: torch.Tensor, features: int, temperature: float) -> torch.Tensor:
-    """(..., K) coordinates in units of the image -> (..., K * features): sine and cosine alternate, K by K."""
+    """Encode coordinates (..., K) in units of the image -> (..., K * features); sine and cosine alternate."""
     exponents = torch.arange(0, features, 2, dtype=coordinates.dtype, device=coordinates.device) / features
     angles = (2 * math.pi * coordinates)[..., None] / temperature**exponents
     return torch.stack((angles.sin(), angles.cos()), -1).flatten(-3)
 
 
 def _boxes_around_positions(extent: torch.Tensor, height: int, width: int, side: float) -> torch.Tensor:
-    """Boxes (N, height * width, 4) of `side` around each position, in units of the image, `extent` (N, 2) wide, high.
+    """Return boxes (N, height * width, 4) around each position, with sides `side`, all in units of the image.
 
-    Sides are in units of the image, too; positions on padding are beyond 1.
+    `extent` (N, 2) is the (width, height) of the images in positions; positions on padding are beyond 1.
     """
     columns, rows = (torch.arange(size, dtype=extent.dtype, device=extent.device) + 0.5 for size in (width, height))
     shape = (extent.shape[0], height, width)
@@ -462,24 +473,28 @@ def _boxes_around_positions(extent: torch.Tensor, height: int, width: int, side:
     return torch.stack((x, y, sides, sides), -1).flatten(1, 2)
 
 
-def _take(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Rows `indices` (N, Q) of `values` (N, S, F): (N, Q, F)."""
+def _gather_rows(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Return rows `indices` (N, Q) of `values` (N, S, F): (N, Q, F)."""
     return values.gather(1, indices[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def _init_as_pytorch(layer: nn.Linear) -> None:
+    """Initialise a linear layer as PyTorch does by default."""
     bound = 1 / math.sqrt(layer.in_features)
     init.uniform_(layer.weight, -bound, bound)
     init.uniform_(layer.bias, -bound, bound)
 
 
-def _checked(
+def _check_arguments(
     pixel_values: torch.Tensor | None, pixel_mask: torch.Tensor | None, labels: Sequence[Any] | None
 ) -> torch.Tensor:
-    """The pixels; raises ValueError for arguments whose shapes disagree. The backbone looks at channels and sizes."""
+    """Return the pixels; raise ValueError if shapes of arguments disagree.
+
+    The backbone checks channels and sizes.
+    """
     if pixel_values is None or pixel_values.dim() != 4:
-        found = "None" if pixel_values is None else f"a tensor of shape {tuple(pixel_values.shape)}"
-        raise ValueError(f"pixel_values is {found}, expected a tensor (N, num_channels, height, width).")
+        description = "None" if pixel_values is None else f"a tensor of shape {tuple(pixel_values.shape)}"
+        raise ValueError(f"pixel_values is {description}, expected a tensor (N, num_channels, height, width).")
     expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
     if pixel_mask is not None and tuple(pixel_mask.shape) != expected:
         raise ValueError(

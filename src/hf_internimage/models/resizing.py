@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Image sizes and resizes of the original's segmentation and detection pipelines, reproduced without OpenCV."""
+"""Image sizes and resizes of the original's segmentation and detection pipelines, without OpenCV."""
 
 import numpy as np
 
 
 def keep_ratio_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
-    """(height, width) of the largest image of this aspect ratio whose short side is at most `short` and long side at
-    most `long`, both sides rounded half up, and at least 1.
+    """Return (height, width) of the largest image with this aspect ratio that fits `short` and `long`.
+
+    The short side is at most `short` and the long side at most `long`; both are rounded half up, and at least 1.
 
     Source: `Resize(keep_ratio=True)` of mmseg 0.30 and mmdet 2.28 with `img_scale=(long, short)`.
     """
@@ -15,7 +16,7 @@ def keep_ratio_size(height: int, width: int, short: int, long: int) -> tuple[int
 
 
 def multiple_size(height: int, width: int, divisor: int) -> tuple[int, int]:
-    """(height, width) with both sides rounded up to a multiple of `divisor`."""
+    """Return (height, width) with both sides rounded up to a multiple of `divisor`."""
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
@@ -66,8 +67,9 @@ def opencv_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def opencv_nearest(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize labels or masks of any dtype to `size` = (height, width) as OpenCV's `INTER_NEAREST`, the rule of the
-    original's ground truth in training: output pixel d shows input pixel floor(d * old size / new size).
+    """Resize labels or masks of any dtype to `size` = (height, width) as OpenCV's `INTER_NEAREST`.
+
+    Output pixel d is input pixel floor(d * old size / new size). The original resizes ground truth like this.
 
     Shapes: image (H, W) or (H, W, C) -> (height, width) or (height, width, C), always new memory.
     Raises: ValueError for another number of dimensions, for an empty image or size.
@@ -88,13 +90,13 @@ def _check(image: np.ndarray, size: tuple[int, int]) -> None:
 
 
 def _positions(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `new` pixel centres, the index of the old pixel centre before it and the distance from it, 0..1."""
+    """Return, for each of `new` pixel centres, the index of the old centre before it and the distance to it, 0..1."""
     position = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
     before = np.floor(position)
     return before.astype(np.int64), position - before
 
 
 def _fixed_point(fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weights 1 - fraction and fraction in units of 1/2048, each rounded by itself, halves to even."""
+    """Return the weights 1 - fraction and fraction in units of 1/2048, rounded separately, halves to even."""
     one = np.float32(1)
     return np.rint((one - fraction) * 2048).astype(np.int32), np.rint(fraction * 2048).astype(np.int32)

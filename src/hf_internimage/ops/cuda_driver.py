@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Compiled kernels onto the GPU: loading machine code and launching it, through the C interface of NVIDIA's driver."""
+"""Load machine code on a GPU and launch it, through the C interface of NVIDIA's driver."""
 
 import ctypes
 import sys
@@ -9,11 +9,11 @@ import torch
 
 
 class DriverError(RuntimeError):
-    """The driver refused a call; the message says which and why."""
+    """A call of the driver failed; the message names the call and the reason."""
 
 
 class _Device:
-    """A GPU by its primary context, the one that PyTorch uses; `with` makes it the current one of this thread."""
+    """The primary context of a GPU, which PyTorch uses; `with` makes it the current context of this thread."""
 
     def __init__(self, index: int) -> None:
         number, self.context = ctypes.c_int(), ctypes.c_void_p()
@@ -29,7 +29,7 @@ class _Device:
 
 
 def load(image: bytes, name: str, index: int) -> ctypes.c_void_p:
-    """The function `name` of a cubin or PTX text, on GPU number `index`; stays loaded.
+    """Load the function `name` of a cubin or PTX text on GPU number `index`; it is never unloaded.
 
     Raises: DriverError.
     """
@@ -43,7 +43,7 @@ def load(image: bytes, name: str, index: int) -> ctypes.c_void_p:
 def launch(
     function: ctypes.c_void_p, index: int, grid: tuple[int, int], threads: int, argument: ctypes.Structure
 ) -> None:
-    """Run a function with one argument, passed by value, on GPU `index` in PyTorch's current stream; does not wait."""
+    """Launch a function with one argument, passed by value, on GPU `index` in PyTorch's current stream."""
     stream = torch.cuda.current_stream(index).cuda_stream
     arguments = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
     with _device(index):

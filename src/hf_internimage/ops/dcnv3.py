@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
 """DCNv3 for every device: the public function, the operator registered with PyTorch, and the choice of the backend.
 
-Ordinary eager calls go straight to the backend: the way through PyTorch's dispatcher costs many times as much as the
-kernel of a small image. Whatever traces or watches (torch.compile, torch.export, fake tensors, dispatch modes) sees the
-registered operator, and torch.func's transforms see PyTorch's own operators. A backend's plan for a kind of call is
-kept from call to call.
+Plain eager calls go straight to the backend: PyTorch's dispatcher takes many times as long as the kernel for a small
+image. Tracing and dispatch modes (torch.compile, torch.export, fake tensors) see the registered operator, torch.func's
+transforms see PyTorch's own operators. A backend's plan for a kind of call is kept from call to call.
 """
 
 import importlib
@@ -29,7 +28,7 @@ DCNV3 = Registry(
     ),
 )
 _MOST_PLANS = 1024
-# Asked once, for torch.compile before PyTorch 2.12 cannot ask.
+# Computed once: torch.compile before PyTorch 2.12 cannot trace this question.
 _AUTOCAST_DEVICES = [
     name for name in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia") if torch.amp.is_autocast_available(name)
 ]
@@ -60,11 +59,11 @@ def dcnv3(
     Result: value.dtype, summed in float32 (float64 for float64). First-order gradients for all three tensors.
     Autocast: `value` is cast to autocast's dtype, unless it is float64.
     `backend`: None picks the best that can run the call; a name ("cuda", "triton", "cpu", "torch", or "hub", see
-    `use_hub_kernel`) demands that one, and so does the environment variable HF_INTERNIMAGE_BACKEND. `explain()` tells
-    which can run. "torch" is made of PyTorch's own operators, also when compiled or exported; otherwise those see the
-    one operator hf_internimage::dcnv3.
+    `use_hub_kernel`) demands that one, and so does the environment variable HF_INTERNIMAGE_BACKEND. `explain()` lists
+    the backends that can run. "torch" consists of PyTorch's own operators, also when compiled or exported; with any
+    other backend, a compiled or exported call is the one operator hf_internimage::dcnv3.
     Raises: ValueError for shapes, dtypes, devices, layouts or arguments that disagree, and for an unknown backend;
-    BackendError if the backend demanded cannot run this call.
+    BackendError if the demanded backend cannot run this call.
     Source: arXiv:2211.05778 eq. 2; equal to OpenGVLab/InternImage@31c962d for square padding.
 
     >>> value, offset, mask = torch.rand(1, 5, 7, 8), torch.zeros(1, 5, 7, 36), torch.rand(1, 5, 7, 18)
@@ -80,7 +79,7 @@ def dcnv3(
         "offset_scale": offset_scale,
         "remove_center": remove_center,
     }
-    name = DCNV3.wanted(backend)
+    name = DCNV3.requested(backend)
     value, offset, mask = _autocast(value, offset, mask)
     if name == "torch" or eager.transforms():
         return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
@@ -91,7 +90,7 @@ def dcnv3(
 
 
 def explain() -> str:
-    """Which backend runs each device and dtype on this machine, and why the others do not; a text for people."""
+    """Return a text with the backend of each device and dtype on this machine, and the reasons against the others."""
     devices = ["cpu", *(name for name in ("cuda", "xpu", "mps") if getattr(torch, name).is_available())]
     lines = []
     for device in devices:
@@ -115,7 +114,7 @@ def backend_for(device: str, dtype: str) -> str:
 
 
 def _refusals(device: str, reasons: dict[str, str | None]) -> list[str]:
-    """Why backends that are made for a device do not run there, a line each."""
+    """Return a line for each backend that is made for a device but cannot run there, with the reason."""
     return [
         f"    not {name}: {reason}"
         for name, reason in reasons.items()
@@ -124,12 +123,11 @@ def _refusals(device: str, reasons: dict[str, str | None]) -> list[str]:
 
 
 def use_hub_kernel(name: str | None) -> None:
-    """Run CUDA tensors on a kernel from the Hub, as "owner/repository@version", or from a local folder; None: no more.
+    """Use a kernel from the Hub, "owner/repository@version", or from a local folder, for CUDA tensors; None ends this.
 
-    Nothing is fetched from the Hub unless this function or HF_INTERNIMAGE_USE_HUB_KERNEL, which is the same and is read
-    at the first call, asks for it. Needs the package `kernels`.
-    Raises: BackendError at the next call on CUDA tensors if the kernel cannot be loaded: what is demanded never falls
-    back.
+    The environment variable HF_INTERNIMAGE_USE_HUB_KERNEL does the same; it is read at the first call. Without either,
+    nothing is fetched from the Hub. Needs the package `kernels`.
+    Raises: BackendError at the next call on CUDA tensors if the kernel cannot be loaded; there is no fallback.
     """
     importlib.import_module("hf_internimage.ops.backends.dcnv3_hub").use(name)
     DCNV3.forget()
@@ -139,9 +137,9 @@ def use_hub_kernel(name: str | None) -> None:
 def _autocast(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The tensors as autocast wants them: a value of its dtype, and offsets and masks of that or of float32."""
+    """Cast the tensors as autocast demands: value to its dtype, offset and mask to that or to float32."""
     if not all(isinstance(tensor, torch.Tensor) for tensor in (value, offset, mask)):
-        return value, offset, mask  # to be refused
+        return value, offset, mask  # check_dcnv3 refuses them
     device = value.device.type
     if device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return value, offset, mask
@@ -162,7 +160,7 @@ def _run(
     softmax: bool,
     name: str | None,
 ) -> torch.Tensor:
-    """An ordinary eager call."""
+    """Run a plain eager call."""
     plan = _plan(value, offset, mask, arguments, softmax, name)
     if plan is None:
         return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
@@ -182,10 +180,10 @@ def _plan(
     softmax: bool,
     name: str | None,
 ) -> Any:
-    """The chosen backend's plan for such a call; None for "torch"."""
+    """Return the plan of the chosen backend for such a call; None for "torch"."""
     key = (
         *(part for t in (value, offset, mask) for part in (t.shape, t.stride(), t.dtype, t.device)),
-        # 1, 1.0 and True are equal, but not equally good arguments
+        # types too, because 1, 1.0 and True are equal, but not all are valid arguments
         *((type(part), repr(part) if isinstance(part, (tuple, list)) else part) for part in arguments.values()),
         bool(softmax),
         name,
@@ -194,7 +192,7 @@ def _plan(
         return _plans[key]
     except KeyError:
         geometry = check_dcnv3(value, offset, mask, **arguments)
-    except TypeError:  # some argument cannot be hashed; say what is wrong with it
+    except TypeError:  # an argument cannot be hashed: check_dcnv3 raises the error for it
         check_dcnv3(value, offset, mask, **arguments)
         raise
     backend = DCNV3.choose(Call(value.device.type, str(value.dtype).removeprefix("torch.")), name)
@@ -206,7 +204,7 @@ def _plan(
 
 
 class _Planned(torch.autograd.Function):
-    """A plan with its backward pass; keeps only the inputs."""
+    """A plan with its backward pass; it saves only the inputs."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, plan: Any) -> torch.Tensor:
@@ -233,15 +231,16 @@ _LIBRARY.define(
 
 
 def _named(arguments: Sequence[Any]) -> tuple[dict[str, Any], bool, str | None]:
-    """What follows the tensors in a call of the registered operator: geometry, softmax, backend."""
+    """Split the arguments after the tensors of the registered operator: geometry by name, softmax, backend."""
     names = ("groups", "kernel_size", "stride", "padding", "dilation", "offset_scale", "remove_center")
     softmax, backend = (*arguments[7:], None)[:2]
     return dict(zip(names, arguments, strict=False)), softmax, backend
 
 
 def _registered_plan(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, arguments: Sequence[Any]) -> Any:
+    """Return the plan for a call of the registered operator, for "torch" as well."""
     named, softmax, backend = _named(arguments)
-    plan = _plan(value, offset, mask, named, softmax, DCNV3.wanted(backend))
+    plan = _plan(value, offset, mask, named, softmax, DCNV3.requested(backend))
     if plan is None:
         geometry = check_dcnv3(value, offset, mask, **named)
         plan = DCNV3.backends["torch"].load().Plan(geometry, softmax, value, offset, mask)
@@ -274,6 +273,7 @@ def _fake_backward(
 
 
 def _check_gradient(grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor) -> None:
+    """Raise ValueError unless the gradient has the shape, dtype and device of the output."""
     expected = (*offset.shape[:3], value.shape[3])
     if grad_output.shape != expected or grad_output.dtype != value.dtype or grad_output.device != value.device:
         raise ValueError(

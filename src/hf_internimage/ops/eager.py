@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether a call is ordinary eager execution, so that going straight to a kernel changes nothing but the time."""
+"""Checks for plain eager execution, in which a call may go straight to a kernel, past PyTorch's dispatcher."""
 
 import torch
 from torch.autograd import forward_ad
@@ -8,7 +8,7 @@ _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 
 
 def transforms() -> bool:
-    """Whether torch.func, forward-mode differentiation or torch.jit.trace is at work on this call."""
+    """Return True under a transform of torch.func, forward-mode differentiation or torch.jit.trace."""
     return (
         torch._C._are_functorch_transforms_active()
         or torch.jit.is_tracing()
@@ -17,10 +17,10 @@ def transforms() -> bool:
 
 
 def watched() -> bool:
-    """Whether a dispatch mode (fake tensors, selective checkpointing, ...) wants to see PyTorch's operators."""
+    """Return True if a dispatch mode (fake tensors, selective checkpointing, ...) is active."""
     return torch._C._len_torch_dispatch_stack() > 0
 
 
 def ordinary(tensor: torch.Tensor) -> bool:
-    """Whether this is a plain tensor with strides, not one of another class or layout, or a negated view."""
+    """Return True for a plain strided tensor or parameter: no subclass, no other layout, no negated view."""
     return type(tensor) in _ORDINARY and tensor.layout is torch.strided and not tensor.is_neg()

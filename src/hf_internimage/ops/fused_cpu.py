@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What surrounds DCNv3 in an InternImage layer, in one pass each on the CPU: same numbers, fewer trips to memory.
+"""Fused CPU kernels for the layers around DCNv3: each does several modules in one pass over memory.
 
-Only ordinary eager calls come here, when `fuses` says so; torch.compile does such things by itself.
+Results are those of the modules up to rounding. Only plain eager calls are fused, see `can_fuse`; torch.compile has
+fusion of its own.
 """
 
 import ctypes
@@ -16,20 +17,21 @@ from . import eager, native
 from .registry import environment
 
 _INT = ctypes.c_int64
-_PARTS = 32  # sums over pixels are made in so many parts, whatever the number of threads
-_BLOCK_BYTES = 2**22  # of hidden features worked on at once
+_PARTS = 32  # number of partial sums over pixels, independent of the number of threads
+_BLOCK_BYTES = 2**22  # hidden features in a block
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# What these classes compute, unless somebody replaces it.
+# The stock implementations, to notice a replaced `forward`.
 _ORIGINALS: dict[type[nn.Module], Any] = {
     kind: kind.forward for kind in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.Identity, nn.Sequential)
 }
 
 
-def fuses(states: torch.Tensor, *modules: nn.Module) -> bool:
-    """Whether a function of this file may stand for calls of `modules` on `states`: whether nobody would notice.
+def can_fuse(states: torch.Tensor, *modules: nn.Module) -> bool:
+    """Return True for plain eager CPU tensors and unhooked stock modules, which a fused kernel can replace.
 
-    Nothing may trace or watch the call; modules must be PyTorch's own, or marked `keeps_numbers` (they only permute, or
-    do nothing now), with neither hooks nor wrappers; parameters ordinary ones of the dtype of `states`.
+    The call must not be traced, transformed or seen by a dispatch mode. Modules must be PyTorch's own or have the class
+    attribute `only_permutes` (their result is a permuted view of the input, or the input), without hooks or wrappers.
+    Parameters must be plain tensors of the dtype of `states`.
     """
     return (
         not torch.compiler.is_compiling()
@@ -46,10 +48,10 @@ def fuses(states: torch.Tensor, *modules: nn.Module) -> bool:
 
 
 def _is_bare(module: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether calling `module` does what its class says, and nothing else."""
+    """Return True if `module` is a stock module without hooks, with plain parameters of `dtype` on the CPU."""
     own, kind = module.__dict__, type(module)
     if (
-        not ("keeps_numbers" in kind.__dict__ or kind.forward is _ORIGINALS.get(kind))
+        not ("only_permutes" in kind.__dict__ or kind.forward is _ORIGINALS.get(kind))
         or "forward" in own
         or own["_forward_hooks"]
         or own["_forward_pre_hooks"]
@@ -64,13 +66,14 @@ def _is_bare(module: nn.Module, dtype: torch.dtype) -> bool:
 
 
 def _tracked(*tensors: torch.Tensor | None) -> bool:
+    """Return True if autograd records operations on any of the tensors."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def norm_act(states: torch.Tensor, norms: nn.Sequential, act: nn.Module) -> torch.Tensor | None:
-    """GELU(LayerNorm(states)), (..., C) -> (..., C); `norms` holds the LayerNorm, perhaps beside permutations.
+    """Compute GELU(LayerNorm(states)), (..., C) -> (..., C); `norms` holds the LayerNorm and possibly permutations.
 
-    None if this cannot stand for the modules, or if gradients are wanted.
+    Return None if the modules cannot be fused, or if gradients are needed.
     """
     if not (isinstance(act, nn.GELU) and act.approximate == "none"):
         return None
@@ -84,10 +87,10 @@ def norm_add(
     residual: torch.Tensor,
     drop: nn.Module | None = None,
 ) -> torch.Tensor | None:
-    """residual + scale * LayerNorm(states), (..., C) -> (..., C); `norms` holds the LayerNorm.
+    """Compute residual + scale * LayerNorm(states), (..., C) -> (..., C); `norms` holds the LayerNorm.
 
-    `drop` is the stochastic depth between, which the caller knows to do nothing now. None if this cannot stand for the
-    modules, or if gradients are wanted.
+    `drop` is the stochastic depth after the norm; the caller guarantees that it is inactive. Return None if the modules
+    cannot be fused, or if gradients are needed.
     """
     return _norm(states, norms, drop, scale, residual)
 
@@ -99,14 +102,14 @@ def _norm(
     scale: torch.Tensor | None,
     residual: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    found = [module for module in norms if "keeps_numbers" not in type(module).__dict__]
-    layer_norm = found[0] if len(found) == 1 else None
+    computing = [module for module in norms if "only_permutes" not in type(module).__dict__]
+    layer_norm = computing[0] if len(computing) == 1 else None
     if (
         not isinstance(layer_norm, nn.LayerNorm)
         or layer_norm.weight is None
         or layer_norm.bias is None
         or layer_norm.normalized_shape != states.shape[-1:]
-        or not fuses(states, norms, *norms, *([] if after is None else [after]))
+        or not can_fuse(states, norms, *norms, *([] if after is None else [after]))
         or not (scale is None or _is_like(scale, states, states.shape[-1:]))
         or not (residual is None or _is_like(residual, states, states.shape))
         or _tracked(states, layer_norm.weight, layer_norm.bias, scale, residual)
@@ -133,7 +136,7 @@ def _norm(
 
 
 def _is_like(tensor: torch.Tensor, states: torch.Tensor, shape: torch.Size) -> bool:
-    """Whether `tensor` has this shape, and the dtype and device of `states`."""
+    """Return True if `tensor` is a plain tensor of this shape, with the dtype and device of `states`."""
     return (
         eager.ordinary(tensor)
         and tensor.dtype == states.dtype
@@ -145,16 +148,16 @@ def _is_like(tensor: torch.Tensor, states: torch.Tensor, shape: torch.Size) -> b
 def mlp(
     states: torch.Tensor, first: nn.Module, act: nn.Module, second: nn.Module, drop: nn.Module
 ) -> torch.Tensor | None:
-    """second(GELU(first(states))), (..., C) -> (..., C); None if it cannot stand for the modules.
+    """Compute second(GELU(first(states))), (..., C) -> (..., C); return None if the modules cannot be fused.
 
-    Without gradients, rows are worked on in blocks whose hidden features stay in the processor's cache.
+    Without gradients, rows are processed in blocks whose hidden features stay in the processor's cache.
     """
     if not (
         isinstance(first, nn.Linear)
         and isinstance(second, nn.Linear)
         and isinstance(act, nn.GELU)
         and isinstance(drop, nn.Dropout)
-        and fuses(states, first, act, second, drop)
+        and can_fuse(states, first, act, second, drop)
         and first.bias is not None
         and second.bias is not None
         and act.approximate == "none"
@@ -174,21 +177,21 @@ def mlp(
 
 
 def _blocks(hidden_features: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Some rows of each tensor at a time, few enough for the cache to hold their hidden features."""
+    """Return blocks of rows of the tensors, small enough for their hidden features to stay in cache."""
     rows = max(1, _BLOCK_BYTES // (hidden_features * tensors[0].element_size()))
     return zip(*(tensor.view(-1, tensor.shape[-1]).split(rows) for tensor in tensors), strict=True)
 
 
 def _gelu(states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """`output` = GELU(states); both without gaps, and possibly the same."""
+    """Write GELU(states) to `output` and return it; both are contiguous, and may be the same tensor."""
     native.call("hfi_gelu", native.DTYPES[states.dtype], states.numel(), states.data_ptr(), output.data_ptr())
     return output
 
 
 class _GeluLinear(torch.autograd.Function):
-    """A linear layer of GELU(states); keeps only its inputs, and computes the GELU once more in the backward pass.
+    """Linear layer of GELU(states). It saves only its inputs and computes the GELU again in the backward pass.
 
-    Works on blocks of rows, as `mlp` does.
+    Rows are processed in blocks, as in `mlp`.
     """
 
     @staticmethod
@@ -207,7 +210,7 @@ class _GeluLinear(torch.autograd.Function):
         states, grad_output = states.contiguous(), grad_output.resolve_neg().contiguous()
         with torch.autocast("cpu", enabled=False):
             grad_bias = grad_output.view(-1, grad_output.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
-            # float32 for half types, too, as within a block
+            # float32 for half types as well, like the sums within a block
             grad_weight = weight.new_zeros(weight.shape, dtype=torch.float32)
             grad_states = torch.empty_like(states)
             for before, gradient, result in _blocks(states.shape[-1], states, grad_output, grad_states):
@@ -225,10 +228,10 @@ class _GeluLinear(torch.autograd.Function):
 
 
 def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Tensor | None:
-    """GELU(LayerNorm(conv(states))), (N, H, W, C) -> (N, H, W, C).
+    """Compute GELU(LayerNorm(conv(states))), (N, H, W, C) -> (N, H, W, C).
 
-    `block` holds the depth-wise convolution, a permutation with the LayerNorm, and the GELU. None if this cannot stand
-    for the modules.
+    `block` holds the depth-wise convolution, a permutation with the LayerNorm, and the GELU. Return None if the modules
+    cannot be fused.
     """
     if len(block) != 3:
         return None
@@ -239,9 +242,9 @@ def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Ten
         and isinstance(norms, nn.Sequential)
         and isinstance(norm, nn.LayerNorm)
         and isinstance(act, nn.GELU)
-        and fuses(states, block, conv, norms, *norms, act)
+        and can_fuse(states, block, conv, norms, *norms, act)
         and conv.bias is not None
-        and "keeps_numbers" in type(norms[0]).__dict__
+        and "only_permutes" in type(norms[0]).__dict__
         and norm.weight is not None
         and norm.bias is not None
         and norm.normalized_shape == states.shape[-1:]
@@ -257,11 +260,11 @@ def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Ten
     tensors = (states, conv.weight, conv.bias, norm.weight, norm.bias)
     if _tracked(*tensors):
         return _DepthwiseNormGelu.apply(*tensors, norm.eps)
-    return _depthwise_forward(*_made_dense(*tensors), norm.eps)
+    return _depthwise_forward(*_contiguous_inputs(*tensors), norm.eps)
 
 
 class _Depthwise(ctypes.Structure):
-    """`hfi_depthwise` of api.h."""
+    """Scalar arguments of a depth-wise kernel call: `hfi_depthwise` of api.h."""
 
     _fields_ = [
         *((name, _INT) for name in ("dtype", "batch", "height", "width", "channels", "kernel")),
@@ -274,8 +277,8 @@ class _Depthwise(ctypes.Structure):
         return cls(native.DTYPES[states.dtype], *states.shape, weight.shape[-1], *states.stride()[:3], epsilon)
 
 
-def _made_dense(states: torch.Tensor, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Channels side by side, parameters without gaps."""
+def _contiguous_inputs(states: torch.Tensor, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return states with unit stride over channels, and contiguous parameters."""
     return states if states.stride(3) == 1 else states.contiguous(), *(p.contiguous() for p in parameters)
 
 
@@ -293,19 +296,19 @@ def _depthwise_forward(states: torch.Tensor, *rest: Any) -> torch.Tensor:
 
 
 class _DepthwiseNormGelu(torch.autograd.Function):
-    """Keeps only its inputs; the backward pass computes the convolution once more."""
+    """Depth-wise convolution, norm and GELU. It saves only its inputs; the backward pass computes the rest again."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
-        *given, ctx.epsilon = inputs
-        tensors = _made_dense(*given)
+        *arguments, ctx.epsilon = inputs
+        tensors = _contiguous_inputs(*arguments)
         ctx.save_for_backward(*tensors)
         return _depthwise_forward(*tensors, ctx.epsilon)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        states, *parameters = _made_dense(*ctx.saved_tensors)  # hooks may have moved them
+        states, *parameters = _contiguous_inputs(*ctx.saved_tensors)  # saved-tensor hooks may change strides
         weight = parameters[0]
         channels, taps = weight.shape[0], weight.shape[-1] ** 2
         grad_output = grad_output.resolve_neg().contiguous()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The compiled CPU library (sources in kernels/dcnv3/dcnv3_cpu): finding it, and giving it PyTorch's threads."""
+"""The compiled CPU library (sources in kernels/dcnv3/dcnv3_cpu): load it and call it with PyTorch's threads."""
 
 import ctypes
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-INTERFACE = 3  # of api.h; a library with another number is refused
+INTERFACE = 3  # version in api.h; a library with another version is refused
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 PATH = Path(__file__).with_name(f"_dcnv3_cpu{SUFFIX}")
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -17,7 +17,7 @@ INSTRUCTION_SET_VARIABLE = "HF_INTERNIMAGE_CPU_ISA"
 
 
 class TensorLayout(ctypes.Structure):
-    """`hfi_tensor` of api.h: a (N, height, width, features) tensor whose features lie side by side."""
+    """`hfi_tensor` of api.h: a (N, height, width, features) tensor whose features lie side by side in memory."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("dtype", "stride_n", "stride_h", "stride_w")]
 
@@ -28,7 +28,7 @@ class TensorLayout(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """The library, or the reason why there is none."""
+    """Load the library; return it, or the reason why there is none."""
     if not PATH.exists():
         return None, (
             "has no compiled library: this installation was built without a C++ compiler. Install a wheel that has it, "
@@ -39,16 +39,16 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         library.hfi_interface.restype = ctypes.c_int64
     except (OSError, AttributeError) as error:
         return None, f"cannot load its library: {error}"
-    if (found := library.hfi_interface()) != INTERFACE:
+    if (interface := library.hfi_interface()) != INTERFACE:
         return None, (
-            f"has a library of another version (interface {found}, expected {INTERFACE}): install again, or in a "
+            f"has a library of another version (interface {interface}, expected {INTERFACE}): install again, or in a "
             "checkout run python kernels/dcnv3/build.py"
         )
     library.hfi_instruction_set.restype = ctypes.c_char_p
     library.hfi_source_hash.restype = ctypes.c_char_p
-    wanted = os.environ.get(INSTRUCTION_SET_VARIABLE)
-    if wanted and library.hfi_use_instruction_set(wanted.encode()):
-        return None, f"lacks the instruction set {INSTRUCTION_SET_VARIABLE}={wanted!r}, or this processor does"
+    instruction_set = os.environ.get(INSTRUCTION_SET_VARIABLE)
+    if instruction_set and library.hfi_use_instruction_set(instruction_set.encode()):
+        return None, f"lacks the instruction set {INSTRUCTION_SET_VARIABLE}={instruction_set!r}, or this processor does"
     library.hfi_use_team.argtypes = [ctypes.c_void_p]
     library.hfi_use_team(_team())
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
@@ -64,9 +64,9 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 def _team() -> ctypes.c_void_p | None:
-    """GOMP_parallel of the OpenMP runtime that PyTorch itself uses: two runtimes would wait for each other's threads.
+    """Return GOMP_parallel of PyTorch's own OpenMP runtime: two runtimes would wait for each other's threads.
 
-    GNU's and LLVM's runtimes both have it. None where there is none; the library then keeps to the calling thread.
+    GNU's and LLVM's runtimes both have it. Without it, return None: the library then uses the calling thread only.
     """
     name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")
     try:
@@ -77,22 +77,22 @@ def _team() -> ctypes.c_void_p | None:
 
 
 def why_not() -> str | None:
-    """None if the library is there, else the reason."""
+    """Return None if the library is loaded, else the reason why not."""
     return _load()[1]
 
 
 def library() -> ctypes.CDLL:
-    """The library; RuntimeError with the reason if it cannot be had."""
-    found, reason = _load()
-    if found is None:
+    """Return the library; raise RuntimeError with the reason if it cannot be loaded."""
+    loaded, reason = _load()
+    if loaded is None:
         raise RuntimeError(f"The cpu backend {reason}.")
-    return found
+    return loaded
 
 
 def call(function: str, *arguments: object) -> None:
-    """Call a library function with PyTorch's number of threads; seen by PyTorch's profiler, if that is on.
+    """Call a library function with PyTorch's number of threads; PyTorch's profiler records it.
 
-    Raises: MemoryError if there is no room for the function's working space.
+    Raises: MemoryError if there is not enough memory for the function's working space.
     """
     run = getattr(library(), function)
     threads = torch.get_num_threads()
@@ -106,7 +106,7 @@ def call(function: str, *arguments: object) -> None:
 
 
 def describe() -> str:
-    """The instruction set and threads in use."""
+    """Return the instruction set and number of threads in use."""
     threads = torch.get_num_threads() if _team() else 1
     name = library().hfi_instruction_set().decode()
     return f"{name}, {threads} thread{'s' if threads > 1 else ''}"

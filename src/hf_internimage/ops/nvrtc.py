@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""CUDA sources to machine code with NVRTC, the compiler that every CUDA build of PyTorch brings, and a cache on disk.
+"""Compile CUDA sources with NVRTC, the compiler that comes with every CUDA build of PyTorch; cache the code on disk.
 
-PyTorch's own loader, `torch.cuda._compile_kernel`, is private, changed between PyTorch 2.9 and 2.13, and keeps nothing
-on disk; cuda.core comes with no PyTorch. NVRTC's C interface has been the same since CUDA 11.
+PyTorch's own loader, `torch.cuda._compile_kernel`, is private, changed between PyTorch 2.9 and 2.13, and has no cache
+on disk; cuda.core is not a dependency of PyTorch. NVRTC's C interface has not changed since CUDA 11.
 """
 
 import ctypes
@@ -23,28 +23,28 @@ _DIGEST = hashlib.sha256
 
 
 class CompileError(RuntimeError):
-    """NVRTC did not compile a source; the message is its log."""
+    """NVRTC failed to compile a source; the message is its log."""
 
 
 def why_not() -> str | None:
-    """None if NVRTC is here, else the reason why it is not."""
+    """Return None if NVRTC can be loaded, else the reason why not."""
     return _load()[1]
 
 
 def version() -> tuple[int, int]:
-    """Of NVRTC, as (13, 0)."""
+    """Return the version of NVRTC, such as (13, 0)."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     _call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
     return major.value, minor.value
 
 
 def describe() -> str:
-    """The version of NVRTC, and where compiled kernels are kept."""
+    """Return the version of NVRTC and the folder of compiled kernels, as a text."""
     return f"compiled by NVRTC {'.'.join(map(str, version()))}, kept in {cache_folder()}"
 
 
 def build(source: str, headers: dict[str, str], options: tuple[str, ...], capability: tuple[int, int]) -> bytes:
-    """Machine code for a GPU of this compute capability, from the cache if it is there.
+    """Return machine code for a GPU of this compute capability, from the cache or newly compiled.
 
     Raises: CompileError with NVRTC's log.
     """
@@ -56,7 +56,7 @@ def build(source: str, headers: dict[str, str], options: tuple[str, ...], capabi
 
 
 def compile(source: str, headers: dict[str, str], options: tuple[str, ...]) -> bytes:
-    """A cubin; PTX if the options ask for a virtual architecture (compute_90).
+    """Compile a source to a cubin, or to PTX if the options name a virtual architecture (compute_90).
 
     Raises: CompileError with NVRTC's log.
     """
@@ -74,13 +74,13 @@ def compile(source: str, headers: dict[str, str], options: tuple[str, ...]) -> b
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
+    """Return the folder of compiled kernels."""
     root = os.environ.get(CACHE_VARIABLE) or Path(constants.HF_HOME) / "hf_internimage"
     return Path(root).expanduser() / "kernels"
 
 
 def _cached(key: str, make: Callable[[], bytes]) -> bytes:
-    """The content of file `key`, made where it is missing or damaged. Many processes may do so at once."""
+    """Return the content of file `key`; make it if it is missing or damaged. Safe with several processes at once."""
     path = cache_folder() / key
     try:
         content = path.read_bytes()
@@ -88,59 +88,62 @@ def _cached(key: str, make: Callable[[], bytes]) -> bytes:
             return content[32:]
     except OSError:
         pass
-    made = make()
+    content = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent)
     except OSError:
-        return made  # nowhere to write: the next process compiles again
+        return content  # the folder is not writable: the next process compiles again
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(_DIGEST(made).digest() + made)
+            file.write(_DIGEST(content).digest() + content)
         os.replace(temporary, path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)
-    return made
+    return content
 
 
 def _target(capability: tuple[int, int]) -> str:
-    """The architecture to compile for: this GPU's own or, if NVRTC is older than the GPU, one its driver translates."""
-    wanted = 10 * capability[0] + capability[1]
+    """Return the architecture to compile for: the GPU's own, or the newest virtual one if NVRTC is older than the GPU.
+
+    The driver translates code for a virtual architecture.
+    """
+    architecture = 10 * capability[0] + capability[1]
     count = ctypes.c_int()
     _call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
-    known = (ctypes.c_int * count.value)()
-    _call("nvrtcGetSupportedArchs", known)
-    if wanted in known:
-        return f"sm_{wanted}"
-    older = [architecture for architecture in known if architecture < wanted]
+    supported = (ctypes.c_int * count.value)()
+    _call("nvrtcGetSupportedArchs", supported)
+    if architecture in supported:
+        return f"sm_{architecture}"
+    older = [number for number in supported if number < architecture]
     if not older:
-        raise CompileError(f"NVRTC {version()} compiles for compute capability {min(known) / 10} and later")
+        raise CompileError(f"NVRTC {version()} compiles for compute capability {min(supported) / 10} and later")
     return f"compute_{max(older)}"
 
 
 def _candidates() -> Iterator[str]:
-    """Where NVRTC may be: the packages PyTorch depends on, the system's, and what PyTorch itself is linked to."""
+    """Yield possible names of NVRTC: in the packages PyTorch depends on, in the system, and in PyTorch itself."""
     major = torch.version.cuda.partition(".")[0] if torch.version.cuda else "*"
     patterns = {"win32": f"bin/**/nvrtc64_{major}0_0.dll"}
     spec = importlib.util.find_spec("nvidia")
     for folder in (spec.submodule_search_locations if spec else None) or ():
         pattern = patterns.get(sys.platform, f"lib/libnvrtc.so.{major}")
         yield from sorted(map(str, Path(folder).glob(f"*/{pattern}")), reverse=True)
-    inside = Path(torch.__file__).with_name("lib")
+    pytorch = Path(torch.__file__).with_name("lib")
     if sys.platform == "win32":
-        yield from map(str, inside.glob(f"nvrtc64_{major}0_0.dll"))
+        yield from map(str, pytorch.glob(f"nvrtc64_{major}0_0.dll"))
         return
     yield from (f"libnvrtc.so.{number}" for number in ((13, 12) if major == "*" else (major,)))
-    yield str(inside / "libcaffe2_nvrtc.so")
+    yield str(pytorch / "libcaffe2_nvrtc.so")
 
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """The library, or the reason why there is none."""
+    """Load the library; return it, or the reason why there is none."""
     for name in _candidates():
         try:
             if os.path.isabs(name):
-                # NVRTC opens this one by name, and some versions do not look for it beside themselves.
+                # NVRTC opens this library by name, and some versions do not search their own folder for it.
                 for builtins in Path(name).parent.glob("libnvrtc-builtins.so*"):
                     ctypes.CDLL(str(builtins))
             library = ctypes.CDLL(name)

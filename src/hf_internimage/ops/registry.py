@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which backend runs a call, and why the others do not. Knows no operator and loads no backend before it is needed."""
+"""Choice of the backend that runs a call, with the reasons against the others; backends load when first needed."""
 
 import importlib
 import os
@@ -15,23 +15,23 @@ _COMPILED_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def environment() -> str | None:
-    """The backend that the environment demands."""
+    """Return the backend named by the environment variable, if any."""
     return os.environ.get(BACKEND_VARIABLE) or None
 
 
 class BackendError(RuntimeError):
-    """The backend asked for cannot run this call; the message says why."""
+    """The requested backend cannot run this call; the message gives the reason."""
 
 
 class Call(NamedTuple):
-    """What a backend must know of a call to say whether it can run it."""
+    """Properties of a call by which backends decide whether they can run it."""
 
     device: str  # "cpu", "cuda", ...
     dtype: str  # "float32", ...
 
 
 def wrong_dtype(call: Call) -> str | None:
-    """None if compiled kernels, which all compute the same dtypes, are made for this call's; else the reason."""
+    """Return None if compiled kernels support the call's dtype, else the reason; all support the same dtypes."""
     if call.dtype in _COMPILED_DTYPES:
         return None
     return f"computes {', '.join(_COMPILED_DTYPES)}, not {call.dtype}"
@@ -41,9 +41,11 @@ def wrong_dtype(call: Call) -> str | None:
 class Backend:
     """One way to run an operator.
 
-    `module` has `why_not(call)`, which returns None or the reason in words, beside the functions that do the work.
-    `devices` are the device types it is made for; None stands for all. An `optional` one runs only where somebody asked
-    for it, so nobody is told where it does not.
+    Attributes:
+        name: name for the user.
+        module: module with `why_not(call)`, which returns None or the reason in words, and `Plan`.
+        devices: the device types it is made for; None for all.
+        optional: it runs only on request, so that there is no warning where it does not run.
     """
 
     name: str
@@ -52,14 +54,18 @@ class Backend:
     optional: bool = False
 
     def load(self) -> ModuleType:
+        """Import and return the backend's module."""
         return importlib.import_module(self.module)
 
     def is_for(self, device: str) -> bool:
-        """Whether it is made for a device type."""
+        """Return True if it is made for a device type."""
         return self.devices is None or device in self.devices
 
     def why_not(self, call: Call) -> str | None:
-        """None if this backend can run `call`, else the reason. BackendError if somebody demanded what it cannot do."""
+        """Return None if this backend can run `call`, else the reason.
+
+        Raises: BackendError if a Hub kernel was requested that cannot be loaded.
+        """
         if self.devices is not None and not self.is_for(call.device):
             return f"needs tensors on {' or '.join(self.devices)}, got {call.device}"
         reason: str | None = self.load().why_not(call)
@@ -67,7 +73,7 @@ class Backend:
 
 
 class Registry:
-    """The backends of one operator, the preferred ones first. The last one runs everything."""
+    """The backends of one operator, in order of preference. The last one runs everything."""
 
     def __init__(self, operator: str, order: Sequence[Backend]) -> None:
         self.operator = operator
@@ -75,8 +81,11 @@ class Registry:
         self._warned: set[str] = set()
         self._choose = lru_cache(maxsize=None)(self._choose_uncached)
 
-    def wanted(self, backend: str | None) -> str | None:
-        """The backend demanded by the argument or, without one, by the environment; None leaves the choice open."""
+    def requested(self, backend: str | None) -> str | None:
+        """Return the backend requested by the argument or, if that is None, by the environment; None if by neither.
+
+        Raises: ValueError for an unknown name.
+        """
         name = backend if backend is not None else environment()
         if name is not None and name not in self.backends:
             source = "backend" if backend is not None else BACKEND_VARIABLE
@@ -84,9 +93,9 @@ class Registry:
         return name
 
     def choose(self, call: Call, name: str | None) -> Backend:
-        """The backend to run `call` on: the one named, or the first that can.
+        """Return the backend to run `call` on: the named one, or the first that can run it.
 
-        Raises: BackendError if the one named cannot.
+        Raises: BackendError if the named one cannot.
         """
         return self._choose(call, name)
 
@@ -116,7 +125,7 @@ class Registry:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def explain(self, call: Call) -> dict[str, str | None]:
-        """For each backend, in the order of preference: None if it can run `call`, else why not."""
+        """Return, for each backend in order of preference, None if it can run `call`, else the reason."""
         reasons: dict[str, str | None] = {}
         for name, backend in self.backends.items():
             try:
@@ -126,5 +135,5 @@ class Registry:
         return reasons
 
     def forget(self) -> None:
-        """Choose anew at the next call: what can run has changed."""
+        """Forget earlier choices, because the set of backends that can run has changed."""
         self._choose.cache_clear()

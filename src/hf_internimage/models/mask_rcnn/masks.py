@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From a model's outputs to boxes and masks in pixels of the original images."""
+"""Post-processing of outputs: boxes and masks in pixels of the original images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 
 def paste_mask(mask: torch.Tensor, box: torch.Tensor, height: int, width: int, threshold: float = 0.5) -> torch.Tensor:
-    """The mask of a box as one of the whole image: interpolated at pixel centres, 1 where at least `threshold`.
+    """Paste the mask of a box into the whole image: interpolated at pixel centres, 1 where at least `threshold`.
 
     Shapes: mask (m, m) probabilities of the box, box (4,) xyxy in pixels -> (height, width) bool.
     Source: `_do_paste_mask` of mmdet 2.28.
@@ -34,10 +34,10 @@ def post_process_instance_segmentation(
     target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
     mask_threshold: float = 0.5,
 ) -> list[dict[str, torch.Tensor]]:
-    """Detections with masks of each image.
+    """Return the detections of each image, with masks.
 
     Args:
-        outputs: what `InternImageMaskRCNNForInstanceSegmentation` returned.
+        outputs: outputs of `InternImageMaskRCNNForInstanceSegmentation`.
         threshold: detections need a greater score; the scores of the original's evaluation start at 0.05.
         target_sizes: (height, width) of each original image, in pixels.
         mask_threshold: probability from which a pixel belongs to the object.

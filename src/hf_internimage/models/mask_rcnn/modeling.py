@@ -20,7 +20,8 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration_internimage import InternImageConfig
 from ..configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig
 from ..modeling_internimage import InternImageBackbone, InternImagePreTrainedModel
-from .proposals import STRIDES, ProposalNetwork, at_least_float32
+from ..precision import at_least_float32
+from .proposals import STRIDES, ProposalNetwork
 from .roi_heads import MASK_SIZE, Detections, RegionHeads
 
 Targets = list[dict[str, torch.Tensor]]
@@ -35,7 +36,7 @@ _INITIALIZATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @dataclass
 class InternImageMaskRCNNOutput(ModelOutput):
-    """Detections of a batch, at most `max_detections` (Q) per image, best first, in the format of DETR.
+    """Detections in a batch of images, at most `max_detections` (Q) per image, best first, in the format of DETR.
 
     Args:
         loss: sum of all losses, if labels were given.
@@ -103,7 +104,7 @@ class InternImageMaskRCNNForInstanceSegmentation(PreTrainedModel):
         return self.backbone.get_input_embeddings()
 
     def pyramid(self, pixel_values: torch.Tensor) -> "OrderedDict[str, torch.Tensor]":
-        """The feature pyramid, five levels with strides 4 to 64, finest first, (N, fpn_channels, H, W) each."""
+        """Return the feature pyramid: five levels (N, fpn_channels, H, W) with strides 4 to 64, finest first."""
         maps = self.backbone(pixel_values, return_dict=True).feature_maps
         return self.fpn(OrderedDict((str(stride), level) for stride, level in zip(STRIDES[:-1], maps, strict=True)))
 
@@ -115,7 +116,7 @@ class InternImageMaskRCNNForInstanceSegmentation(PreTrainedModel):
         labels: Targets | None = None,
         **kwargs: Any,
     ) -> InternImageMaskRCNNOutput:
-        """Objects of a batch of images, and the loss if labels are given.
+        """Detect objects in a batch of images, and compute the loss if labels are given.
 
         Args:
             pixel_values: normalised images (N, 3, H, W), padded on the right and at the bottom with zeros; the released
@@ -128,8 +129,8 @@ class InternImageMaskRCNNForInstanceSegmentation(PreTrainedModel):
 
         Returns:
             `loss` and `loss_dict` (if labels are given); `logits`, `pred_boxes` and `box_masks` in evaluation mode,
-            for an image processor's `post_process_object_detection`, or for
-            `hf_internimage.models.mask_rcnn.post_process_instance_segmentation`, which gives masks, too.
+            for an image processor's `post_process_object_detection`, or, with masks, for
+            `hf_internimage.models.mask_rcnn.post_process_instance_segmentation`.
 
         Raises:
             ValueError: for labels that do not fit, or training mode without labels.
@@ -154,21 +155,24 @@ class InternImageMaskRCNNForInstanceSegmentation(PreTrainedModel):
     def _gather(
         self, detections: Sequence[Detections], masks: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Detections of each image, filled up to the same number."""
+        """Pad the detections of each image to the same number: logits, relative boxes and masks, see the output."""
         batch, most = len(detections), self.config.max_detections
         logits = masks[0].new_full((batch, most, self.num_labels), -torch.inf)
         boxes = masks[0].new_zeros(batch, most, 4)
         box_masks = masks[0].new_zeros(batch, most, MASK_SIZE, MASK_SIZE)
-        for index, (found, mask, (height, width)) in enumerate(zip(detections, masks, sizes, strict=True)):
-            count = len(found.labels)
-            logits[index, torch.arange(count, device=logits.device), found.labels] = found.scores.logit()
-            relative = found.boxes / found.boxes.new_tensor([width, height, width, height])
+        for index, (detected, mask, (height, width)) in enumerate(zip(detections, masks, sizes, strict=True)):
+            count = len(detected.labels)
+            logits[index, torch.arange(count, device=logits.device), detected.labels] = detected.scores.logit()
+            relative = detected.boxes / detected.boxes.new_tensor([width, height, width, height])
             boxes[index, :count] = box_convert(relative, "xyxy", "cxcywh")
             box_masks[index, :count] = mask
         return logits, boxes, box_masks
 
     def _targets(self, labels: Targets, sizes: Sequence[tuple[int, int]], pixels: torch.Tensor) -> Targets:
-        """The labels with boxes xyxy in pixels, checked."""
+        """Return the labels with boxes xyxy in pixels.
+
+        Raises: ValueError for labels that do not fit the images, the classes or each other.
+        """
         if len(labels) != len(sizes):
             raise ValueError(f"labels has {len(labels)} entries for {len(sizes)} images, expected one per image.")
         with_masks = ["masks" in label for label in labels]
@@ -204,7 +208,7 @@ class InternImageMaskRCNNForInstanceSegmentation(PreTrainedModel):
 
 
 def _image_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, int]]:
-    """(height, width) of each image without its padding."""
+    """Return (height, width) of each image without its padding."""
     if pixel_mask is None:
         return [(pixel_values.shape[2], pixel_values.shape[3])] * len(pixel_values)
     heights, widths = pixel_mask.bool().any(2).sum(1), pixel_mask.bool().any(1).sum(1)

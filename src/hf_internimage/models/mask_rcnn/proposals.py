@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Anchors, box coding and the region proposal network of mmdet, on torchvision's."""
+"""Anchors, box coding and the region proposal network of mmdet, derived from those of torchvision."""
 
 import math
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from torchvision.models.detection._utils import BoxCoder as TorchvisionBoxCoder
 from torchvision.models.detection.image_list import ImageList
 
 from ..configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig
+from ..precision import at_least_float32
 
 STRIDES = (4, 8, 16, 32, 64)
 _ANCHOR_SCALE = 8.0
@@ -19,15 +20,10 @@ _ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height / width
 _MAX_LOG_RATIO = math.log(1000 / 16)
 
 
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32 if it has fewer bits: boxes need more than half precision has."""
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
-
-
 class BoxCoder(TorchvisionBoxCoder):
-    """Boxes xyxy as (dx, dy, dw, dh) relative to other boxes, in units of `stds`.
+    """Encode boxes xyxy as (dx, dy, dw, dh) relative to other boxes, in units of `stds`, and decode them.
 
-    Sides change by a factor of at most 1000/16 in both directions; torchvision's limits growing only.
+    Sides grow or shrink by a factor of at most 1000/16; torchvision limits growth only.
 
     Source: `DeltaXYWHBBoxCoder` of mmdet 2.28.
     """
@@ -36,7 +32,7 @@ class BoxCoder(TorchvisionBoxCoder):
         super().__init__((1 / stds[0], 1 / stds[1], 1 / stds[2], 1 / stds[3]), _MAX_LOG_RATIO)
 
     def decode_single(self, rel_codes: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        """rel_codes (K, C*4) relative to boxes (K, 4) -> boxes (K, C*4)."""
+        """Decode rel_codes (K, C*4) relative to boxes (K, 4) -> boxes (K, C*4)."""
         least = rel_codes.new_tensor([-math.inf, -math.inf, *(-_MAX_LOG_RATIO * weight for weight in self.weights[2:])])
         codes = rel_codes.unflatten(1, (-1, 4)).clamp(min=least).flatten(1)
         return super().decode_single(codes, boxes)
@@ -45,13 +41,13 @@ class BoxCoder(TorchvisionBoxCoder):
 class AnchorGrid(nn.Module):
     """Anchors of sides 8 times the stride and aspect ratios 1/2, 1, 2, centred on the first pixel of each stride.
 
-    torchvision's generator rounds their corners to pixels and divides the image's size by the map's for the stride.
+    torchvision's generator differs: it rounds corners to pixels and computes the stride as image size / map size.
 
     Source: `AnchorGenerator` of mmdet 2.28.
     """
 
     def forward(self, image_list: ImageList, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Anchors (A, 4) xyxy in pixels, the same for each image: level, then y, x, aspect ratio."""
+        """Return anchors (A, 4) xyxy in pixels, the same for each image, ordered by level, y, x, aspect ratio."""
         levels = []
         for stride, feature in zip(STRIDES, feature_maps, strict=True):
             exact = at_least_float32(feature.new_empty(0))
@@ -93,9 +89,9 @@ class ProposalNetwork(rpn.RegionProposalNetwork):
         features: dict[str, torch.Tensor],
         targets: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-        """Proposals (P, 4) xyxy of each image, best first, and the losses where `targets` (with `boxes`) are given.
+        """Return proposals (P, 4) xyxy of each image, best first, and the losses if `targets` (with `boxes`) are given.
 
-        Unlike torchvision's, losses depend on the targets alone, so that evaluation can have both.
+        In torchvision, losses are returned in training mode; here also in evaluation mode if there are targets.
         """
         maps = list(features.values())
         level_logits, level_deltas = self.head(maps)
@@ -117,7 +113,7 @@ class ProposalNetwork(rpn.RegionProposalNetwork):
         labels: list[torch.Tensor],
         regression_targets: list[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Binary cross entropy and smooth L1 loss of a random sample of anchors, both per sampled anchor."""
+        """Return binary cross entropy and smooth L1 loss of a random sample of anchors, both per sampled anchor."""
         positive, negative = (torch.cat(chosen).nonzero().squeeze(1) for chosen in self.fg_bg_sampler(labels))
         sampled = torch.cat([positive, negative])
         box_loss = F.smooth_l1_loss(
@@ -132,4 +128,4 @@ class ProposalNetwork(rpn.RegionProposalNetwork):
         )
 
 
-__all__ = ["STRIDES", "AnchorGrid", "BoxCoder", "ProposalNetwork", "at_least_float32"]
+__all__ = ["STRIDES", "AnchorGrid", "BoxCoder", "ProposalNetwork"]

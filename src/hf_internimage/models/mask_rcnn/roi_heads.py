@@ -14,7 +14,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, generalized_box_iou_loss, roi_align
 
 from ..configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig
-from .proposals import STRIDES, BoxCoder, at_least_float32
+from ..precision import at_least_float32
+from .proposals import STRIDES, BoxCoder
 
 _BOX_POOL, _MASK_POOL, MASK_SIZE = 7, 14, 28
 _MASK_CONVS = 4
@@ -23,7 +24,7 @@ _FINEST_SCALE = 56  # regions of sides up to twice this go to the finest level
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first: boxes (K, 4) xyxy in pixels of the input, scores and labels (K,)."""
+    """Detections in one image, best first: boxes (K, 4) xyxy in pixels of the input, scores and labels (K,)."""
 
     boxes: torch.Tensor
     scores: torch.Tensor
@@ -32,23 +33,23 @@ class Detections:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Boxes of one image that train a stage, and the object each belongs to (-1: background)."""
+    """Sampled boxes of one image to train a stage, with the index of their object (-1: background)."""
 
     boxes: torch.Tensor
     objects: torch.Tensor
     labels: torch.Tensor
-    is_target: torch.Tensor  # the object itself, given among the proposals
+    is_target: torch.Tensor  # True for an annotated box that was added to the proposals
 
 
 def _regions(boxes: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Boxes of each image as (K, 5): index of the image, xyxy."""
+    """Concatenate the boxes of all images as (K, 5): index of the image, xyxy."""
     return torch.cat([F.pad(per_image, (1, 0), value=index) for index, per_image in enumerate(boxes)])
 
 
 def pool_regions(features: Sequence[torch.Tensor], regions: torch.Tensor, size: int) -> torch.Tensor:
-    """Features of each region at the level of the pyramid that suits its area, by RoIAlign.
+    """Pool the features of each region by RoIAlign, at the pyramid level for its area.
 
-    Samples are as dense as the feature map and aligned with pixel centres.
+    There is one sample per feature position (`sampling_ratio=0`), aligned with pixel centres.
 
     Shapes: features, finest first, (N, C, H, W) each with strides 4, 8, 16, 32; regions (K, 5), index of the image and
     xyxy in pixels of the input -> (K, C, size, size).
@@ -81,7 +82,7 @@ class BoxHead(nn.Module):
         self.regressor = nn.Linear(config.box_head_size, num_labels * 4)
 
     def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(K, C, 7, 7) -> logits (K, num_labels + 1) and codes (K, num_labels * 4)."""
+        """Return logits (K, num_labels + 1) and codes (K, num_labels * 4) for regions (K, C, 7, 7)."""
         hidden = self.layers(pooled)
         return at_least_float32(self.classifier(hidden)), at_least_float32(self.regressor(hidden))
 
@@ -95,12 +96,12 @@ class MaskHead(nn.Module):
         self.predictor = MaskRCNNPredictor(config.fpn_channels, config.fpn_channels, config.num_labels)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(K, C, 14, 14) -> (K, num_labels, 28, 28)."""
+        """Return mask logits (K, num_labels, 28, 28) for regions (K, C, 14, 14)."""
         return at_least_float32(self.predictor(self.layers(pooled)))
 
 
 class RegionHeads(nn.Module):
-    """All stages: each classifies the boxes of the one before and moves them on.
+    """Box and mask heads of all stages: each stage classifies and refines the boxes of the previous one.
 
     Source: `StandardRoIHead` and `CascadeRoIHead` of mmdet 2.28, and their settings in OpenGVLab/InternImage@31c962d,
     detection/configs/coco.
@@ -118,7 +119,7 @@ class RegionHeads(nn.Module):
     def _decode(
         self, stage: int, codes: torch.Tensor, boxes: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]]
     ) -> torch.Tensor:
-        """Boxes moved by the codes of each class and cut off at the image's border: (K, num_labels, 4)."""
+        """Decode boxes for each class and clip them to the image: (K, num_labels, 4)."""
         moved = self.coders[stage].decode_single(codes, torch.cat(list(boxes))).unflatten(1, (-1, 4))
         parts = moved.split([len(per_image) for per_image in boxes])
         return torch.cat([clip_boxes_to_image(part, size) for part, size in zip(parts, sizes, strict=True)])
@@ -129,7 +130,9 @@ class RegionHeads(nn.Module):
         proposals: Sequence[torch.Tensor],
         sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
-        """Detections of each image: mean logits of all stages, boxes of the last one, suppression class by class.
+        """Return the detections of each image.
+
+        Logits are means over the stages, boxes are those of the last stage, and NMS is per class.
 
         Args:
             features: levels of the pyramid, finest first, (N, C, H, W) each.
@@ -149,18 +152,18 @@ class RegionHeads(nn.Module):
         return [self._select(*pair) for pair in zip(moved.split(counts), scores.split(counts), strict=True)]
 
     def _select(self, boxes: torch.Tensor, scores: torch.Tensor) -> Detections:
-        """From boxes (P, num_labels, 4) and scores (P, num_labels)."""
+        """Select detections from boxes (P, num_labels, 4) and scores (P, num_labels), by threshold and NMS."""
         index, labels = (scores > self.config.score_threshold).nonzero(as_tuple=True)
         boxes, scores = boxes[index, labels], scores[index, labels]
         keep = batched_nms(boxes, scores, labels, self.config.nms_threshold)[: self.config.max_detections]
         return Detections(boxes[keep], scores[keep], labels[keep])
 
     def predict_masks(self, features: Sequence[torch.Tensor], detections: Sequence[Detections]) -> list[torch.Tensor]:
-        """Probabilities (K, 28, 28) inside the box of each detection: mean of all stages, for its class."""
-        pooled = pool_regions(features, _regions([found.boxes for found in detections]), _MASK_POOL)
-        labels = torch.cat([found.labels for found in detections])
+        """Return mask probabilities (K, 28, 28) in the box of each detection, for its class: mean over the stages."""
+        pooled = pool_regions(features, _regions([image.boxes for image in detections]), _MASK_POOL)
+        labels = torch.cat([image.labels for image in detections])
         masks = [_of_class(head(pooled), labels).sigmoid() for head in self.mask_heads]
-        return list(torch.stack(masks).mean(0).split([len(found.labels) for found in detections]))
+        return list(torch.stack(masks).mean(0).split([len(image.labels) for image in detections]))
 
     def losses(
         self,
@@ -169,8 +172,11 @@ class RegionHeads(nn.Module):
         targets: Sequence[dict[str, torch.Tensor]],
         sizes: Sequence[tuple[int, int]],
     ) -> dict[str, torch.Tensor]:
-        """Losses of each stage; arguments as `predict`, and per image `boxes` (n, 4) xyxy in pixels, `class_labels`
-        (n,) and, for a mask loss, `masks` (n, h, w) of the input."""
+        """Return the losses of each stage.
+
+        Arguments are those of `predict`, and targets per image: `boxes` (n, 4) xyxy in pixels, `class_labels` (n,)
+        and, for a mask loss, `masks` (n, h, w) of the input.
+        """
         losses: dict[str, torch.Tensor] = {}
         for stage, (box_head, mask_head) in enumerate(zip(self.box_heads, self.mask_heads, strict=True)):
             samples = [self._sample(stage, *pair) for pair in zip(proposals, targets, strict=True)]
@@ -185,7 +191,7 @@ class RegionHeads(nn.Module):
                 parts["masks"] = self._mask_loss(mask_head, features, samples, targets)
             for name, loss in parts.items():
                 losses[f"loss_{name}_{stage + 1}"] = loss * self.config.stage_loss_weights[stage]
-            with torch.no_grad():  # boxes for the next stage: of the true class, or the likeliest one for background
+            with torch.no_grad():  # boxes for the next stage: of the true class, for background of the likeliest one
                 classes = torch.where(labels == self.background, logits[:, :-1].argmax(1), labels)
                 moved = _of_class(self._decode(stage, codes, boxes, sizes), classes)
                 split = moved.split([len(per_image) for per_image in boxes])
@@ -194,7 +200,7 @@ class RegionHeads(nn.Module):
 
     @torch.no_grad()
     def _sample(self, stage: int, proposals: torch.Tensor, target: dict[str, torch.Tensor]) -> _Sample:
-        """512 boxes, up to a quarter of them objects, from the proposals and the objects themselves."""
+        """Sample 512 boxes, up to a quarter of them objects, from the proposals and the annotated boxes."""
         objects, threshold = target["boxes"].to(proposals.dtype), self.config.stage_iou_thresholds[stage]
         boxes = torch.cat([objects, proposals])
         matched = boxes.new_full((len(boxes),), -1, dtype=torch.int64)
@@ -214,21 +220,22 @@ class RegionHeads(nn.Module):
         samples: Sequence[_Sample],
         targets: Sequence[dict[str, torch.Tensor]],
     ) -> torch.Tensor:
-        """Loss of the boxes that belong to an object, per sampled box."""
+        """Return the loss of the boxes that belong to an object, per sampled box."""
         objects = torch.cat([sample.objects for sample in samples])
         positive = objects >= 0
         boxes = torch.cat([sample.boxes for sample in samples])[positive]
         labels = torch.cat([sample.labels for sample in samples])[positive]
         pairs = zip(samples, targets, strict=True)
-        wanted = [target["boxes"][sample.objects[sample.objects >= 0]] for sample, target in pairs]
-        objects_boxes = torch.cat(wanted).to(codes.dtype)
+        target_boxes = torch.cat([target["boxes"][sample.objects[sample.objects >= 0]] for sample, target in pairs]).to(
+            codes.dtype
+        )
         coder = self.coders[stage]
         if self.config.box_loss == "giou":
             moved = coder.decode_single(codes[positive], boxes).unflatten(1, (-1, 4))
-            loss = generalized_box_iou_loss(_of_class(moved, labels), objects_boxes, reduction="sum")
+            loss = generalized_box_iou_loss(_of_class(moved, labels), target_boxes, reduction="sum")
         else:
             predicted = _of_class(codes[positive].unflatten(1, (-1, 4)), labels)
-            loss = F.l1_loss(predicted, coder.encode_single(objects_boxes, boxes), reduction="sum")
+            loss = F.l1_loss(predicted, coder.encode_single(target_boxes, boxes), reduction="sum")
         return self.config.box_loss_weight * loss / max(len(objects), 1)
 
     def _mask_loss(
@@ -238,22 +245,24 @@ class RegionHeads(nn.Module):
         samples: Sequence[_Sample],
         targets: Sequence[dict[str, torch.Tensor]],
     ) -> torch.Tensor:
-        """Binary cross entropy of the masks of boxes that belong to an object, mean over their 28 x 28 places."""
+        """Return the binary cross entropy of masks of boxes that belong to an object, mean over all positions."""
         boxes = [sample.boxes[sample.objects >= 0] for sample in samples]
         logits = head(pool_regions(features, _regions(boxes), _MASK_POOL))
         labels = torch.cat([sample.labels[sample.objects >= 0] for sample in samples])
-        wanted = torch.cat(
+        target_masks = torch.cat(
             [
                 crop_masks(target["masks"], sample.objects[sample.objects >= 0], per_image)
                 for sample, target, per_image in zip(samples, targets, boxes, strict=True)
             ]
         )
-        total = F.binary_cross_entropy_with_logits(_of_class(logits, labels), wanted.to(logits.dtype), reduction="sum")
-        return total / max(wanted.numel(), 1)
+        total = F.binary_cross_entropy_with_logits(
+            _of_class(logits, labels), target_masks.to(logits.dtype), reduction="sum"
+        )
+        return total / max(target_masks.numel(), 1)
 
 
 def crop_masks(masks: torch.Tensor, objects: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """What each box shows of the mask of its object, resampled to 28 x 28 and rounded to 0 or 1.
+    """Crop the mask of each box's object to the box, resample it to 28 x 28 and round to 0 or 1.
 
     Shapes: masks (n, h, w), objects (K,) indices of masks, boxes (K, 4) xyxy in pixels of the masks -> (K, 28, 28).
     Source: `BitmapMasks.crop_and_resize` of mmdet 2.28.
@@ -266,7 +275,7 @@ def crop_masks(masks: torch.Tensor, objects: torch.Tensor, boxes: torch.Tensor) 
 
 
 def _of_class(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """values (K, num_labels, ...) at the label of each row: (K, ...)."""
+    """Select values (K, num_labels, ...) at the label of each row: (K, ...)."""
     return values[torch.arange(len(labels), device=labels.device), labels]
 
 

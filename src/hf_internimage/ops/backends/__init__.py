@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""One module for each backend of an operator, imported by the registry when it is needed."""
+"""Backends of the operator, one module each; the registry imports them when they are needed."""

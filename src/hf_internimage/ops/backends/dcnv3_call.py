@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What compiled kernels are told of a call, but for its tensors: `hfi_dcnv3` of api.h and `Call` of dcnv3.cuh."""
+"""Scalar arguments of a kernel call: `hfi_dcnv3` of api.h and `Call` of dcnv3.cuh."""
 
 import ctypes
 
@@ -18,8 +18,20 @@ FIELDS: list[tuple[str, type]] = [
 ]
 
 
-def numbers(geometry: DCNv3Geometry, softmax: bool, value: torch.Tensor, offset: torch.Tensor) -> tuple[float, ...]:
-    """The values of FIELDS, in their order."""
+def has_dense_features(tensor: torch.Tensor) -> bool:
+    """Return True if the features of a pixel lie side by side in memory; tensor (N, height, width, features)."""
+    return tensor.stride(3) == 1 or tensor.shape[3] <= 1
+
+
+def with_dense_features(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor, or a contiguous copy if the features of a pixel do not lie side by side."""
+    return tensor if has_dense_features(tensor) else tensor.contiguous()
+
+
+def scalar_arguments(
+    geometry: DCNv3Geometry, softmax: bool, value: torch.Tensor, offset: torch.Tensor
+) -> tuple[float, ...]:
+    """Return the values of FIELDS, in their order."""
     batch, height, width, channels = value.shape
     return (
         batch,

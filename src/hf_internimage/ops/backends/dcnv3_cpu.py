@@ -8,22 +8,22 @@ import torch
 from ...models.dcnv3_reference import DCNv3Geometry
 from .. import native
 from ..registry import BackendError, Call, wrong_dtype
-from . import dcnv3_call
+from .dcnv3_call import FIELDS, has_dense_features, scalar_arguments, with_dense_features
 
 _LONGEST_SIDE = 2**30  # pixel positions are 32-bit integers
 
 
 class _Call(ctypes.Structure):
-    """`hfi_dcnv3` of api.h."""
+    """Arguments of a kernel call: `hfi_dcnv3` of api.h."""
 
     _fields_ = [
-        *dcnv3_call.FIELDS,
+        *FIELDS,
         *((name, native.TensorLayout) for name in ("value", "offset", "mask", "output")),
     ]
 
 
 def why_not(call: Call) -> str | None:
-    """None if this backend can run `call`, else the reason."""
+    """Return None if this backend can run `call`, else the reason."""
     return wrong_dtype(call) or native.why_not()
 
 
@@ -38,20 +38,20 @@ class Plan:
             raise BackendError(f"dcnv3: backend 'cpu' takes sides below {_LONGEST_SIDE}, got {height}x{width}.")
         _, out_height, out_width, _ = offset.shape
         self._output_shape = (batch, out_height, out_width, channels)
-        self._dense = all(map(_is_dense, (value, offset, mask)))
+        self._dense = all(map(has_dense_features, (value, offset, mask)))
         self._strides = [tensor.stride() for tensor in (value, offset, mask)]
         self._geometry, self._softmax = geometry, softmax
         output = value.new_empty(self._output_shape)
         self._call = _Call(
-            *dcnv3_call.numbers(geometry, softmax, value, offset),
-            *(native.TensorLayout.of(_made_dense(tensor)) for tensor in (value, offset, mask, output)),
+            *scalar_arguments(geometry, softmax, value, offset),
+            *(native.TensorLayout.of(with_dense_features(tensor)) for tensor in (value, offset, mask, output)),
         )
 
     def forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(N, Ho, Wo, G*D) in value's dtype."""
+        """Return the output (N, Ho, Wo, G*D) in value's dtype."""
         output = value.new_empty(self._output_shape)
         if not self._dense:
-            value, offset, mask = map(_made_dense, (value, offset, mask))
+            value, offset, mask = map(with_dense_features, (value, offset, mask))
         native.call(
             "hfi_dcnv3_forward",
             ctypes.byref(self._call),
@@ -65,13 +65,13 @@ class Plan:
     def backward(
         self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The gradients of value, offset and mask, contiguous, in their shapes and dtypes."""
-        if [tensor.stride() for tensor in (value, offset, mask)] != self._strides:  # saved-tensor hooks moved them
+        """Return the gradients of value, offset and mask, contiguous, in their shapes and dtypes."""
+        if [tensor.stride() for tensor in (value, offset, mask)] != self._strides:  # saved-tensor hooks changed them
             return Plan(self._geometry, self._softmax, value, offset, mask).backward(grad_output, value, offset, mask)
         gradients = tuple(t.new_empty(t.shape) for t in (value, offset, mask))
         grad_output = grad_output.resolve_neg().contiguous()
         if not self._dense:
-            value, offset, mask = map(_made_dense, (value, offset, mask))
+            value, offset, mask = map(with_dense_features, (value, offset, mask))
         native.call(
             "hfi_dcnv3_backward",
             ctypes.byref(self._call),
@@ -82,12 +82,3 @@ class Plan:
             *(gradient.data_ptr() for gradient in gradients),
         )
         return gradients  # type: ignore[return-value]
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the features of a pixel lie side by side."""
-    return tensor.stride(3) == 1 or tensor.shape[3] <= 1
-
-
-def _made_dense(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if _is_dense(tensor) else tensor.contiguous()

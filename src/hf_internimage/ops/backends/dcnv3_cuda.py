@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""DCNv3 in CUDA C++, forward and backward, softmax included; compiled for the present GPU when first called.
+"""DCNv3 in CUDA C++, forward and backward, softmax included; compiled for the current GPU at the first call.
 
-The sources travel with the package (in a checkout: kernels/dcnv3/dcnv3_cuda). A kind of call is its dtypes, channels
-per group, kernel size and direction.
+The sources are part of the package (in a checkout: kernels/dcnv3/dcnv3_cuda). A kernel is compiled for each `Kind` of
+call: dtypes, channels per group, kernel size and direction.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...models.dcnv3_reference import DCNv3Geometry
+from ...models.dcnv3_reference import DCNv3Geometry, compute_dtype
 from .. import cuda_driver, fixed_point, nvrtc
 from ..registry import BackendError, Call, wrong_dtype
 from . import dcnv3_call
@@ -28,9 +28,9 @@ _TYPES = {
     torch.int64: "hfi::i64",
 }
 _THREADS = 128
-_MOST_IMAGES = 65535  # of a grid's second dimension; a kernel goes on to the other images by itself
-_MOST_TAPS = 9  # with loops that are unrolled
-_MOST_VECTORS = 4  # of a lane
+_MOST_IMAGES = 65535  # limit of a grid's second dimension; a kernel loops over further images
+_MOST_TAPS = 9  # for unrolled loops
+_MOST_VECTORS = 4  # per lane
 _LARGEST = 2**30
 
 
@@ -54,18 +54,19 @@ class _Call(ctypes.Structure):
     ]
 
 
-# Where a call holds the addresses of its tensors; writing there is cheaper than by ctypes' names.
+# Byte positions of the tensors' addresses in a call; writing there is faster than through ctypes' attributes.
 _ADDRESSES = [getattr(_Call, field[0]).offset for field in _Call._fields_ if field[1] in (_View, ctypes.c_void_p)]
 _put_address = struct.Struct("P").pack_into
 
 
 def why_not(call: Call) -> str | None:
-    """None if this backend can run `call`, else the reason."""
+    """Return None if this backend can run `call`, else the reason."""
     return wrong_dtype(call) or _why_not()
 
 
 @cache
 def _why_not() -> str | None:
+    """Return None if this machine can compile and load kernels, else the reason."""
     if torch.version.hip:
         return "is for NVIDIA's GPUs, and this PyTorch is built for ROCm"
     if torch.version.cuda is None:
@@ -82,9 +83,9 @@ def _why_not() -> str | None:
 
 
 def sources() -> dict[str, str]:
-    """The CUDA sources, by file name.
+    """Return the CUDA sources by file name.
 
-    Raises: BackendError where the installation lacks them.
+    Raises: BackendError if the installation lacks them.
     """
     here = Path(__file__).parent.parent / "dcnv3_cuda"
     checkout = Path(__file__).parents[4] / "kernels" / "dcnv3" / "dcnv3_cuda"
@@ -96,16 +97,16 @@ def sources() -> dict[str, str]:
 
 
 class Kind(NamedTuple):
-    """What a kernel is compiled for."""
+    """Properties that a kernel is compiled for."""
 
     direction: str  # "forward" or "backward"
     value: torch.dtype
     offset: torch.dtype
-    total: torch.dtype  # what grad_value is summed in
-    channels: int  # of a group; 0: any
+    total: torch.dtype  # dtype of the sums of grad_value
+    channels: int  # per group; 0: any
     kernel_size: tuple[int, int]  # (0, 0): any
     remove_center: bool
-    places: torch.dtype  # what places within an image are counted in
+    places: torch.dtype  # dtype of indices within an image
 
     @classmethod
     def of(
@@ -118,7 +119,7 @@ class Kind(NamedTuple):
         geometry: DCNv3Geometry,
         places: torch.dtype = torch.int32,
     ) -> "Kind":
-        """The kind of a call; what is known at compile time must fit into registers."""
+        """Return the kind of a call. Sizes too large for registers and unrolled loops become 0 (any)."""
         kind = cls(direction, value, offset, total, channels, geometry.kernel_size, geometry.remove_center, places)
         if channels // kind.vector() // kind.lanes() > _MOST_VECTORS:
             kind = kind._replace(channels=0)
@@ -128,17 +129,17 @@ class Kind(NamedTuple):
         return kind
 
     def vector(self) -> int:
-        """How many channels a lane moves at once (`V` of dcnv3.cuh): 16 bytes of values or, backward, of sums."""
+        """Return the channels per vector of a lane (`V` of dcnv3.cuh): 16 bytes of values or, backward, of sums."""
         size = self.value.itemsize if self.direction == "forward" else max(self.value.itemsize, 4)
         return _power_of_two(self.channels, 16 // size) if self.channels else 1
 
     def lanes(self) -> int:
-        """How many threads share a pixel and group (`LANES` of dcnv3.cuh)."""
+        """Return the number of threads that share a pixel and group (`LANES` of dcnv3.cuh)."""
         vectors = self.channels // self.vector()
         return _power_of_two(vectors, min(vectors // 2, 32) if vectors > 8 else 4) if vectors else 8
 
     def options(self) -> tuple[str, ...]:
-        """NVRTC's options."""
+        """Return the options for NVRTC."""
         macros: dict[str, object] = {
             self.direction.upper(): 1,
             "VALUE": _TYPES[self.value],
@@ -155,7 +156,7 @@ class Kind(NamedTuple):
 
 
 def _power_of_two(number: int, most: int) -> int:
-    """The largest that divides a number and is not above the most."""
+    """Return the largest power of two that divides `number` and is at most `most`."""
     power = 1
     while 2 * power <= most and number % (2 * power) == 0:
         power *= 2
@@ -186,11 +187,11 @@ class Plan:
         self._strides = [tensor.stride() for tensor in (value, offset, mask)]
         self._output_shape = (batch, out_height, out_width, channels)
         self._pairs = out_height * out_width * geometry.groups
-        self._wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+        self._wide = compute_dtype(value.dtype)
         # The kernels take offsets and masks of one dtype.
         self._dtype = offset.dtype if offset.dtype == mask.dtype else self._wide
         group = channels // geometry.groups
-        # Places may lie two pixels outside the image before they are found to.
+        # Indices may lie two pixels outside the image before they are checked.
         farthest = (height + 4) * max(value.stride(1), width * channels) + (width + 4) * max(value.stride(2), channels)
         places = torch.int32 if farthest + channels < 2**31 else torch.int64
         self._kinds = {
@@ -208,12 +209,12 @@ class Plan:
         tensors = self._prepared(value, offset, mask)
         _check_counts(geometry, self._output_shape, tensors)
         self._call = _Call(
-            *dcnv3_call.numbers(geometry, softmax, value, offset),
+            *dcnv3_call.scalar_arguments(geometry, softmax, value, offset),
             *(_View.of(tensor) for tensor in (*tensors, torch.empty(self._output_shape, device="meta"))),
         )
 
     def forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(N, Ho, Wo, G*D) in value's dtype."""
+        """Return the output (N, Ho, Wo, G*D) in value's dtype."""
         output = value.new_empty(self._output_shape)
         self._run(self._kinds["forward", self._wide], (value, offset, mask), output)
         return output
@@ -221,11 +222,11 @@ class Plan:
     def backward(
         self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The gradients of value, offset and mask, contiguous, in their shapes and dtypes.
+        """Return the gradients of value, offset and mask, contiguous, in their shapes and dtypes.
 
         Under `torch.use_deterministic_algorithms`, grad_value is summed in fixed point (`ops/fixed_point.py`).
         """
-        if [tensor.stride() for tensor in (value, offset, mask)] != self._strides:  # saved-tensor hooks moved them
+        if [tensor.stride() for tensor in (value, offset, mask)] != self._strides:  # saved-tensor hooks changed them
             return Plan(self._geometry, self._softmax, value, offset, mask).backward(grad_output, value, offset, mask)
         grad_output = grad_output.resolve_neg().contiguous()
         if grad_output.data_ptr() % 16:
@@ -270,7 +271,7 @@ class Plan:
         cuda_driver.launch(_kernel(kind, self._index), self._index, grid, _THREADS, call)
 
     def _prepared(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Value, offset and mask as the kernels can read them."""
+        """Return value, offset and mask in dtypes and strides that the kernels support."""
         dtypes = (inputs[0].dtype, self._dtype, self._dtype)
         return tuple(
             tensor.to(dtype).contiguous() if copied else tensor
@@ -279,13 +280,12 @@ class Plan:
 
 
 def _is_vectorised(tensor: torch.Tensor, vector: int) -> bool:
-    """Whether the features of a pixel lie side by side, and pixels a whole number of vectors apart."""
-    dense = tensor.stride(3) == 1 or tensor.shape[3] <= 1
-    return dense and all(stride % vector == 0 for stride in tensor.stride()[:3])
+    """Return True if the features of a pixel lie side by side, and pixels a multiple of `vector` features apart."""
+    return dcnv3_call.has_dense_features(tensor) and all(stride % vector == 0 for stride in tensor.stride()[:3])
 
 
 def _check_counts(geometry: DCNv3Geometry, output_shape: tuple[int, ...], tensors: tuple[torch.Tensor, ...]) -> None:
-    """BackendError for what is above the kernels' 32-bit counts: pixels and groups of an image, lines, positions."""
+    """Raise BackendError if counts exceed the kernels' 32 bits: pixels and groups of an image, lines, positions."""
     _, out_height, out_width, channels = output_shape
     _, height, width, _ = tensors[0].shape
     reach = [out_height * out_width * geometry.groups, height, width * channels]

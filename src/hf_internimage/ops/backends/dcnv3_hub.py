@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""DCNv3 in a kernel from the Hub that somebody compiled ahead of time; only where one is asked for by name.
+"""DCNv3 by a precompiled kernel from the Hub, on request only.
 
-The package `kernels` fetches and imports it; sources and interface are those of kernels/dcnv3. A name is
+The package `kernels` fetches and imports it; sources and interface are those of kernels/dcnv3. The name of a kernel is
 "owner/repository@version", where the version is a number or else a revision (branch, tag, commit), or the path of a
 folder: absolute, or beginning with "." or "~".
 """
@@ -26,9 +26,9 @@ _lock = threading.Lock()
 
 
 def use(name: str | None) -> None:
-    """Name the kernel for the calls to come; None leaves that to the environment. Nothing is loaded yet.
+    """Set the name of the kernel for later calls; None leaves it to the environment. Nothing is loaded yet.
 
-    A kernel that could not be loaded is tried again.
+    A kernel that could not be loaded before is tried again.
     """
     global _wanted
     _wanted = name or None
@@ -38,12 +38,12 @@ def use(name: str | None) -> None:
 
 
 def wanted() -> str | None:
-    """The kernel asked for."""
+    """Return the name of the requested kernel, if any."""
     return _wanted or os.environ.get(KERNEL_VARIABLE) or None
 
 
 def why_not(call: Call) -> str | None:
-    """None if this backend can run `call`, else the reason. Loads the kernel, if one is asked for.
+    """Return None if this backend can run `call`, else the reason. Load the kernel, if one is requested.
 
     Raises: BackendError if it cannot be loaded.
     """
@@ -60,9 +60,9 @@ def why_not(call: Call) -> str | None:
 
 
 def load(name: str) -> ModuleType:
-    """The kernel of that name; fetched and imported when first asked for.
+    """Return the kernel of that name; fetch and import it at the first call.
 
-    Raises: BackendError with the reason if it cannot be had; the same one at the next call.
+    Raises: BackendError with the reason if it cannot be loaded; the same error at the next call.
     """
     with _lock:
         if name not in _loaded:
@@ -101,9 +101,9 @@ def _load(name: str) -> ModuleType:
 
 
 def parse(name: str) -> tuple[Path | None, str, dict[str, Any]]:
-    """Folder, or else repository and what `kernels.get_kernel` takes to tell its version.
+    """Parse the name of a kernel: a folder, or a repository and the version arguments of `kernels.get_kernel`.
 
-    Raises: BackendError for what is neither.
+    Raises: BackendError for another name.
 
     >>> parse("owner/dcnv3@1"), parse("owner/dcnv3@v1.0")
     ((None, 'owner/dcnv3', {'version': 1}), (None, 'owner/dcnv3', {'revision': 'v1.0'}))
@@ -137,14 +137,14 @@ class Plan:
         self._arguments: dict[str, Any] = {**geometry._asdict(), "softmax": softmax}
 
     def forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(N, Ho, Wo, G*D) in value's dtype."""
+        """Return the output (N, Ho, Wo, G*D) in value's dtype."""
         output: torch.Tensor = self._kernel.forward(value, offset, mask, **self._arguments)
         return output
 
     def backward(
         self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The gradients of value, offset and mask, contiguous, in their shapes and dtypes.
+        """Return the gradients of value, offset and mask, contiguous, in their shapes and dtypes.
 
         Under `torch.use_deterministic_algorithms` the kernel sums grad_value in fixed point.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""DCNv3 in plain PyTorch: runs everywhere, on every dtype."""
+"""DCNv3 in plain PyTorch: runs on every device, with every dtype."""
 
 import torch
 
@@ -8,7 +8,7 @@ from ..registry import Call
 
 
 def why_not(call: Call) -> str | None:
-    """None: PyTorch runs every call."""
+    """Return None: PyTorch runs every call."""
     return None
 
 
@@ -19,11 +19,11 @@ class Plan:
         self._geometry, self._softmax = geometry, softmax
 
     def forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(N, Ho, Wo, G*D) in value's dtype."""
+        """Return the output (N, Ho, Wo, G*D) in value's dtype."""
         return dcnv3_forward(value, offset, mask, self._geometry, self._softmax)
 
     def backward(
         self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The gradients of value, offset and mask, contiguous, in their shapes and dtypes."""
+        """Return the gradients of value, offset and mask, contiguous, in their shapes and dtypes."""
         return dcnv3_backward(grad_output, value, offset, mask, self._geometry, self._softmax)

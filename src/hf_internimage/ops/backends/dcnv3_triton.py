@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""DCNv3 in Triton: forward and backward, softmax included, on GPUs. Kernels are compiled when they are first needed."""
+"""DCNv3 in Triton: forward and backward, softmax included, on GPUs. Kernels are compiled at their first call."""
 
 import math
 from contextlib import nullcontext
@@ -9,24 +9,26 @@ from typing import Any
 
 import torch
 
-from ...models.dcnv3_reference import DCNv3Geometry
+from ...models.dcnv3_reference import DCNv3Geometry, compute_dtype
 from .. import fixed_point
 from ..registry import BackendError, Call, wrong_dtype
+from .dcnv3_call import with_dense_features
 
-FORWARD_WARPS, BACKWARD_WARPS = 4, 1  # one alone stores gradients without shared memory and barriers
+FORWARD_WARPS, BACKWARD_WARPS = 4, 1  # with one warp, gradients are stored without shared memory and barriers
 _LONGEST_SIDE = 2**30  # pixel positions are 32-bit integers
-_INT32_PLACES = 2**31 - 2**20  # some pairs behind the last are counted, too
+_INT32_PLACES = 2**31 - 2**20  # with a margin for indices of pairs behind the last one
 _MOST_UNROLLED = 9  # taps; 25 take a minute to compile
 _PAIRS_INTERPRETED = 4096  # Triton's interpreter takes about as long for a few as for many
 
 
 def why_not(call: Call) -> str | None:
-    """None if this backend can run `call`, else the reason."""
+    """Return None if this backend can run `call`, else the reason."""
     return wrong_dtype(call) or _why_not_on(call.device)
 
 
 @cache
 def _why_not_on(device: str) -> str | None:
+    """Return None if Triton works on this device type, else the reason."""
     try:
         kernels = _kernels()
     except ImportError as error:
@@ -37,7 +39,7 @@ def _why_not_on(device: str) -> str | None:
         return "needs tensors on a GPU, got cpu"
     try:
         reason: str | None = kernels.why_not()
-    except Exception as error:  # whatever comes of a missing driver, C compiler or Python header
+    except Exception as error:  # a missing driver, C compiler or Python header raises various errors
         return f"has a Triton that cannot compile here: {type(error).__name__}: {error}".rstrip(".")
     return reason
 
@@ -50,9 +52,9 @@ def _kernels() -> ModuleType:
 
 
 def tile(depth: int, itemsize: int, warps: int) -> dict[str, int]:
-    """The size of a program for groups of `depth` channels, of which a lane reads or adds 16 bytes at once.
+    """Return the size of a program for groups of `depth` channels; a lane reads or adds 16 bytes at once.
 
-    With one vector per lane, and two lanes or more per pair, tensors stay in the lanes that compute them.
+    With one vector per lane, and at least two lanes per pair, tensors stay in the lanes that compute them.
     """
     channels = max(2, 1 << (depth - 1).bit_length())
     per_lane = min(16 // itemsize, channels // 2)
@@ -74,9 +76,9 @@ class Plan:
         self._output_shape = (batch, out_height, out_width, channels)
         self._reads = min(value.numel(), offset.numel()) > 0
         self._normalise_first = softmax and geometry.num_taps() > _MOST_UNROLLED
-        self._sum_dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+        self._sum_dtype = compute_dtype(value.dtype)
         self._pairs = out_height * out_width * geometry.groups
-        value, offset, mask = map(_made_dense, (value, offset, mask))
+        value, offset, mask = map(with_dense_features, (value, offset, mask))
         depth, taps = channels // geometry.groups, geometry.num_taps()
         vector = math.gcd(16 // value.itemsize, depth, *_strides(value))
         strides = (*(stride // vector for stride in _strides(value)), *_strides(offset), *_strides(mask))
@@ -100,14 +102,14 @@ class Plan:
         }
 
     def forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(N, Ho, Wo, G*D) in value's dtype."""
+        """Return the output (N, Ho, Wo, G*D) in value's dtype."""
         if not self._reads:
             return value.new_zeros(self._output_shape)
         if self._normalise_first:
             mask = self._normalised(mask)
             return Plan(self._geometry, False, value, offset, mask).forward(value, offset, mask)
         output = value.new_empty(self._output_shape)
-        value, offset, mask = map(_made_dense, (value, offset, mask))
+        value, offset, mask = map(with_dense_features, (value, offset, mask))
         words = value.dtype == torch.bfloat16 and self._constants["VECTOR"] % 2 == value.data_ptr() % 4 == 0
         tensors = (value, offset, mask, output)
         self._launch(_kernels().forward_kernel, value.itemsize, FORWARD_WARPS, *tensors, WORDS=words)
@@ -116,12 +118,12 @@ class Plan:
     def backward(
         self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The gradients of value, offset and mask, contiguous, in their shapes and dtypes."""
+        """Return the gradients of value, offset and mask, contiguous, in their shapes and dtypes."""
         if not self._reads:
             return value.new_zeros(value.shape), offset.new_zeros(offset.shape), mask.new_zeros(mask.shape)
         if self._normalise_first:
             return self._backward_normalised_first(grad_output, value, offset, mask)
-        if [tensor.stride() for tensor in (value, offset, mask)] != self._strides:  # saved-tensor hooks moved them
+        if [tensor.stride() for tensor in (value, offset, mask)] != self._strides:  # saved-tensor hooks changed them
             return Plan(self._geometry, self._softmax, value, offset, mask).backward(grad_output, value, offset, mask)
         scale, sum_dtype = None, self._sum_dtype
         if torch.are_deterministic_algorithms_enabled():
@@ -130,7 +132,7 @@ class Plan:
         grad_value = value.new_zeros(value.shape, dtype=sum_dtype)
         grad_offset, grad_mask = offset.new_empty(offset.shape), mask.new_empty(mask.shape)
         grad_output = grad_output.resolve_neg().contiguous()
-        value, offset, mask = map(_made_dense, (value, offset, mask))
+        value, offset, mask = map(with_dense_features, (value, offset, mask))
         tensors = (grad_output, value, offset, mask, grad_value, grad_offset, grad_mask, scale)
         self._launch(_kernels().backward_kernel, sum_dtype.itemsize, BACKWARD_WARPS, *tensors)
         if scale is not None:
@@ -140,7 +142,7 @@ class Plan:
     def _launch(
         self, kernel: Any, itemsize: int, warps: int, *tensors: torch.Tensor | None, **more_constants: bool
     ) -> None:
-        """Run a kernel that reads or adds numbers of `itemsize` bytes."""
+        """Launch a kernel that reads or adds numbers of `itemsize` bytes."""
         size = tile(self._constants["D"], itemsize, warps)
         if _kernels().INTERPRETED:
             size["BLOCK"] = min(_PAIRS_INTERPRETED, 1 << (self._pairs - 1).bit_length())
@@ -160,12 +162,14 @@ class Plan:
             )
 
     def _normalised(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return the softmax of mask logits over the taps of each group."""
         by_tap = mask.unflatten(3, (self._geometry.groups, self._geometry.num_taps()))
         return by_tap.softmax(-1, dtype=self._sum_dtype).flatten(3)
 
     def _backward_normalised_first(
         self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute the gradients with the softmax outside the kernel, for kernels with many taps."""
         weights = self._normalised(mask)
         plan = Plan(self._geometry, False, value, offset, weights)
         grad_value, grad_offset, slopes = plan.backward(grad_output, value, offset, weights)
@@ -176,17 +180,13 @@ class Plan:
 
 
 def _strides(tensor: torch.Tensor) -> list[int]:
-    """Those of images, lines and pixels; none where there is but one."""
+    """Return the strides of images, lines and pixels; 0 for an axis of length 1."""
     return [stride if size > 1 else 0 for size, stride in zip(tensor.shape[:3], tensor.stride(), strict=False)]
 
 
 def _places_per_image(tensor: torch.Tensor) -> int:
+    """Return the number of memory positions that an image spans."""
     return (
         sum((size - 1) * stride for size, stride in zip(tensor.shape[1:3], _strides(tensor)[1:], strict=True))
         + (tensor.shape[3])
     )
-
-
-def _made_dense(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, or a copy, with the features of a pixel side by side."""
-    return tensor if tensor.stride(3) == 1 or tensor.shape[3] <= 1 else tensor.contiguous()

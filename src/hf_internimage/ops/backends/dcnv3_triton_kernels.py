@@ -3,9 +3,9 @@
 # ruff: noqa: N803, N806  # constants are in capitals, as in Triton's own kernels
 """Triton kernels of DCNv3, forward and backward, softmax included.
 
-A program works on BLOCK (pixel, group) pairs of one image; a lane holds a few neighbouring channels of one pair. What
-belongs to a pair (positions, weights) is a [BLOCK] tensor that every lane of the pair computes for itself: a BLOCK
-below the number of threads keeps those tensors in the lanes' own order, and nothing passes through shared memory.
+A program computes BLOCK (pixel, group) pairs of one image; a lane holds a few neighbouring channels of one pair. Values
+per pair (positions, weights) are [BLOCK] tensors, which every lane of the pair computes for itself: with BLOCK below
+the number of threads these tensors stay in the lanes' order, and nothing passes through shared memory.
 
 Positions are those of the image with a border of two pixels, as in dcnv3_reference.py: clamped to that border they are
 never negative, every conversion to an integer is defined, and NaN or huge positions fall outside the image.
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 _BORDER = tl.constexpr(2)
-# Arguments whose values must not select a kernel: one serves images of every size.
+# Arguments without specialisation on their values: one kernel serves images of every size.
 _SIZES = [
     *("pairs", "blocks", "groups", "height", "width", "out_width"),
     *(f"{name}_{axis}" for name in ("value", "offset", "mask") for axis in "nhw"),
@@ -24,9 +24,9 @@ _SIZES = [
 
 @triton.jit
 def _pairs(pairs, blocks, groups, out_width, INDEX: tl.constexpr, BLOCK: tl.constexpr):
-    """The image of this program, and for each of its pairs: number, whether it exists, group, line and column.
+    """Return the image of this program, and for each of its pairs: index, existence, group, line and column.
 
-    Those that do not exist are the last one again, so that all may be read.
+    Pairs beyond the last one are replaced by the last one, so that all may be read.
     """
     program = tl.program_id(0)
     image = program // blocks
@@ -40,7 +40,7 @@ def _pairs(pairs, blocks, groups, out_width, INDEX: tl.constexpr, BLOCK: tl.cons
 
 @triton.jit
 def _weights(mask, TAPS: tl.constexpr, ACC: tl.constexpr):
-    """For each tap exp(logit - largest logit), and the sum of them."""
+    """Return exp(logit - largest logit) of each tap, and their sum."""
     logits = (tl.load(mask).to(ACC),)
     top = logits[0]
     for p in tl.static_range(1, TAPS):
@@ -56,23 +56,23 @@ def _weights(mask, TAPS: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def _centre(index, STRIDE: tl.constexpr, PAD: tl.constexpr, DILATION: tl.constexpr, K: tl.constexpr, ACC: tl.constexpr):
-    """Where the kernel's centre lies along one axis, in the bordered image."""
+    """Return the position of the kernel's centre along one axis, in the bordered image."""
     return (index * STRIDE + (DILATION * (K - 1) // 2 - PAD + _BORDER)).to(ACC)
 
 
 @triton.jit
 def _is_below(index, size):
-    """Whether index is in 0..size-1, by one unsigned comparison."""
+    """Return True where index is in 0..size-1, by one unsigned comparison."""
     return index.to(tl.uint32, bitcast=True) < size.to(tl.uint32)
 
 
 @triton.jit
 def _cell(centre, tap, offset, size, DILATION: tl.constexpr, K: tl.constexpr, SCALE: tl.constexpr):
-    """Along one axis: the first pixel of the cell that holds the sample, which of its two pixels lie in the image, and
-    the sample's place in the cell, 0 to 1."""
+    """Return, along one axis, the first pixel of the sample's cell, which of its two pixels lie in the image, and the
+    sample's position in the cell, 0 to 1."""
     step = (tap * DILATION - DILATION * (K - 1) // 2).to(centre.dtype)
     at = centre + step * SCALE + offset.to(centre.dtype) * SCALE
-    at = tl.minimum(tl.maximum(at, 0.0), (size + _BORDER).to(centre.dtype))  # of NaN 0, too
+    at = tl.minimum(tl.maximum(at, 0.0), (size + _BORDER).to(centre.dtype))  # NaN becomes 0
     cell = at.to(tl.int32)
     first = cell - _BORDER
     return first, _is_below(first, size), _is_below(first + 1, size), at - cell
@@ -80,7 +80,7 @@ def _cell(centre, tap, offset, size, DILATION: tl.constexpr, K: tl.constexpr, SC
 
 @triton.jit
 def _rows(at, inside, channel, D: tl.constexpr):
-    """[BLOCK, channels]: where channels lie in memory, and which exist."""
+    """Return [BLOCK, channels]: the addresses of channels, and which exist."""
     there = inside[:, None]
     if channel.shape[0] > D:
         there = there & (channel < D)[None, :]
@@ -97,11 +97,12 @@ def forward_kernel(
     CHUNK: tl.constexpr, SOFTMAX: tl.constexpr, D: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """The output, for `pairs` (pixel, group) pairs per image, in `blocks` programs.
+    """Compute the output, for `pairs` (pixel, group) pairs per image, in `blocks` programs.
 
-    SKIP is the place of the tap left out, if any. CHUNK divides TAPS, and is TAPS with softmax. CHANNELS are the D of a
-    group and some more, to make a power of two. The strides of value are in units of VECTOR, which divides D. INDEX
-    holds any place in an image. WORDS: value is bfloat16, read in pairs; a shift or a mask makes each a float32.
+    SKIP is the index of the tap left out, if any. CHUNK divides TAPS, and is TAPS with softmax. CHANNELS is D, the
+    channels of a group, rounded up to a power of two. The strides of value are in units of VECTOR, which divides D.
+    INDEX is an integer type for any index in an image. WORDS: value is bfloat16, read in pairs; a shift or a mask
+    converts each to float32.
     """
     n, pair, exists, group, h, w = _pairs(pairs, blocks, groups, out_width, INDEX, BLOCK)
     SIZE: tl.constexpr = 2 if WORDS else 1
@@ -158,10 +159,10 @@ def backward_kernel(
     CHUNK: tl.constexpr, SOFTMAX: tl.constexpr, D: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of offset and mask; adds that of value to `grad_value` (N, H, W, C).
+    """Compute the gradients of offset and mask; add that of value to `grad_value` (N, H, W, C).
 
-    `grad_value` is of type ACC or, given `fixed_scale`, int64 in fixed point. The rest is as in the forward kernel.
-    Integers cannot be NaN: where a softmax is, `fixed_scale` becomes NaN, and with it all that is read by that scale.
+    `grad_value` is of type ACC or, with `fixed_scale`, int64 in fixed point. The rest is as in the forward kernel.
+    Integers cannot be NaN: if a softmax is NaN, `fixed_scale` becomes NaN, and with it all results of that scale.
     """
     n, pair, exists, group, h, w = _pairs(pairs, blocks, groups, out_width, INDEX, BLOCK)
     channel = tl.arange(0, CHANNELS)
@@ -230,11 +231,11 @@ def backward_kernel(
                 tl.store(grad_mask + k, weights[k] * norm * (slopes[k] - mean), mask=exists)
 
 
-INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)  # on the CPU, because of TRITON_INTERPRET
+INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)  # on the CPU, with TRITON_INTERPRET
 
 
 def why_not() -> str | None:
-    """None if the current device can run kernels, else the reason. Raises whatever Triton raises without a driver."""
+    """Return None if the current device can run kernels, else the reason; without a driver, Triton raises an error."""
     target = triton.runtime.driver.active.get_current_target()
     if target.backend == "cuda" and target.arch < 80:
         return f"needs a GPU of compute capability 8.0 or higher, got {target.arch // 10}.{target.arch % 10}"
