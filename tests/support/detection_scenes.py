@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hf_internimage.training.detection.data import DetectionDataArguments, load_detection_data
+from hf_internimage.training.detection.data import DetectionDataArguments, load_data
 
 NAMES = ["square", "disc"]
 
@@ -57,4 +57,4 @@ def write(folder, content):
 
 def load(**kwargs):
     values = {name: str(value) if isinstance(value, Path) else value for name, value in kwargs.items()}
-    return load_detection_data(DetectionDataArguments(**values))
+    return load_data(DetectionDataArguments(**values))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Short trainings on streams, run by test_training_data.py: `torchrun stream_reading.py SETTINGS.json`.
+"""Short trainings on streams, run by training/classification/test_data.py: `torchrun stream_reading.py SETTINGS.json`.
 
 Each process writes what its trainer was given, and which shards its workers opened.
 """
@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_internimage.training.classification.data import DataArguments, load_data
+from hf_internimage.training.classification.data import ClassificationDataArguments, load_data
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
 from hf_internimage.training.streams import TrainingStream
 
@@ -64,7 +64,7 @@ def read(case: dict, output: Path) -> None:
         seed=case.get("seed", 0),
     )
     data = load_data(
-        DataArguments(
+        ClassificationDataArguments(
             train_dir=case["folder"],
             streaming=True,
             num_classes=10,
@@ -75,7 +75,7 @@ def read(case: dict, output: Path) -> None:
     )
     rank, world = arguments.process_index, arguments.world_size
     model = Recorder()
-    stream = TrainingStream(data.train, data.transform(key_as_pixels), arguments.seed, 8, rank, world)
+    stream = TrainingStream(data.train, data.training_transform(key_as_pixels), arguments.seed, 8, rank, world)
     trainer = ClassificationTrainer(model=model, args=arguments, train_dataset=stream, recipe=ClassificationRecipe())
     opened[:] = [output / f"opened-{rank}.txt"]
     opened[0].touch()

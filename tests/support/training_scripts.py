@@ -2,6 +2,7 @@
 """What tests of the training scripts share."""
 
 import sys
+from types import SimpleNamespace
 
 from support.golden_data import load_module
 from support.paths import SCRIPTS
@@ -14,6 +15,11 @@ def load_script(name):
         return load_module(SCRIPTS / name)
     finally:
         sys.path[:] = before
+
+
+def only_labels(names, multi_label=False):
+    """Stand-in for loaded data, of which building a model needs the labels alone."""
+    return SimpleNamespace(label_names=list(names), multi_label=multi_label)
 
 
 def as_arguments(settings):

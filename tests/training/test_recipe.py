@@ -28,7 +28,7 @@ from hf_internimage.training.optimization import (
     parameter_groups,
     system_parameter_groups,
 )
-from hf_internimage.training.system_trainer import DenseRecipe
+from hf_internimage.training.system_trainer import SystemRecipe
 
 # ---- Learning rate and weight decay by layer ----
 
@@ -494,8 +494,8 @@ def test_drop_schedule_is_mmcv_s():
 )
 def test_impossible_system_recipes_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        DenseRecipe(**wrong)
+        SystemRecipe(**wrong)
 
 
 def test_one_drop_may_be_a_number():
-    assert DenseRecipe(lr_drops=0.9).lr_drops == [0.9]
+    assert SystemRecipe(lr_drops=0.9).lr_drops == [0.9]

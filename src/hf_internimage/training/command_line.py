@@ -1,26 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""What the training scripts' command lines share: settings from files, the checkpoint to go on from, errors as text."""
+"""Read the training scripts' command lines and files of settings, and run the scripts with errors as text."""
 
 import json
 import os
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 import yaml
-from transformers import AutoConfig, HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging
 
 from ..hub.repository import PushError
 from .trainer import accumulation_steps, last_complete_checkpoint
 
-# Where all scripts differ from transformers' own.
+# Defaults of all scripts where they differ from transformers' own.
 DEFAULTS: dict[str, Any] = {
     "remove_unused_columns": False,  # the image's column is not an argument of the model
     "report_to": "tensorboard",
@@ -33,39 +32,40 @@ DEFAULTS: dict[str, Any] = {
     "dataloader_pin_memory": torch.accelerator.is_available(),
     "hub_strategy": "end",
 }
-logger = logging.get_logger(__name__)
 _LOST_PEER = re.compile(r"closed by peer|reset by peer|gloo|NCCL|timed? ?out|DistBackend", re.IGNORECASE)
 
 
 class UsageError(Exception):
-    """A mistake of the caller: shown as one line."""
+    """A mistake of the caller, shown as one line."""
 
 
-class Parts(Protocol):
-    """A dataclass of the dataclasses of arguments a script takes, one of them transformers' own."""
+class ScriptArguments(Protocol):
+    """A dataclass of the dataclasses of arguments that a script takes, one of them transformers' own."""
 
     training: TrainingArguments
 
 
-AnyParts = TypeVar("AnyParts", bound=Parts)
+AnyArguments = TypeVar("AnyArguments", bound=ScriptArguments)
 
 
-def parse(kind: type[AnyParts], argv: list[str], description: str | None, defaults: Mapping[str, Any]) -> AnyParts:
-    """The arguments, from files of settings and the command line.
+def parse(
+    kind: type[AnyArguments], argv: list[str], description: str | None, defaults: Mapping[str, Any]
+) -> AnyArguments:
+    """Read the arguments from files of settings and the command line.
 
-    Files (YAML or JSON) come first, later ones and then the command line win. Asked for neither training nor evaluation
-    nor prediction, a script trains and evaluates.
+    Files (YAML or JSON) come first, later ones and then the command line win. Without do_train, do_eval and do_predict,
+    a script trains and evaluates.
 
     Args:
         kind: dataclass whose fields are the dataclasses of arguments; one is `training`.
         argv: without the script's name.
-        description: what `--help` says.
-        defaults: where they differ from the dataclasses' and from `DEFAULTS`.
+        description: text of `--help`.
+        defaults: values that differ from the dataclasses' and from `DEFAULTS`.
 
     Raises:
         UsageError: for a file that cannot be used, and settings that do not fit together.
     """
-    kinds = [part.type for part in fields(kind)]  # type: ignore[arg-type]
+    kinds = [group.type for group in fields(kind)]  # type: ignore[arg-type]
     parser = HfArgumentParser(
         kinds,  # type: ignore[arg-type]
         description=description,
@@ -104,7 +104,7 @@ def parse(kind: type[AnyParts], argv: list[str], description: str | None, defaul
 
 
 def count_devices(use_cpu: bool) -> int:
-    """Devices of all processes together: one each under a launcher, else all GPUs of this machine."""
+    """Return the number of devices of all processes: one each under a launcher, else all GPUs of this machine."""
     return int(os.environ.get("WORLD_SIZE", "0")) or (1 if use_cpu else max(1, torch.cuda.device_count()))
 
 
@@ -115,7 +115,7 @@ def _as_argument(value: Any) -> Any:
 
 
 def json_object(name: str, text: str | None) -> dict[str, Any]:
-    """The object that an argument holds as JSON; empty without one.
+    """Return the object that an argument holds as JSON; an empty one for no text.
 
     Raises:
         UsageError: naming the argument, if it holds anything else.
@@ -129,87 +129,32 @@ def json_object(name: str, text: str | None) -> dict[str, Any]:
     return value
 
 
-def find_checkpoint(training: TrainingArguments) -> Path | None:
-    """The checkpoint to go on from: the one named, or the last complete one of the output folder.
+def run_script(
+    read: Callable[[list[str]], AnyArguments], run: Callable[[AnyArguments], None], argv: list[str] | None
+) -> int:
+    """Read the arguments and run. Return 0, or 1 after the error has been written to stderr.
 
-    Raises:
-        UsageError: if it is not there, or training anew would overwrite what an earlier run left.
+    With `log_level=debug`, errors are raised. A process that loses the others names the checkpoint there is.
     """
-    named = training.resume_from_checkpoint
-    last = last_complete_checkpoint(str(training.output_dir))
-    if named in (None, True, "true", "True"):
-        return last
-    if named in (False, "false", "False"):
-        if last is not None:
-            raise UsageError(f"{last} is of an earlier training: choose another output_dir, or go on from it.")
-        return None
-    if not Path(named, "trainer_state.json").is_file():
-        raise UsageError(f"resume_from_checkpoint={named} holds no complete checkpoint: trainer_state.json is missing.")
-    return Path(named)
-
-
-def checkpoint_labels(name: str | None, revision: str, trust_remote_code: bool = False) -> list[str]:
-    """Before an evaluation without training: the checkpoint's class names, in the order of their numbers.
-
-    Args:
-        name, revision: a folder, or a repository on the Hub.
-        trust_remote_code: run its code.
-
-    Raises:
-        UsageError: if there is no checkpoint.
-    """
-    if name is None:
-        raise UsageError("Without training there has to be a checkpoint: set model_name_or_path, or do_train.")
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    return [config.id2label[index] for index in sorted(config.id2label)]
-
-
-def are_unnamed(labels: Sequence[str]) -> bool:
-    """Whether these are the names that transformers gives to classes without one."""
-    return list(labels) == [f"LABEL_{index}" for index in range(len(labels))]
-
-
-def wanted_splits(training: TrainingArguments) -> list[str]:
-    """The splits that these actions read."""
-    wanted = {
-        "train": training.do_train,
-        "validation": training.do_train or training.do_eval,
-        "test": training.do_predict,
-    }
-    return [split for split in wanted if wanted[split]]
-
-
-def keep_last_model(training: TrainingArguments) -> None:
-    """Where there are no validation data: train without evaluation, and keep the last model."""
-    if training.eval_strategy != "no":
-        logger.warning("There are no validation data: the last model is kept, without evaluation.")
-    training.eval_strategy = IntervalStrategy.NO
-    training.load_best_model_at_end = False
-
-
-def run_script(read: Callable[[list[str]], AnyParts], run: Callable[[AnyParts], None], argv: list[str] | None) -> int:
-    """Read the arguments and run. Returns 0, or 1 after what was wrong has been said on stderr.
-
-    With `log_level=debug`, errors are raised. A process that loses the others says what checkpoint there is.
-    """
-    parts = None
+    arguments = None
     try:
-        parts = read(sys.argv[1:] if argv is None else argv)
-        logging.set_verbosity(parts.training.get_process_log_level())
-        run(parts)
+        arguments = read(sys.argv[1:] if argv is None else argv)
+        logging.set_verbosity(arguments.training.get_process_log_level())
+        run(arguments)
     except (UsageError, PushError, OSError, ValueError) as error:
-        if parts is not None and parts.training.log_level == "debug":
+        if arguments is not None and arguments.training.log_level == "debug":
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        # What a worker process raised comes as its traceback, whose last line says what happened.
+        # The error of a worker process comes as its traceback, whose last line is the message.
         sys.stderr.write(f"error: {lines[-1] if 'DataLoader worker' in lines[0] else chr(10).join(lines)}\n")
         return 1
     except RuntimeError as error:
-        if parts is None or parts.training.world_size == 1 or not _LOST_PEER.search(str(error)):
+        if arguments is None or arguments.training.world_size == 1 or not _LOST_PEER.search(str(error)):
             raise
-        last = last_complete_checkpoint(str(parts.training.output_dir))
+        last = last_complete_checkpoint(str(arguments.training.output_dir))
         sys.stderr.write(
-            f"error: process {parts.training.process_index} lost the others: one was killed, or its machine is gone. "
+            f"error: process {arguments.training.process_index} lost the others: one was killed, or its machine is "
+            "gone. "
             + (f"The same command goes on from {last}.\n" if last else "There is no checkpoint yet: start again.\n")
         )
         return 1
@@ -218,14 +163,11 @@ def run_script(read: Callable[[list[str]], AnyParts], run: Callable[[AnyParts], 
 
 __all__ = [
     "DEFAULTS",
+    "AnyArguments",
+    "ScriptArguments",
     "UsageError",
-    "are_unnamed",
-    "checkpoint_labels",
     "count_devices",
-    "find_checkpoint",
     "json_object",
-    "keep_last_model",
     "parse",
     "run_script",
-    "wanted_splits",
 ]

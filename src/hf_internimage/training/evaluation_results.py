@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The result of an evaluation, as JSON: what `cards.evaluated_card` makes a model card of."""
+"""Describe an evaluation as JSON, from which `cards.evaluated_card` makes a model card."""
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,13 +9,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import TrainingArguments
 
 from .. import __version__
-from ..ops import explain
+from ..atomic_write import atomic_write
+from ..ops.dcnv3 import backend_for
 from .sources import SourceArguments
+from .trainer import RecipeTrainer
 
-BACKEND_VARIABLE = "HF_INTERNIMAGE_BACKEND"
+EVALUATION_PREFIXES = {"validation": "eval", "test": "test"}  # of the names of files and metrics, as Trainer's are
 _NAMES = {"accuracy": "top1", "top5_accuracy": "top5"}  # of the metric -> in results
 
 
@@ -36,22 +35,22 @@ def evaluation_result(
     images_per_second: float,
     **more: Any,
 ) -> dict[str, Any]:
-    """One evaluation's numbers, and what is needed to repeat it.
+    """Return the numbers of an evaluation, and all that is needed to repeat it.
 
     Args:
         model: the model itself.
         name: folder or repository it is from.
-        data, split: what it was evaluated on: train, validation or test.
+        data, split: arguments that name the data, and the part that was used: train, validation or test.
         samples: number of images.
         metrics: of the task, from 0 to 1, and the mean loss.
         image_size: height and width in pixels; of segmentation and detection the shortest and longest edge.
         batch_size: images a batch and process.
-        dtype: what it was computed in, such as float32.
-        device: where.
+        dtype: of the computation, such as float32.
+        device: of the computation.
         images_per_second: of all processes together.
         more: further entries.
     """
-    folder = getattr(data, f"{split}_dir") or data.train_dir  # of which a share is held out, without a folder
+    folder = getattr(data, f"{split}_dir") or data.train_dir  # without a folder, a share of the training data
     return {
         "model": name,
         "dataset": {
@@ -79,26 +78,51 @@ def evaluation_result(
 
 
 def _backend(model: Any, device: torch.device, dtype: str) -> str | None:
-    """The backend that runs InternImage's operator, also as a part of the model; None for other models."""
-    kinds = {getattr(getattr(module, "config", None), "model_type", None) for module in model.modules()}
-    if not kinds & {"internimage", "cb_internimage"}:
-        return None
-    start = f"dcnv3 on {device.type}, {dtype}: "
-    found = (line.removeprefix(start) for line in explain().splitlines() if line.startswith(start))
-    return os.environ.get(BACKEND_VARIABLE) or next(found, None)
+    """Return the backend that runs InternImage's operator in a model or a part of it; None for other models."""
+    model_types = {getattr(getattr(module, "config", None), "model_type", None) for module in model.modules()}
+    return backend_for(device.type, dtype) if model_types & {"internimage", "cb_internimage"} else None
 
 
-def precision(training: TrainingArguments) -> str:
-    """What a trainer computes in: bfloat16, float16 or float32."""
-    return "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
+def report_evaluation(
+    trainer: RecipeTrainer,
+    data: SourceArguments,
+    split: str,
+    *,
+    model_name: str,
+    samples: int,
+    metrics: Mapping[str, float],
+    image_size: Sequence[int],
+    images_per_second: float,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return the evaluation of a trainer's model, and write it to the output folder: eval_ or test_evaluation.json.
+
+    Args: see `evaluation_result`; what is missing there comes from the trainer. `more` may have another batch_size.
+    """
+    training = trainer.args
+    evaluation = evaluation_result(
+        trainer.model,
+        model_name,
+        data,
+        split,
+        samples=samples,
+        metrics=metrics,
+        image_size=image_size,
+        dtype="bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
+        device=training.device,
+        images_per_second=images_per_second,
+        processes=training.world_size,
+        **{"batch_size": training.eval_batch_size, **more},
+    )
+    if trainer.is_world_process_zero():
+        write_json(evaluation, Path(str(training.output_dir), f"{EVALUATION_PREFIXES[split]}_evaluation.json"))
+    return evaluation
 
 
 def write_json(result: Mapping[str, Any], path: Path) -> None:
-    """Write a file that appears complete or not at all."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.resolve().parent, delete=False) as file:
-        json.dump(result, file, indent=2)
-        file.write("\n")
-    os.replace(file.name, path)
+    """Write a JSON file that appears complete or not at all."""
+    with atomic_write(path) as new:
+        new.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-__all__ = ["BACKEND_VARIABLE", "evaluation_result", "precision", "write_json"]
+__all__ = ["EVALUATION_PREFIXES", "evaluation_result", "report_evaluation", "write_json"]

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Encoded images of any kind -> RGB -> tensors; what is wrong with one names its file."""
+"""Read encoded images of any kind as RGB, and turn rows of a split into examples; errors name the image's file."""
 
 import io
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,13 +23,13 @@ Encoded = dict[str, Any]  # as `datasets` gives undecoded images: {"bytes": ...,
 
 
 def name_of(image: Any) -> str:
-    """What to call an image in messages: its path, or a stand-in."""
+    """Return an image's path for messages, or a phrase for one without a path."""
     path = image.get("path") if isinstance(image, dict) else image if isinstance(image, (str, Path)) else None
     return "an image without a file name" if path is None else str(path)
 
 
 def read_bytes(image: Encoded) -> bytes:
-    """The encoded bytes of an undecoded image, from memory, disk or the network.
+    """Return the encoded bytes of an undecoded image, from memory, disk or the network.
 
     Raises:
         ValueError: naming the file, if there is none or it cannot be read.
@@ -48,7 +47,7 @@ def read_bytes(image: Encoded) -> bytes:
 
 
 def decode_image(image: Encoded | bytes | str | Path | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Any image as 8-bit RGB, upright.
+    """Decode any image as 8-bit RGB, upright.
 
     Transparency is composited on white, as transformers' image processors do. Gray of 16 bits loses its low byte.
     32-bit integers up to 255 are taken as they are, larger ones as 16 bits; floats as 0 to 1 or, if larger, 0 to 255.
@@ -104,9 +103,9 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     raise _WrongPixelsError(_too_large(f"{width}x{height} pixels", max_pixels))
 
 
-def _too_large(what: str, max_pixels: int) -> str:
+def _too_large(size: str, max_pixels: int) -> str:
     return (
-        f"is too large ({what.rstrip('.')}; the limit is {max_pixels:,} pixels): make it smaller, or raise "
+        f"is too large ({size.rstrip('.')}; the limit is {max_pixels:,} pixels): make it smaller, or raise "
         "max_image_pixels if the file is trusted."
     )
 
@@ -136,27 +135,29 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     )
 
 
-@dataclass(frozen=True)
-class ImageTransform:
-    """What turns examples of a loaded split into what a model takes, each time they are read.
+def read_image(image: Encoded, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, bytes]:
+    """Return an undecoded image as `decode_image` makes it, and its encoded bytes.
 
-    Calling it with a batch of columns, as `Dataset.with_transform` does, gives `pixel_values`, whatever `prepare`
-    returns, stacked by the collator, and `labels`: class indices, or float32 rows (classes,) of zeros and ones.
+    Raises:
+        ValueError: naming the file, as `decode_image` and `read_bytes`.
+    """
+    data = read_bytes(image)
+    return decode_image({"bytes": data, "path": image.get("path")}, max_pixels), data
+
+
+@dataclass(frozen=True)
+class RowTransform:
+    """Turn rows of a split into examples each time they are read, as `Dataset.with_transform` does.
+
+    Each task derives its `DatasetTransform` with its own `one`.
 
     Attributes:
-        prepare: (RGB image, key) -> float tensor (3, H, W). The key is a list of integers that belongs to the image:
-            the CRC-32 of its encoded bytes, and for a training stream the number of the pass over the data.
-        image_column, label_column: names of the columns; without a label column there are no `labels`.
-        classes: how many; needed for several labels an image only.
-        multi_label: whether images have lists of labels.
+        prepare: an image with its annotations and a key -> what a model takes. The key is a list of integers that
+            belongs to the image: the CRC-32 of its encoded bytes, and what `one` is given behind the row.
         max_pixels: see `decode_image`.
     """
 
-    prepare: Callable[[Image.Image, list[int]], torch.Tensor]
-    image_column: str
-    label_column: str | None
-    classes: int = 0
-    multi_label: bool = False
+    prepare: Callable[..., Any]
     max_pixels: int = MAX_PIXELS
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
@@ -164,42 +165,19 @@ class ImageTransform:
         examples = [self.one(row) for row in rows]
         return {name: [example[name] for example in examples] for name in examples[0]}
 
-    def one(self, example: dict[str, Any], *key: int) -> dict[str, Any]:
-        """The same for a single example; `key` is appended to the image's."""
-        image = example[self.image_column]
-        if image is None:
-            raise ValueError(f"An example without an image in column {self.image_column!r}; remove it from the data.")
-        data = read_bytes(image)
-        decoded = decode_image({"bytes": data, "path": image.get("path")}, self.max_pixels)
-        result: dict[str, Any] = {"pixel_values": self.prepare(decoded, [zlib.crc32(data), *key])}
-        if self.label_column is not None:
-            label = example[self.label_column]
-            if self.multi_label:
-                result["labels"] = torch.zeros(self.classes)
-                result["labels"][label] = 1
-            else:
-                result["labels"] = label
-        return result
-
-
-@dataclass(frozen=True)
-class ProcessorPixels:
-    """An `ImageTransform.prepare` that is the image processor and nothing else, for evaluation."""
-
-    processor: Any
-
-    def __call__(self, image: Image.Image, key: list[int]) -> torch.Tensor:
-        return self.processor(image, return_tensors="pt")["pixel_values"][0]
+    def one(self, row: dict[str, Any], *key: int) -> dict[str, Any]:
+        """Return the example of a single row; `key` is appended to the image's."""
+        raise NotImplementedError
 
 
 class Augmented:
-    """What prepares training examples, anew in every epoch, from nothing but the example, the epoch and the seed.
+    """Augment training examples anew in every epoch, by nothing but the example, the epoch and the seed.
 
-    Called with an example's parts, of which the last is its key (see `ImageTransform`), it calls `augmentation` with
-    the others and the key behind seed and epoch.
+    Call it with an example's parts, the last of them its key (see `RowTransform`): it calls `augmentation` with the
+    other parts and the list of seed, epoch and key.
 
     Args:
-        augmentation: what is done to an example.
+        augmentation: an example's parts and a list of seeds -> what a model takes.
         seed: of the whole training.
 
     Attributes:
@@ -216,7 +194,7 @@ class Augmented:
 
 
 def target_size(processor: Any) -> tuple[int, int]:
-    """Height and width in pixels of what an image processor makes."""
+    """Return the height and width in pixels of the images that an image processor makes."""
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     if "height" in dict(size):
         return size["height"], size["width"]
@@ -226,7 +204,7 @@ def target_size(processor: Any) -> tuple[int, int]:
 def check_images(
     dataset: Any, image_column: str, max_pixels: int = MAX_PIXELS, workers: int = 8
 ) -> Iterator[tuple[int, str]]:
-    """Decode every image of a split as `load_data` gives it; yields (row, what is wrong) for each that fails."""
+    """Decode every image of a split as `load_data` gives it; yield the row and the error text of each that fails."""
 
     def problem(image: Encoded | None) -> str | None:
         try:
@@ -241,20 +219,20 @@ def check_images(
     with ThreadPoolExecutor(workers) as pool:
         row = 0
         for batch in rows.iter(_CHECKED_AT_ONCE):
-            for found in pool.map(problem, batch[image_column]):
-                if found is not None:
-                    yield row, found
+            for error_text in pool.map(problem, batch[image_column]):
+                if error_text is not None:
+                    yield row, error_text
                 row += 1
 
 
 __all__ = [
     "MAX_PIXELS",
     "Augmented",
-    "ImageTransform",
-    "ProcessorPixels",
+    "RowTransform",
     "check_images",
     "decode_image",
     "name_of",
     "read_bytes",
+    "read_image",
     "target_size",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A trained model's folder as a repository with its card; pushed if asked to."""
+"""Make the folder of a trained model a repository with its card, and push it if asked to."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,19 +16,19 @@ from .trainer import RecipeTrainer
 logger = logging.get_logger(__name__)
 
 
-def model_id_of(training: TrainingArguments, otherwise: str) -> str:
-    """The repository that the arguments name, else the output folder's name as one, else another."""
+def model_id_of(training: TrainingArguments, default: str) -> str:
+    """Return the repository that the arguments name, else the output folder's name, else `default`."""
     folder = Path(str(training.output_dir)).resolve().name
-    return training.hub_model_id or re.sub(r"[^\w.-]+", "-", folder).strip("-.") or otherwise
+    return training.hub_model_id or re.sub(r"[^\w.-]+", "-", folder).strip("-.") or default
 
 
-def base_repository(began_with: str | None) -> str | None:
-    """The repository on the Hub that a training began with; None if that was a folder, or nothing."""
-    return None if began_with is None or Path(began_with).exists() else began_with
+def base_repository(base_model: str | None) -> str | None:
+    """Return `base_model` if it is a repository on the Hub; None if it is a folder or there is none."""
+    return None if base_model is None or Path(base_model).exists() else base_model
 
 
 def publish_by_trainer(trainer: RecipeTrainer, card: ModelCard) -> None:
-    """Give the output folder this card; push it by Trainer's own means if asked to. All processes have to call this."""
+    """Write this card to the output folder; push by Trainer's own means if asked to. All processes must call this."""
     if trainer.is_world_process_zero():
         Path(str(trainer.args.output_dir), "README.md").write_text(str(card), encoding="utf-8")
     if trainer.args.push_to_hub:
@@ -44,9 +44,9 @@ def write_repository(
 
     Args:
         trainer: after `save_full_model` into its output folder.
-        auto_class: what loads the model from there, where no process has it whole.
+        auto_class: loads the whole model from there if each process has a part of it only.
         model_id: repository on the Hub, or the name of the folder.
-        make_card: of the whole model: its card.
+        make_card: whole model -> its card.
 
     Raises:
         PushError: if the Hub does not take it; the folder keeps everything.
@@ -55,8 +55,8 @@ def write_repository(
         return
     training, output = trainer.args, Path(str(trainer.args.output_dir))
     processor: Any = trainer.processing_class
-    gathered = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    model: Any = auto_class.from_pretrained(output) if gathered else trainer.model
+    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    model: Any = auto_class.from_pretrained(output) if is_sharded else trainer.model
     card = make_card(model)
     if not training.push_to_hub:
         hub.save_for_hub(model, output, image_processor=processor, card=card)
@@ -75,7 +75,7 @@ def write_repository(
 
 
 def card_data(tasks: Sequence[str], *, base_model: str | None, license: str | None) -> ModelCardData:
-    """The head of a model card.
+    """Return the head of a model card.
 
     Args:
         tasks: as tags of the Hub; the first is its pipeline.
@@ -92,22 +92,22 @@ def card_data(tasks: Sequence[str], *, base_model: str | None, license: str | No
 
 
 def images_of(evaluation: Mapping[str, Any]) -> str:
-    """How many images of what an evaluation (`results.evaluation_result`) is on, as Markdown."""
+    """Return the number of images of an evaluation (`evaluation_result`) and their source, as Markdown."""
     source = str(evaluation["dataset"]["name"])
-    where = f"a folder `{Path(source).name}`" if Path(source).exists() else f"`{source}`"
-    return f"{evaluation['samples']:,} images of {where}"
+    name = f"a folder `{Path(source).name}`" if Path(source).exists() else f"`{source}`"
+    return f"{evaluation['samples']:,} images of {name}"
 
 
 def score_table(evaluation: Mapping[str, Any], names: Mapping[str, str], digits: int) -> str:
-    """The measures of an evaluation as Markdown, in percent.
+    """Return the measures of an evaluation as a Markdown table, in percent.
 
     Args:
-        evaluation: as `results.evaluation_result` makes it.
-        names: of a measure -> what it is, for people; those that were not measured are left out.
+        evaluation: see `evaluation_results.evaluation_result`.
+        names: name of a measure -> its name for people; those that were not measured are left out.
         digits: after the point.
     """
     metrics = evaluation["metrics"]
-    rows = [f"| {what} | {100 * metrics[name]:.{digits}f} % |\n" for name, what in names.items() if name in metrics]
+    rows = [f"| {label} | {100 * metrics[name]:.{digits}f} % |\n" for name, label in names.items() if name in metrics]
     return "".join(["| | |\n|---|---|\n", *rows])
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Where data come from, for every task: arguments that name them, and folders and streams -> splits of `datasets`."""
+"""Read splits of data for every task: arguments that name them, folders and datasets, held-out and chosen rows."""
 
 import glob
+import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ _STREAM_SHARDS = 1024  # of an image folder
 
 @dataclass
 class SourceArguments:
-    """Where data are and which part of them to use, whatever the task; each task derives its own, with its folders."""
+    """Name the data and the part of them to use. Each task derives its own arguments, with its kinds of folders."""
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "Dataset on the Hugging Face Hub, or a local dataset repository."}
@@ -77,20 +79,20 @@ class SourceArguments:
                 raise ValueError(f"{name} is {value}, expected at least 1.")
 
     def name_of_split(self, split: str, present: Collection[str]) -> str | None:
-        """The name that train, validation or test has among the splits of `dataset_name`; None if it is not there.
+        """Return the name of train, validation or test among the splits of `dataset_name`; None if it is not there.
 
         Raises:
             ValueError: if the name that was given is not among them.
         """
-        wanted = getattr(self, f"{split}_split_name")
-        if wanted is not None and wanted not in present:
+        name = getattr(self, f"{split}_split_name")
+        if name is not None and name not in present:
             raise ValueError(
-                f"{self.dataset_name} has no split {wanted!r}; set {split}_split_name to one of {sorted(present)}."
+                f"{self.dataset_name} has no split {name!r}; set {split}_split_name to one of {sorted(present)}."
             )
-        return wanted or next((name for name in SPLITS[split] if name in present), None)
+        return name or next((usual for usual in SPLITS[split] if usual in present), None)
 
     def load_split(self, split: str) -> tuple[str, Dataset] | None:
-        """The name and the rows of a split of `dataset_name`; None if it is not there."""
+        """Return the name and the rows of a split of `dataset_name`; None if it is not there."""
         present = load_dataset(
             self.dataset_name, self.dataset_config_name, revision=self.dataset_revision, cache_dir=self.data_cache_dir
         )
@@ -98,15 +100,190 @@ class SourceArguments:
         return None if name is None else (name, present[name])
 
 
-def choose(dataset: Any, count: int | None, seed: int) -> Any:
-    """So many rows of a Dataset chosen at random, in their order; all if None. No dataset (None) stays none."""
-    if dataset is None or count is None:
+def read_splits(
+    arguments: SourceArguments,
+    splits: Sequence[str],
+    read: Callable[[str], Any],
+    *,
+    divide_training_data: bool = False,
+) -> dict[str, Any]:
+    """Read the splits that are there.
+
+    Args:
+        splits: names of those to read: train, validation, test.
+        read: name of a split -> its rows, or None if it is not there.
+        divide_training_data: read train also if it is not among `splits`, where validation is not there and a share of
+            the training data stands in for it.
+
+    Raises:
+        ValueError: if there is none of them, no train although it is among `splits`, or one without rows.
+    """
+    datasets = {split: read(split) for split in splits}
+    missing = "validation" in splits and datasets["validation"] is None
+    if divide_training_data and missing and arguments.train_val_split and "train" not in splits:
+        datasets["train"] = read("train")
+    datasets = {split: dataset for split, dataset in datasets.items() if dataset is not None}
+    if not datasets:
+        raise ValueError(f"There are no data for {listed(list(splits))}; check dataset_name or the folders' names.")
+    if "train" in splits and "train" not in datasets:
+        raise ValueError("There are no training data: set train_dir, or train_split_name to a split of the dataset.")
+    for split, dataset in datasets.items():
+        if isinstance(dataset, Dataset) and not len(dataset):
+            raise ValueError(f"Split {split!r} holds no images; check the data.")
+    return datasets
+
+
+def hold_out_validation(
+    datasets: dict[str, Any],
+    splits: Sequence[str],
+    arguments: SourceArguments,
+    seed: int,
+    labels_of: Callable[[Dataset], np.ndarray] | None = None,
+) -> None:
+    """Divide train in `datasets` into train and validation, if validation is among `splits` and not there.
+
+    Args:
+        datasets: name of a split -> its rows; changed in place.
+        arguments: `train_val_split` is the share to hold out.
+        seed: of the choice.
+        labels_of: train -> (N,) labels, to hold out the same share of each of them and keep at least one to train on.
+
+    Raises:
+        ValueError: for a stream, and if no row would be left on either side.
+    """
+    share, train = arguments.train_val_split, datasets.get("train")
+    if train is None or "validation" not in splits or "validation" in datasets or not share:
+        return
+    if isinstance(train, IterableDataset):
+        raise ValueError(
+            "A stream cannot be divided into training and validation data: set validation_dir or "
+            "validation_split_name, or set train_val_split to 0 to train without."
+        )
+    generator = np.random.default_rng(seed)
+    labels = np.zeros(len(train), int) if labels_of is None else labels_of(train)
+    parts = []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        most = len(rows) if labels_of is None else len(rows) - 1
+        parts.append(rows[: min(round(len(rows) * share), most)])
+    held_out = np.sort(np.concatenate(parts))
+    if len(held_out) in (0, len(train)):
+        raise ValueError(
+            f"train_val_split={share} of {len(train)} images is none, or leaves none to train on: change it, or set it "
+            "to 0 to train without validation."
+        )
+    datasets["train"] = train.select(np.setdiff1d(np.arange(len(train)), held_out))
+    datasets["validation"] = train.select(held_out)
+
+
+def choose_samples(datasets: dict[str, Any], arguments: SourceArguments, seed: int) -> dict[str, Any]:
+    """Return the splits with at most `max_train_samples` and `max_eval_samples` rows, chosen at random, in their order.
+
+    Of a stream, the first rows are taken.
+    """
+    return {
+        split: _choose(dataset, arguments.max_train_samples if split == "train" else arguments.max_eval_samples, seed)
+        for split, dataset in datasets.items()
+    }
+
+
+def _choose(dataset: Any, count: int | None, seed: int) -> Any:
+    if count is None:
         return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.take(count)
     return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count]))
 
 
+def read_label_names(path: str | Path, unique: bool = True) -> list[str]:
+    """Read class names from a text file with one a line, or from JSON: a list, or an object such as {"0": "wall"}.
+
+    Raises:
+        ValueError: naming the file, if it holds none, or if `unique` the same one twice.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        names: Any = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); give a text file or JSON in UTF-8.") from error
+    if isinstance(names, dict):
+        if set(names) != {str(index) for index in range(len(names))}:
+            raise ValueError(f"{path}: has to number its {len(names)} classes from 0 to {len(names) - 1}.")
+        names = [names[str(index)] for index in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: holds no names, expected a list of texts or an object of numbers and texts.")
+    names = [name for name in names if name]
+    repeated = sorted({name for name in names if names.count(name) > 1}) if unique else []
+    if not names or repeated:
+        problem = f"names {listed(repeated)} twice" if repeated else "is empty"
+        raise ValueError(f"{path}: {problem}; give each class a name.")
+    return names
+
+
+def check_label_names(
+    model_names: Sequence[str] | None, data_names: Sequence[str], data_classes: str, advice: str
+) -> None:
+    """Raise ValueError unless the classes of the data are a model's, in its order; any classes do without a model.
+
+    A model's LABEL_0, LABEL_1, ... fit any names of the same number.
+
+    Args:
+        data_classes: "the data's 3", for the message.
+        advice: how to go on, for the message.
+    """
+    if model_names is None or list(model_names) == list(data_names):
+        return
+    if len(model_names) == len(data_names) and are_unnamed(model_names):
+        return
+    raise ValueError(
+        f"The model's {len(model_names)} classes ({', '.join(model_names[:3])}...) are not {data_classes} "
+        f"({', '.join(data_names[:3])}...) in that order: {advice}."
+    )
+
+
+def are_unnamed(label_names: Sequence[str]) -> bool:
+    """Return True for the names that transformers gives to classes without one."""
+    return list(label_names) == [f"LABEL_{index}" for index in range(len(label_names))]
+
+
+def find_image_column(
+    features: Features | None,
+    name: str | None,
+    setting: str = "image_column_name",
+    usual_names: Sequence[str] = (),
+) -> str:
+    """Return the name of a column of images: the one given, the first of `usual_names`, or without these the only one.
+
+    Raises:
+        ValueError: naming the setting and its choices, if there is no such column, or the choice is not clear; with
+            `usual_names` also for a given column of something else.
+    """
+    if features is None:
+        raise ValueError("The stream does not say which columns it has; set streaming to False.")
+    columns = image_columns(features)
+    if name is not None:
+        if usual_names and name not in columns:
+            raise ValueError(f"Column {name!r} is none of images; set {setting} to one of {columns}.")
+        if name not in features:
+            raise ValueError(f"There is no column {name!r}; set {setting} to one of {sorted(features)}.")
+        return name
+    choices = [column for column in usual_names if column in columns] if usual_names else columns
+    if choices and (usual_names or len(choices) == 1):
+        return choices[0]
+    if not columns:
+        raise ValueError(f"No column holds images; set {setting} to one of {sorted(features)}.")
+    problem = "No column is recognised" if usual_names else f"Columns {columns} hold images"
+    raise ValueError(f"{problem}; set {setting} to one of {columns}.")
+
+
+def image_columns(features: Features) -> list[str]:
+    """Return the names of the columns that hold images."""
+    return [name for name, feature in features.items() if is_image(feature)]
+
+
 def read_folder(folder: str, streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
-    """What a folder holds, recognised by its files: a folder of images for each class, or files that datasets reads.
+    """Read a folder by the kind of its files: a folder of images for each class, or files that `datasets` reads.
 
     Raises:
         ValueError: naming the folder or file, if it holds nothing of this, several kinds, or a class without images.
@@ -134,18 +311,18 @@ def read_folder(folder: str, streaming: bool, cache_dir: str | None) -> Dataset 
 
 
 def list_files(folder: str) -> list[str]:
-    """All files below a folder, but hidden ones; the same order everywhere."""
-    found = []
+    """Return the paths of all files below a folder except hidden ones, in the same order everywhere."""
+    paths = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(parent, name) for name in sorted(names) if not name.startswith(".")]
-    return found
+        paths += [os.path.join(parent, name) for name in sorted(names) if not name.startswith(".")]
+    return paths
 
 
 def _read_class_folders(
     folder: str, images: list[str], others: list[str], streaming: bool
 ) -> Dataset | IterableDataset:
-    """One class for each folder in `folder`, in the order of their names; images may lie deeper."""
+    """Read one class for each folder in `folder`, in the order of their names; images may lie deeper."""
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     usual = {name for split in SPLITS.values() for name in split}
     if names and usual.issuperset(map(str.lower, names)):
@@ -177,8 +354,8 @@ def _read_class_folders(
 
 
 def keep_stream(stream: IterableDataset, count: int | None, key: str, cache_dir: str | None) -> Dataset:
-    """The first images of a stream, downloaded once into the cache, where `key` identifies them."""
-    images = [name for name, feature in stream.features.items() if is_image(feature)]
+    """Download the first images of a stream into the cache, where `key` identifies them; at once if they are there."""
+    images = image_columns(stream.features)
     for name in images:
         stream = stream.cast_column(name, Image(decode=False))
     stream = stream if count is None else stream.take(count)
@@ -194,12 +371,12 @@ def keep_stream(stream: IterableDataset, count: int | None, key: str, cache_dir:
 
 
 def is_image(feature: Any) -> bool:
-    """Also a struct of bytes and path, which is how images look in Parquet files of other writers."""
+    """Return True for images, and for structs of bytes and path, as Parquet files of other writers have them."""
     return isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """Names for a message, the first few of them."""
+    """Return the first few names as text for a message, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(str, names[:most])) + more
 
@@ -208,10 +385,17 @@ __all__ = [
     "IMAGE_ENDINGS",
     "SPLITS",
     "SourceArguments",
-    "choose",
+    "are_unnamed",
+    "check_label_names",
+    "choose_samples",
+    "find_image_column",
+    "hold_out_validation",
+    "image_columns",
     "is_image",
     "keep_stream",
     "list_files",
     "listed",
     "read_folder",
+    "read_label_names",
+    "read_splits",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Training data that are read while training: every process its own shards, again and again."""
+"""Read training data while training: each process reads its own shards, again and again."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -12,13 +12,13 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from .images import ImageTransform
+from .images import RowTransform
 
 logger = logging.get_logger(__name__)
 
 
 class TrainingStream(TorchIterableDataset):
-    """An endless stream of prepared training examples for one process.
+    """Give one process an endless stream of prepared training examples.
 
     Shards are divided among processes, and among the workers of each, so that in each pass over the data every example
     is read once, by one of them. Each pass has another order. The stream does not end after a pass: processes whose
@@ -28,8 +28,8 @@ class TrainingStream(TorchIterableDataset):
     Read it through `loader`; accelerate would divide it a second time.
 
     Args:
-        stream: `LoadedData.train`.
-        transform: what prepares an example; the number of the pass, from 0, is appended to the keys of its images.
+        stream: training data of `load_data`.
+        transform: row -> example; the number of the pass, from 0, is appended to the key of each image.
         seed: of the order.
         buffer_size: encoded images each worker keeps to choose from.
         rank, world_size: number of this process, and how many there are.
@@ -38,7 +38,7 @@ class TrainingStream(TorchIterableDataset):
     def __init__(
         self,
         stream: IterableDataset,
-        transform: ImageTransform,
+        transform: RowTransform,
         seed: int,
         buffer_size: int = 1000,
         rank: int = 0,
@@ -57,11 +57,11 @@ class TrainingStream(TorchIterableDataset):
 
     @property
     def num_shards(self) -> int:
-        """Shards of this process: more workers than that have nothing to read."""
+        """The number of this process's shards; more workers than that have nothing to read."""
         return self._pass(0).num_shards
 
     def loader(self, arguments: TrainingArguments, batch_size: int, collate: Any) -> DataLoader:
-        """The loader that Trainer's `get_train_dataloader` has to return for this."""
+        """Return the loader that Trainer's `get_train_dataloader` has to return for this stream."""
         workers = min(arguments.dataloader_num_workers, self.num_shards)
         return DataLoader(
             self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which segmenter or detector a script trains: the arguments, and the fields they set."""
+"""Choose and load the segmenter or detector to train: the arguments, and the fields of configurations they set."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +11,11 @@ from .command_line import UsageError, json_object
 
 
 @dataclass
-class DenseModelArguments:
-    """A checkpoint, or a new head on a backbone. Scripts derive theirs, with the heads they know."""
+class SystemModelArguments:
+    """Name a checkpoint, or a new head on a backbone. Each task derives its own, with the heads it knows."""
 
     heads: ClassVar[Sequence[str]] = ()
+    trust_remote_code: ClassVar[bool] = False  # no option of these scripts
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Model to start from, head included: a folder, or a repository on the Hub."}
@@ -38,52 +39,62 @@ class DenseModelArguments:
     def __post_init__(self) -> None:
         if self.head not in self.heads:
             raise ValueError(f"head is {self.head!r}, expected one of {', '.join(self.heads)}.")
-        given = [name for name in ("model_name_or_path", "backbone", "size") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{given[0]} and {given[1]} are both set; choose one of them.")
+        sources = [name for name in ("model_name_or_path", "backbone", "size") if getattr(self, name) is not None]
+        if len(sources) > 1:
+            raise ValueError(f"{sources[0]} and {sources[1]} are both set; choose one of them.")
+
+    @property
+    def base_model(self) -> str | None:
+        """The folder or repository that the training starts from; None for new weights."""
+        return self.model_name_or_path or self.backbone
 
     def overrides(self, label_names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Fields of the backbone's configuration, and of the head's, with these classes.
+        """Return the fields to set in the backbone's configuration and in the head's, with these classes.
 
         Raises:
             UsageError: for arguments that are no JSON objects.
         """
-        of_backbone = json_object("config_overrides", self.config_overrides)
+        backbone_fields = json_object("config_overrides", self.config_overrides)
         if self.drop_path_rate is not None:
-            of_backbone["drop_path_rate"] = self.drop_path_rate
-        of_head = json_object("head_overrides", self.head_overrides) | {
-            "id2label": dict(enumerate(label_names)),
-            "label2id": {name: index for index, name in enumerate(label_names)},
-        }
-        return of_backbone, of_head
+            backbone_fields["drop_path_rate"] = self.drop_path_rate
+        head_fields = json_object("head_overrides", self.head_overrides) | label_fields(label_names)
+        return backbone_fields, head_fields
+
+
+def label_fields(label_names: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a configuration that name the classes."""
+    return {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: index for index, name in enumerate(label_names)},
+    }
 
 
 def load_model(
-    name: str,
-    revision: str,
-    of_backbone: dict[str, Any],
-    of_head: dict[str, Any],
-    auto_class: Callable[[PreTrainedConfig], Any],
+    arguments: SystemModelArguments,
+    backbone_fields: dict[str, Any],
+    head_fields: dict[str, Any],
+    auto_class_of: Callable[[PreTrainedConfig], Any],
 ) -> PreTrainedModel:
-    """A model of transformers with these fields of its backbone's and its own configuration.
+    """Load the checkpoint that the arguments name, with these fields of its backbone's and its own configuration.
 
     Its classifier may be for other labels, and is then made anew.
 
     Args:
-        name, revision: a folder, or a repository on the Hub.
-        auto_class: of a configuration: what loads its model.
+        auto_class_of: configuration -> the Auto class that loads its model.
 
     Raises:
-        UsageError: for fields of a backbone it does not have.
+        UsageError: for fields of a backbone that the model does not have.
     """
+    name, revision = str(arguments.model_name_or_path), arguments.model_revision
     config = AutoConfig.from_pretrained(name, revision=revision)
-    if of_backbone:
-        inner = getattr(config, "backbone_config", None)
-        if inner is None:
+    if backbone_fields:
+        backbone = getattr(config, "backbone_config", None)
+        if backbone is None:
             raise UsageError(f"{name} has no backbone_config: leave out config_overrides and drop_path_rate.")
-        inner.update(of_backbone)
-    config.update(of_head)
-    return auto_class(config).from_pretrained(name, revision=revision, config=config, ignore_mismatched_sizes=True)
+        backbone.update(backbone_fields)
+    config.update(head_fields)
+    auto_class = auto_class_of(config)
+    return auto_class.from_pretrained(name, revision=revision, config=config, ignore_mismatched_sizes=True)
 
 
-__all__ = ["DenseModelArguments", "load_model"]
+__all__ = ["SystemModelArguments", "label_fields", "load_model"]

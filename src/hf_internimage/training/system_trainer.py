@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The original's recipes for segmentation and detection: rates by layer, polynomial or dropping schedule."""
+"""Train segmenters and detectors by the original's recipes: rates by layer, polynomial or dropping schedule."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,8 @@ from .trainer import RecipeArguments, RecipeTrainer
 
 
 @dataclass
-class DenseRecipe(RecipeArguments):
-    """What the original's recipes for segmentation and detection add to transformers' training arguments."""
+class SystemRecipe(RecipeArguments):
+    """Settings of the original's recipes for segmentation and detection beside transformers' training arguments."""
 
     backbone_lr_scale: float = field(default=1.0, metadata={"help": "Factor of the backbone's learning rate."})
     sampling_lr_scale: float = field(
@@ -50,17 +50,17 @@ class DenseRecipe(RecipeArguments):
             raise ValueError(f"lr_drops is {self.lr_drops}, expected shares of the training between 0 and 1.")
 
 
-class DenseTrainer(RecipeTrainer):
-    """Trains by the original's recipes for segmentation and detection, any model that computes its own loss.
+class SystemTrainer(RecipeTrainer):
+    """Train any model that computes its own loss by the original's recipes for segmentation and detection.
 
     With `lr_scheduler_type="polynomial"` or `"constant_with_warmup"` the rates follow `optimization.drop_schedule`.
 
     Args:
-        recipe: see `DenseRecipe`.
+        recipe: see `SystemRecipe`.
         Everything else is Trainer's.
     """
 
-    recipe: DenseRecipe
+    recipe: SystemRecipe
 
     def parameter_groups(self, model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
         return system_parameter_groups(
@@ -86,7 +86,7 @@ class DenseTrainer(RecipeTrainer):
         )
 
     def refuse_data_parallel(self) -> None:
-        """For labels that are lists: raise ValueError where Trainer would split a batch over several GPUs."""
+        """Raise ValueError where Trainer would split a batch over several GPUs, which labels in lists do not allow."""
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"One process sees {self.args.n_gpu} GPUs, over which it cannot split labels that are lists: start "
@@ -94,16 +94,16 @@ class DenseTrainer(RecipeTrainer):
             )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Keep the card that is there: Trainer's own would say nothing of how to load such a model."""
+        """Keep the card that is there, since Trainer's own does not say how to load such a model."""
         if not Path(str(self.args.output_dir), "README.md").exists():
             super().create_model_card(*args, **kwargs)
 
 
 def checkpoint_backbone(model: PreTrainedModel, training: TrainingArguments) -> None:
-    """If asked for gradient checkpointing and the head has none, switch it on in the InternImage inside, here.
+    """Switch gradient checkpointing on in the InternImage of a model whose head has none, if `training` asks for it.
 
-    Trainer is then not asked for it any more. For models that have it by themselves it stays Trainer's, which includes
-    their backbone.
+    `training` then asks for it no more. In models that support it themselves, Trainer switches it on, also in their
+    backbone.
 
     Raises: ValueError if neither the head has it nor there is an InternImage in `model`.
     """
@@ -114,4 +114,4 @@ def checkpoint_backbone(model: PreTrainedModel, training: TrainingArguments) -> 
         setattr(training, name, False)
 
 
-__all__ = ["DenseRecipe", "DenseTrainer", "checkpoint_backbone"]
+__all__ = ["SystemRecipe", "SystemTrainer", "checkpoint_backbone"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""training/data.py and what it is made of: images of all kinds, labels of all kinds, folders, files, errors."""
+"""Classification data: images of all kinds, labels of all kinds, folders, files, streams, errors."""
 
 import io
 import json
@@ -25,7 +25,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from hf_internimage import InternImageImageProcessorPil
 from hf_internimage.training import sources
 from hf_internimage.training.classification import data as data_module
-from hf_internimage.training.classification.data import DataArguments, load_data
+from hf_internimage.training.classification.data import ClassificationDataArguments, load_data
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
 from hf_internimage.training.images import check_images, decode_image
 from hf_internimage.training.streams import TrainingStream
@@ -111,12 +111,12 @@ def write_parquet(folder, images, labels, feature=None, shards=1):
 
 
 def load(folder, **options):
-    return load_data(DataArguments(train_dir=str(folder), **{"train_val_split": 0, **options}))
+    return load_data(ClassificationDataArguments(train_dir=str(folder), **{"train_val_split": 0, **options}))
 
 
 def pairs(split, data):
     """(CRC-32 of the image, label) of every example, as the transform gives them."""
-    transform = data.transform(lambda image, key: torch.tensor(key[0]))
+    transform = data.training_transform(lambda image, key: torch.tensor(key[0]))
     return sorted((int(row["pixel_values"]), row["labels"]) for row in map(transform.one, split))
 
 
@@ -324,14 +324,14 @@ def test_named_dataset_and_its_splits(digits, tmp_path):
         + "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in parts)
         + "---\n"
     )
-    data = load_data(DataArguments(dataset_name=str(tmp_path / "repository")))
+    data = load_data(ClassificationDataArguments(dataset_name=str(tmp_path / "repository")))
     assert [len(split) for split in (data.train, data.validation, data.test)] == [12, 6, 6]
-    swapped = DataArguments(dataset_name=str(tmp_path / "repository"), validation_split_name="test")
+    swapped = ClassificationDataArguments(dataset_name=str(tmp_path / "repository"), validation_split_name="test")
     assert pairs(load_data(swapped).validation, data) == pairs(data.test, data)
     with pytest.raises(ValueError, match=r"no split 'dev'; set validation_split_name to one of \['test', 'train'"):
-        load_data(DataArguments(dataset_name=str(tmp_path / "repository"), validation_split_name="dev"))
+        load_data(ClassificationDataArguments(dataset_name=str(tmp_path / "repository"), validation_split_name="dev"))
 
-    streamed = DataArguments(dataset_name=str(tmp_path / "repository"), streaming=True)
+    streamed = ClassificationDataArguments(dataset_name=str(tmp_path / "repository"), streaming=True)
     kept = load_data(streamed)
     assert isinstance(kept.train, IterableDataset)
     assert pairs(kept.train, kept) == pairs(data.train, data)
@@ -378,7 +378,7 @@ def test_several_labels(kind, digits, tmp_path):
     assert data.multi_label
     assert data.label_names == names
     assert data.train["label"] == [[0, 2], [], [1]]
-    rows = data.train.with_transform(data.transform(lambda image, key: torch.zeros(1)))[:]["labels"]
+    rows = data.train.with_transform(data.training_transform(lambda image, key: torch.zeros(1)))[:]["labels"]
     assert torch.stack(rows).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     assert data.class_counts().tolist() == [1, 1, 1]
 
@@ -513,18 +513,18 @@ def test_a_stream_names_a_wrong_label_when_it_is_read(digits, tmp_path):
 )
 def test_arguments_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
-        DataArguments(**options)
+        ClassificationDataArguments(**options)
 
 
 def test_arguments_are_options_of_a_command():
     line = ["--train_dir", "a", "--streaming", "--max_eval_samples", "7", "--multi_label", "true"]
-    (arguments,) = HfArgumentParser(DataArguments).parse_args_into_dataclasses(line)
-    assert arguments == DataArguments(train_dir="a", streaming=True, max_eval_samples=7, multi_label=True)
+    (arguments,) = HfArgumentParser(ClassificationDataArguments).parse_args_into_dataclasses(line)
+    assert arguments == ClassificationDataArguments(train_dir="a", streaming=True, max_eval_samples=7, multi_label=True)
 
 
 def test_training_needs_training_data(digits, tmp_path):
     write_classes(tmp_path / "a", *digits)
-    arguments = DataArguments(validation_dir=str(tmp_path / "a"))
+    arguments = ClassificationDataArguments(validation_dir=str(tmp_path / "a"))
     with pytest.raises(ValueError, match="no training data: set train_dir"):
         load_data(arguments)
     data = load_data(arguments, splits=["validation"])
@@ -540,7 +540,7 @@ def test_test_data_without_labels_are_left_out(digits, tmp_path, warnings):
     assert data.test is None
     assert "have no labels" in warnings[0]
     with pytest.raises(ValueError, match="has the label -1"):
-        load_data(DataArguments(test_dir=str(tmp_path / "b")), splits=["test"])
+        load_data(ClassificationDataArguments(test_dir=str(tmp_path / "b")), splits=["test"])
 
 
 # ---- Parts of the data ----
@@ -552,7 +552,7 @@ def test_held_out_share_is_of_each_class(digits, tmp_path):
     write_classes(tmp_path / "a", images, labels)
     loaded = [load(tmp_path / "a", train_val_split=0.25) for _ in range(2)]
     first, again = loaded
-    other = load_data(DataArguments(train_dir=str(tmp_path / "a"), train_val_split=0.25), seed=1)
+    other = load_data(ClassificationDataArguments(train_dir=str(tmp_path / "a"), train_val_split=0.25), seed=1)
     assert np.bincount(first.validation["label"]).tolist() == [3, 3]  # the only image of a class is trained on
     assert first.class_counts().tolist() == [9, 8, 1]
     assert sorted(pairs(first.train, first) + pairs(first.validation, first)) == sorted(
@@ -604,7 +604,7 @@ def test_transform_gives_pixels_labels_and_a_key(digits, tmp_path):
         seen.append((image.mode, image.size, key))
         return torch.full((3, 2, 2), float(len(seen)))
 
-    rows = data.train.with_transform(data.transform(prepare))[4:6]
+    rows = data.train.with_transform(data.training_transform(prepare))[4:6]
     assert seen == [("RGB", (8, 8), [zlib.crc32(images[row])]) for row in (4, 5)]
     assert torch.equal(torch.stack(rows["pixel_values"])[:, 0, 0, 0], torch.tensor([1.0, 2.0]))
     assert rows["labels"] == labels[4:6]
@@ -627,7 +627,7 @@ def test_unreadable_image_is_named_while_training(digits, tmp_path):
     bad = tmp_path / "a" / "bee" / "1.png"
     bad.write_bytes(bad.read_bytes()[:60])
     data = load(tmp_path / "a")
-    split = data.train.with_transform(data.transform(lambda image, key: torch.zeros(1)))
+    split = data.train.with_transform(data.training_transform(lambda image, key: torch.zeros(1)))
     with pytest.raises(ValueError, match=r"bee/1\.png: cannot be decoded"):
         split[:]
 
@@ -667,7 +667,7 @@ def test_stream_resumes_where_it_was(digits, tmp_path):
                 max_steps=6,
                 save_steps=4,
             ),
-            train_dataset=TrainingStream(data.train, data.transform(key_as_pixels), 0, 8),
+            train_dataset=TrainingStream(data.train, data.training_transform(key_as_pixels), 0, 8),
             recipe=ClassificationRecipe(),
         )
         trainer.train(**arguments)

@@ -15,7 +15,7 @@ from transformers import ConvNextConfig, ConvNextForImageClassification, Trainer
 from hf_internimage import InternImageForImageClassification
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
 from hf_internimage.training.ema import FILE_NAME, WeightAverage
-from hf_internimage.training.system_trainer import DenseRecipe, DenseTrainer
+from hf_internimage.training.system_trainer import SystemRecipe, SystemTrainer
 from hf_internimage.training.trainer import EpochCallback, accumulation_steps, last_complete_checkpoint
 
 
@@ -304,7 +304,7 @@ def test_accumulated_batches_give_the_mean_gradient(tmp_path):
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=steps,
         )
-        run = DenseTrainer(model=Mean(), args=arguments, recipe=DenseRecipe(), train_dataset=Noise(8))
+        run = SystemTrainer(model=Mean(), args=arguments, recipe=SystemRecipe(), train_dataset=Noise(8))
         run.train()
         return next(entry for entry in run.state.log_history if "grad_norm" in entry)
 

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from hf_internimage import InternImageDetectionImageProcessor
 from hf_internimage.training.detection.augmentation import DetectionAugmentation, DetectionAugmentationArguments
-from hf_internimage.training.detection.data import DetectionDataArguments, load_detection_data
+from hf_internimage.training.detection.data import DetectionDataArguments, load_data
 from hf_internimage.training.images import Augmented
 
 
@@ -58,25 +58,25 @@ def test_other_splits_are_matched_by_name(scenes, tmp_path):
         load(train_dir=scenes / "train", validation_dir=tmp_path / "other")
     wanted = ["owl", "disc", "square"]
     arguments = DetectionDataArguments(validation_dir=str(scenes / "validation"))
-    data = load_detection_data(arguments, splits=["validation"], label_names=wanted)
+    data = load_data(arguments, splits=["validation"], label_names=wanted)
     assert data.label_names == wanted
     assert data.validation[0]["classes"] == [2, 1]
 
 
 def test_a_share_is_held_out(scenes):
-    data = load_detection_data(DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0.25), seed=1)
+    data = load_data(DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0.25), seed=1)
     assert (len(data.train), len(data.validation)) == (6, 2)
     ids = [*data.train["image_id"], *data.validation["image_id"]]
     assert sorted(ids) == list(range(8))
-    again = load_detection_data(DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0.25), seed=1)
+    again = load_data(DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0.25), seed=1)
     assert data.validation["image_id"][:] == again.validation["image_id"][:]
     alone = DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0.25, train_without_objects=False)
-    judged = load_detection_data(alone, seed=1, splits=["validation"], label_names=NAMES[::-1])
-    assert judged.train is None
-    assert judged.validation["image_id"][:] == data.validation["image_id"][:]
-    assert judged.validation[0]["classes"] == [1, 0]
+    evaluated = load_data(alone, seed=1, splits=["validation"], label_names=NAMES[::-1])
+    assert evaluated.train is None
+    assert evaluated.validation["image_id"][:] == data.validation["image_id"][:]
+    assert evaluated.validation[0]["classes"] == [1, 0]
     few = DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0, max_train_samples=3)
-    assert len(load_detection_data(few).train) == 3
+    assert len(load_data(few).train) == 3
 
 
 def broken(change):

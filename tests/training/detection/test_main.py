@@ -4,6 +4,7 @@
 import json
 import shutil
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,21 +17,22 @@ from safetensors.torch import load_file
 from support.detection_scenes import NAMES, coco, load, scene, write
 from support.loading import WITHOUT_THE_PACKAGE, run_python
 from support.loopback_hub import loopback_hub  # noqa: F401
-from support.paths import TESTS
-from support.training_scripts import SCRIPTS, as_arguments, load_script
+from support.paths import SCRIPTS, TESTS
+from support.training_scripts import as_arguments, only_labels
 from transformers import AutoModelForObjectDetection, TrainingArguments, pipeline
 from transformers.utils import ModelOutput
 
 from hf_internimage import InternImageConfig, InternImageDetectionImageProcessor, heads
 from hf_internimage.checkpoints.classifiers import CHECKPOINTS
 from hf_internimage.models.modeling_internimage import InternImageBackbone
+from hf_internimage.training.detection import main as script
 from hf_internimage.training.detection import plots as box_overlays
 from hf_internimage.training.detection.coco_map import CocoMap
-from hf_internimage.training.detection.data import DetectionDataArguments, load_detection_data
+from hf_internimage.training.detection.data import DetectionDataArguments, collate, load_data
 from hf_internimage.training.detection.evaluation import curves
 from hf_internimage.training.detection.plots import draw_boxes
-from hf_internimage.training.detection.trainer import Collate, DetectionTrainer
-from hf_internimage.training.system_trainer import DenseRecipe
+from hf_internimage.training.detection.trainer import DetectionTrainer
+from hf_internimage.training.system_trainer import SystemRecipe
 
 RECIPES = sorted((SCRIPTS / "recipes" / "detection").glob("*.yaml"))
 SMALL = '{"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}'
@@ -39,8 +41,6 @@ HEAD = {
     "decoder_ffn_dim": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 12,
     "num_denoising": 4,
 }  # fmt: skip
-
-script = load_script("run_object_detection.py")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_batches_are_padded():
         {"pixel_values": torch.ones(3, 40, 70), "labels": {"boxes": torch.zeros(2, 4)}},
         {"pixel_values": torch.ones(3, 64, 30), "labels": {"boxes": torch.zeros(0, 4)}},
     ]
-    batch = Collate()(examples)
+    batch = collate(examples)
     assert batch["pixel_values"].shape == (2, 3, 64, 96)
     assert batch["pixel_mask"].shape == (2, 64, 96)
     assert torch.equal(batch["pixel_values"][:, 0].long(), batch["pixel_mask"])
@@ -108,16 +108,14 @@ def test_detections_are_measured_at_the_images_own_size(batch, tmp_path):
         for annotation, box in zip(content["annotations"][2 * index :], boxes, strict=False):
             annotation["bbox"] = box
     write(tmp_path / "validation", content)
-    data = load_detection_data(
-        DetectionDataArguments(validation_dir=str(tmp_path / "validation")), splits=["validation"]
-    )
+    data = load_data(DetectionDataArguments(validation_dir=str(tmp_path / "validation")), splits=["validation"])
     processor = InternImageDetectionImageProcessor(size={"shortest_edge": 57, "longest_edge": 90})
     training = TrainingArguments(
         str(tmp_path), per_device_eval_batch_size=batch, remove_unused_columns=False, use_cpu=True, report_to="none",
         disable_tqdm=True,
     )  # fmt: skip
     trainer = DetectionTrainer(
-        model=Echo(), args=training, recipe=DenseRecipe(), data_collator=Collate(), processing_class=processor,
+        model=Echo(), args=training, recipe=SystemRecipe(), data_collator=collate, processing_class=processor,
         compute_metrics=CocoMap(data.validation, data.label_names),
     )  # fmt: skip
     prediction = trainer.predict(data.validation.with_transform(data.evaluation_transform(processor)))
@@ -145,44 +143,44 @@ TABLE = {
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_settings_of_the_script(recipe, tmp_path):
-    parts = script.read_arguments(
+    arguments = script.read_arguments(
         [str(recipe), "--train_dir", "images", "--output_dir", str(tmp_path), "--use_cpu=true"]
     )
     for name, value in yaml.safe_load(recipe.read_text()).items():
-        holder = next(part for part in vars(parts).values() if hasattr(part, name))
+        holder = next(group for group in vars(arguments).values() if hasattr(group, name))
         assert getattr(holder, name) == value, name
-    if parts.model.backbone:
-        assert parts.model.backbone.rpartition("/")[2] in {entry.name for entry in CHECKPOINTS}
+    if arguments.model.backbone:
+        assert arguments.model.backbone.rpartition("/")[2] in {entry.name for entry in CHECKPOINTS}
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_recipes_are_the_originals(name, tmp_path):
     recipe = SCRIPTS / "recipes" / "detection" / f"{name}.yaml"
-    parts = script.read_arguments([str(recipe), "--train_dir=images", f"--output_dir={tmp_path}", "--use_cpu=true"])
-    training, own, augmentation = parts.training, parts.recipe, parts.augmentation
+    arguments = script.read_arguments([str(recipe), "--train_dir=images", f"--output_dir={tmp_path}", "--use_cpu=true"])
+    training, own, augmentation = arguments.training, arguments.recipe, arguments.augmentation
     wanted = TABLE[name]
     assert (training.max_steps if training.max_steps > 0 else training.num_train_epochs) == wanted[0]
     assert own.lr_drops == pytest.approx(wanted[1], abs=1e-6)
     rates = (own.layer_decay, own.backbone_lr_scale, own.sampling_lr_scale, training.weight_decay)
     assert rates == wanted[2:6]
-    assert parts.model.drop_path_rate == wanted[6]
-    assert (parts.model.shortest_edge, parts.model.longest_edge) == wanted[7]
+    assert arguments.model.drop_path_rate == wanted[6]
+    assert (arguments.model.shortest_edge, arguments.model.longest_edge) == wanted[7]
     assert training.gradient_checkpointing is wanted[8]
-    assert parts.model.max_detections == (None if name == "dino_t" else 300)
+    assert arguments.model.max_detections == (None if name == "dino_t" else 300)
     assert training.learning_rate == 1e-4
     assert (training.warmup_steps, own.warmup_start_ratio, training.max_grad_norm) == (500, 1e-3, 0.1)
     assert (own.total_train_batch_size, own.learning_rate_batch_size, own.ema_decay) == (16, None, 0)
-    assert not parts.data.train_without_objects
+    assert not arguments.data.train_without_objects
     assert augmentation.flip_probability == 0.5
     if name == "dino_h":
         assert (augmentation.crop_probability, augmentation.resize_count) == (0, 0)
         assert (augmentation.resize_min, augmentation.resize_max) == (0.6, 1.8)
-        assert json.loads(parts.model.head_overrides) == {"num_denoising": 1000}
+        assert json.loads(arguments.model.head_overrides) == {"num_denoising": 1000}
     else:
         assert (augmentation.crop_probability, augmentation.resize_count) == (0.5, 11)
         assert (augmentation.resize_min, augmentation.resize_max) == (0.6, 1)
         # the classifier of T has no layer scale, the detector does; that of L has one
-        scale = json.loads(parts.model.config_overrides or "{}").get("layer_scale")
+        scale = json.loads(arguments.model.config_overrides or "{}").get("layer_scale")
         assert scale == (1.0 if name == "dino_t" else None)
 
 
@@ -244,7 +242,8 @@ def test_refuses(changes, message, scenes, tmp_path, monkeypatch, capsys):
 
 
 def model_arguments(**kwargs):
-    return script.ModelArguments(**{"config_overrides": SMALL, **kwargs})
+    """Return arguments of the script, of which building a model and its image processor needs the model's alone."""
+    return SimpleNamespace(model=script.ModelArguments(**{"config_overrides": SMALL, **kwargs}))
 
 
 def test_dino_on_a_backbone_gets_its_weights(tmp_path):
@@ -256,32 +255,34 @@ def test_dino_on_a_backbone_gets_its_weights(tmp_path):
         drop_path_rate=0.3,
         head_overrides=json.dumps(HEAD),
     )
-    model = script.build_model(arguments, NAMES)
+    model = script.build_model(arguments.model, only_labels(NAMES))
     assert type(model).__name__ == "InternImageDinoForObjectDetection"
     config = model.config.backbone_config
     assert (config.drop_path_rate, config.layer_scale, config.depths) == (0.3, 1.0, [1, 1, 1, 1])
     assert config.out_features == ["stage2", "stage3", "stage4"]
     assert model.config.id2label == {0: "square", 1: "disc"}
     assert torch.equal(model.backbone.patch_embed.conv1.weight, source.patch_embed.conv1.weight)
-    processor = script.build_processor(model_arguments(shortest_edge=100))
+    processor = script.build_processor(model_arguments(shortest_edge=100), model)
     assert dict(processor.size) == {"shortest_edge": 100, "longest_edge": 167}
     assert processor.top_k == 100
-    processor = script.build_processor(model_arguments(shortest_edge=100, longest_edge=120, max_detections=300))
+    arguments = model_arguments(shortest_edge=100, longest_edge=120, max_detections=300)
+    processor = script.build_processor(arguments, model)
     assert processor.to_dict()["top_k"] == 300
     assert dict(processor.size) == {"shortest_edge": 100, "longest_edge": 120}
-    assert dict(script.build_processor(model_arguments()).size) == {"shortest_edge": 800, "longest_edge": 1333}
+    assert dict(script.build_processor(model_arguments(), model).size) == {"shortest_edge": 800, "longest_edge": 1333}
 
 
 def tiny_trainer(head, overrides, scenes, tmp_path):
     """As the script builds it, with gradient checkpointing."""
-    arguments = settings(
+    options = settings(
         scenes, tmp_path / "out", head=head, head_overrides=json.dumps(overrides), shortest_edge=64,
         gradient_checkpointing=True,
     )  # fmt: skip
-    parts = script.read_arguments(arguments)
+    arguments = script.read_arguments(options)
     loaded = load(train_dir=scenes / "train", validation_dir=scenes / "validation")
-    model, processor = script.build_model(parts.model, NAMES), script.build_processor(parts.model)
-    return script.build_trainer(parts, loaded, model, processor), parts.training
+    model = script.build_model(arguments.model, only_labels(NAMES))
+    processor = script.build_processor(arguments, model)
+    return script.build_trainer(arguments, loaded, model, processor), arguments.training
 
 
 @pytest.mark.parametrize("head", ["dino", "rt_detr"])
@@ -318,19 +319,19 @@ def test_several_gpus_need_a_launcher(tmp_path):
     training._setup_devices  # noqa: B018
     training._n_gpu = 2
     with pytest.raises(ValueError, match=r"sees 2 GPUs, .* torchrun --nproc-per-node 2"):
-        DetectionTrainer(model=Echo(), args=training, recipe=DenseRecipe())
+        DetectionTrainer(model=Echo(), args=training, recipe=SystemRecipe())
 
 
 def test_trainer_keeps_the_card(tmp_path):
     (tmp_path / "README.md").write_text("ours")
     training = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
-    DetectionTrainer(model=Echo(), args=training, recipe=DenseRecipe()).create_model_card()
+    DetectionTrainer(model=Echo(), args=training, recipe=SystemRecipe()).create_model_card()
     assert (tmp_path / "README.md").read_text() == "ours"
 
 
 def test_every_head_has_an_image_processor():
     for head in script.HEADS:
-        processor = script.build_processor(model_arguments(head=head, shortest_edge=64))
+        processor = script.build_processor(model_arguments(head=head, shortest_edge=64), None)
         assert processor.do_normalize
         assert list(processor.image_mean) == list(InternImageDetectionImageProcessor.image_mean)
         assert 64 in dict(processor.size).values()

@@ -17,7 +17,7 @@ from hf_internimage.training.segmentation.augmentation import (
     SegmentationAugmentationArguments,
     distort_colours,
 )
-from hf_internimage.training.segmentation.data import ProcessorPair
+from hf_internimage.training.segmentation.data import ProcessorTransform
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.5]
 CLASSES = 6
@@ -67,7 +67,7 @@ def test_without_change_it_is_what_the_processor_makes():
         size={"shortest_edge": 24, "longest_edge": 96}, size_divisor=1, image_mean=MEAN, image_std=STD
     )
     augment = augmentation(24, 96, crop_size=[24, 36], scale_min=1, scale_max=1, flip_probability=0)
-    got, expected = augment(image, labels, 0), ProcessorPair(processor)(image, labels, [])
+    got, expected = augment(image, labels, 0), ProcessorTransform(processor)(image, labels, [])
     assert torch.equal(got["labels"], expected["labels"])
     torch.testing.assert_close(got["pixel_values"], expected["pixel_values"], rtol=1e-5, atol=1e-6)
 

@@ -15,7 +15,8 @@ from datasets import Image as ImageFeature
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from support.training_scripts import SCRIPTS, as_arguments, load_script
+from support.paths import SCRIPTS
+from support.training_scripts import as_arguments, only_labels
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -27,22 +28,21 @@ from hf_internimage import InternImageConfig, InternImageSegmentationImageProces
 from hf_internimage.checkpoints.classifiers import CHECKPOINTS
 from hf_internimage.training.command_line import json_object
 from hf_internimage.training.metric_modules import load_metric_module
+from hf_internimage.training.segmentation import main as script
 from hf_internimage.training.segmentation import plots as overlays
 from hf_internimage.training.segmentation.data import (
     SegmentationDataArguments,
     decode_mask,
     load_data,
-    read_label_names,
     read_pairs,
 )
 from hf_internimage.training.segmentation.trainer import MEAN_IOU, SegmentationTrainer
-from hf_internimage.training.system_trainer import DenseRecipe
+from hf_internimage.training.sources import read_label_names
+from hf_internimage.training.system_trainer import SystemRecipe
 
 RECIPES = sorted((SCRIPTS / "recipes" / "segmentation").glob("*.yaml"))
 NAMES = ["background", "square", "disc"]
 SMALL = '{"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}'
-
-script = load_script("run_semantic_segmentation.py")
 
 
 def scene(seed, height=32, width=32):
@@ -131,7 +131,7 @@ def arguments(folder, **changes):
 
 
 def examples(loaded, split):
-    transform = loaded.transform(lambda image, labels, key: {"image": image, "labels": labels, "key": key})
+    transform = loaded.training_transform(lambda image, labels, key: {"image": image, "labels": labels, "key": key})
     return getattr(loaded, split).with_transform(transform)
 
 
@@ -265,13 +265,13 @@ def test_names(tmp_path):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_settings_of_the_script(recipe, tmp_path):
-    parts = script.read_arguments([str(recipe), "--train_dir=images", f"--output_dir={tmp_path}", "--bf16=false"])
+    arguments = script.read_arguments([str(recipe), "--train_dir=images", f"--output_dir={tmp_path}", "--bf16=false"])
     for name, value in yaml.safe_load(recipe.read_text()).items():
-        holder = next(part for part in vars(parts).values() if hasattr(part, name))
+        holder = next(group for group in vars(arguments).values() if hasattr(group, name))
         if name != "bf16":
             assert getattr(holder, name) == value, name
-    assert parts.training.lr_scheduler_type == "polynomial"
-    assert parts.training.batch_eval_metrics
+    assert arguments.training.lr_scheduler_type == "polynomial"
+    assert arguments.training.batch_eval_metrics
 
 
 # OpenGVLab/InternImage@31c962d, segmentation/configs/ade20k.
@@ -290,34 +290,38 @@ TABLE = {
 @pytest.mark.parametrize("recipe", TABLE)
 def test_recipes_are_the_originals(recipe, tmp_path):
     file = SCRIPTS / "recipes" / "segmentation" / f"{recipe}.yaml"
-    parts = script.read_arguments([str(file), "--train_dir=images", f"--output_dir={tmp_path}", "--bf16=false"])
-    training, augmentation = parts.training, parts.augmentation
+    arguments = script.read_arguments([str(file), "--train_dir=images", f"--output_dir={tmp_path}", "--bf16=false"])
+    training, augmentation = arguments.training, arguments.augmentation
     crop, *_ = TABLE[recipe]
     assert augmentation.crop == (crop, crop)
     assert (
-        parts.model.shortest_edge,
-        parts.model.longest_edge,
-        parts.model.drop_path_rate,
+        arguments.model.shortest_edge,
+        arguments.model.longest_edge,
+        arguments.model.drop_path_rate,
         training.learning_rate,
-        parts.recipe.layer_decay,
+        arguments.recipe.layer_decay,
         training.max_grad_norm,
         training.max_steps,
     ) == TABLE[recipe]
     assert training.get_warmup_steps(training.max_steps) == 1500
-    assert (parts.recipe.warmup_start_ratio, parts.recipe.polynomial_power) == (1e-6, 1.0)
-    assert (training.weight_decay, parts.recipe.total_train_batch_size) == (0.05, 16)
+    assert (arguments.recipe.warmup_start_ratio, arguments.recipe.polynomial_power) == (1e-6, 1.0)
+    assert (training.weight_decay, arguments.recipe.total_train_batch_size) == (0.05, 16)
     assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.999, 1e-8)
     assert (augmentation.scale_min, augmentation.scale_max, augmentation.crop_most_of_a_class) == (0.5, 2.0, 0.75)
-    assert (augmentation.flip_probability, augmentation.color_distortion, parts.data.reduce_labels) == (0.5, True, True)
+    assert (augmentation.flip_probability, augmentation.color_distortion, arguments.data.reduce_labels) == (
+        0.5,
+        True,
+        True,
+    )
     size = recipe.rpartition("_")[2]
-    owner, _, name = parts.model.backbone.partition("/")
+    owner, _, name = arguments.model.backbone.partition("/")
     assert owner == "OpenGVLab"
     assert next(found for found in CHECKPOINTS if found.name == name).size == size
-    fields = json_object("", parts.model.config_overrides)
+    fields = json_object("", arguments.model.config_overrides)
     assert fields == ({} if size == "h" else {"layer_scale": 1.0})
     config = heads.head_config(
-        parts.model.head, InternImageConfig.from_size(size, **fields),
-        **json_object("", parts.model.head_overrides),
+        arguments.model.head, InternImageConfig.from_size(size, **fields),
+        **json_object("", arguments.model.head_overrides),
     )  # fmt: skip
     if recipe == "mask2former_h":
         assert (config.feature_size, config.mask_feature_size, config.hidden_dim) == (1024, 1024, 1024)
@@ -338,11 +342,11 @@ def test_refuses_three_sides_and_too_many_classes(tmp_path, scenes):
 
 
 def test_the_small_recipe_is_small():
-    parts = script.read_arguments(
+    arguments = script.read_arguments(
         [str(SCRIPTS / "recipes" / "segmentation" / "scenes.yaml"), "--train_dir=images", "--use_cpu=true"]
     )
     with torch.device("meta"):
-        model = script.build_model(parts.model, ["background", *"abcdefghij"])
+        model = script.build_model(arguments.model, only_labels(["background", *"abcdefghij"]))
     assert 1e6 < model.num_parameters() < 2.5e6
 
 
@@ -483,7 +487,7 @@ def test_evaluation_reduces_labels_as_the_checkpoint_does(trained, scenes, tmp_p
 def test_an_image_without_a_labelled_pixel_costs_nothing(trained, tmp_path):
     model = AutoModelForSemanticSegmentation.from_pretrained(trained)
     arguments = script.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    run = SegmentationTrainer(model=model, args=arguments, recipe=script.DenseRecipe())
+    run = SegmentationTrainer(model=model, args=arguments, recipe=script.SystemRecipe())
     labels = torch.full((2, 32, 32), 255)
     loss = run.compute_loss(model, {"pixel_values": torch.randn(2, 3, 32, 32), "labels": labels})
     loss.backward()
@@ -545,8 +549,8 @@ def test_queries_on_several_gpus_need_a_launcher(tmp_path):
             return None
 
     with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"):
-        SegmentationTrainer(model=Queries(1, 1), args=training, recipe=DenseRecipe())
-    SegmentationTrainer(model=torch.nn.Linear(1, 1), args=training, recipe=DenseRecipe())
+        SegmentationTrainer(model=Queries(1, 1), args=training, recipe=SystemRecipe())
+    SegmentationTrainer(model=torch.nn.Linear(1, 1), args=training, recipe=SystemRecipe())
 
 
 def test_mask2former(scenes, tmp_path):

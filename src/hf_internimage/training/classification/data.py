@@ -1,28 +1,41 @@
 # SPDX-License-Identifier: MIT
-"""Image classification data of any kind that `datasets` reads, checked and in one form."""
+"""Read image classification data of any kind that `datasets` reads, check them and bring them into one form."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset, load_dataset_builder
+from datasets import Dataset, Image, IterableDataset, Value, load_dataset_builder
 from datasets.fingerprint import Hasher
 from PIL.Image import Image as PILImage
 from transformers.utils import logging
 
-from ..images import MAX_PIXELS, ImageTransform, ProcessorPixels
-from ..sources import SourceArguments, choose, is_image, keep_stream, listed, read_folder
+from ..images import MAX_PIXELS, RowTransform, read_image
+from ..sources import (
+    SourceArguments,
+    check_label_names,
+    choose_samples,
+    find_image_column,
+    hold_out_validation,
+    is_image,
+    keep_stream,
+    listed,
+    read_folder,
+    read_label_names,
+    read_splits,
+)
 from .labels import Vocabulary, encode_labels, find_label_column, has_labels, label_array, read_vocabulary
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class DataArguments(SourceArguments):
-    """Where the images and labels are, and which part of them to use."""
+class ClassificationDataArguments(SourceArguments):
+    """Name the images and labels, and the part of them to use."""
 
     test_split_name: str | None = field(
         default=None, metadata={"help": "Split to test on; found by its usual names if not given."}
@@ -77,42 +90,88 @@ class DataArguments(SourceArguments):
         self.check_positive("shuffle_buffer", "num_classes")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DatasetTransform(RowTransform):
+    """Turn rows of a split into `pixel_values`, as `prepare` makes them, and `labels`.
+
+    Labels are class indices, or float32 rows (classes,) of zeros and ones.
+
+    Attributes:
+        prepare: (RGB image, key) -> float tensor (3, H, W).
+        image_column, label_column: names of the columns.
+        classes: number of them.
+        multi_label: True if images have lists of labels.
+    """
+
+    prepare: Callable[[PILImage, list[int]], torch.Tensor]
+    image_column: str
+    label_column: str
+    classes: int
+    multi_label: bool
+
+    def one(self, row: dict[str, Any], *key: int) -> dict[str, Any]:
+        """Return the example of a single row; raise ValueError naming the file of an image that cannot be used."""
+        if row[self.image_column] is None:
+            raise ValueError(f"An example without an image in column {self.image_column!r}; remove it from the data.")
+        image, data = read_image(row[self.image_column], self.max_pixels)
+        labels = row[self.label_column]
+        if self.multi_label:
+            labels = torch.zeros(self.classes)
+            labels[row[self.label_column]] = 1
+        return {"pixel_values": self.prepare(image, [zlib.crc32(data), *key]), "labels": labels}
+
+
+@dataclass(frozen=True)
+class ProcessorTransform:
+    """Prepare images by the image processor and nothing else: `prepare` of a `DatasetTransform`, for evaluation."""
+
+    processor: Any
+
+    def __call__(self, image: PILImage, key: list[int]) -> torch.Tensor:
+        return self.processor(image, return_tensors="pt")["pixel_values"][0]
+
+
 @dataclass
-class LoadedData:
+class ClassificationData:
     """Splits with images undecoded and labels as class indices, the same in all.
 
     Attributes:
-        train: a `Dataset`, or an `IterableDataset` if streamed (see `streams.TrainingStream`); None if not asked for.
-        validation, test: a `Dataset`, or None if not asked for or not there.
+        train: a `Dataset`, or an `IterableDataset` if streamed (see `streams.TrainingStream`); None if not loaded.
+        validation, test: a `Dataset`, or None if not loaded or not there.
         image_column: {"bytes": ..., "path": ...} of each image.
         label_column: int64, or a list of it for each image if `multi_label`.
         label_names: in the order of the indices.
-        multi_label: whether each image has any number of labels.
+        multi_label: True if each image has any number of labels.
         max_pixels: see `images.decode_image`.
     """
 
     train: Dataset | IterableDataset | None
     validation: Dataset | None
     test: Dataset | None
+    label_names: list[str]
     image_column: str
     label_column: str
-    label_names: list[str]
     multi_label: bool
     max_pixels: int = MAX_PIXELS
     _counts: np.ndarray | None = field(default=None, init=False, repr=False)
 
-    def transform(self, prepare: Callable[[PILImage, list[int]], torch.Tensor]) -> ImageTransform:
-        """For `Dataset.with_transform` or `TrainingStream`: examples of a split -> `pixel_values` and `labels`."""
-        return ImageTransform(
-            prepare, self.image_column, self.label_column, len(self.label_names), self.multi_label, self.max_pixels
+    def training_transform(self, augmentation: Callable[[PILImage, list[int]], torch.Tensor]) -> DatasetTransform:
+        """Return the transform of rows into examples whose pixels `augmentation` makes of an image and its key."""
+        return DatasetTransform(
+            prepare=augmentation,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            classes=len(self.label_names),
+            multi_label=self.multi_label,
+            max_pixels=self.max_pixels,
         )
 
-    def evaluation_transform(self, processor: Any) -> ImageTransform:
-        """The transform that prepares images with an image processor and nothing else."""
-        return self.transform(ProcessorPixels(processor))
+    def evaluation_transform(self, processor: Any) -> DatasetTransform:
+        """Return the transform of rows into examples by an image processor and nothing else."""
+        return self.training_transform(ProcessorTransform(processor))
 
     def class_counts(self) -> np.ndarray:
-        """Training images of each class, (classes,); an image with several labels counts for each.
+        """Return the number of training images of each class, (classes,); one with several labels counts for each.
 
         Raises:
             ValueError: if the training data are a stream.
@@ -125,7 +184,7 @@ class LoadedData:
         return self._counts
 
     def class_weights(self) -> torch.Tensor:
-        """Weights (classes,), float32, that make all classes count alike; their mean over the images is 1.
+        """Return weights (classes,), float32, that make all classes count alike; their mean over the images is 1.
 
         With several labels an image, the weight of a class is that of its sum over images that have it.
 
@@ -140,9 +199,12 @@ class LoadedData:
 
 
 def load_data(
-    arguments: DataArguments, seed: int = 0, splits: Sequence[str] = ("train", "validation", "test")
-) -> LoadedData:
-    """The data that the arguments describe, with every label checked (those of a stream while it is read).
+    arguments: ClassificationDataArguments,
+    seed: int = 0,
+    splits: Sequence[str] = ("train", "validation", "test"),
+    label_names: Sequence[str] | None = None,
+) -> ClassificationData:
+    """Read the data that the arguments name, with every label checked (those of a stream while it is read).
 
     Classes and their order come from the training split, or from the first of `splits` if that is not among them;
     other splits are matched by class name. Without validation data, a share of each class of the training data is held
@@ -151,56 +213,45 @@ def load_data(
     Let the main process of a machine run this first (`TrainingArguments.main_process_first`): it fills the cache.
 
     Args:
-        arguments: where the data are.
+        arguments: names of the data.
         seed: of the held-out share and of the choice of `max_train_samples`.
-        splits: which of train, validation and test to load; those that are not there are None.
+        splits: train, validation and test, or some of them; those that are not there are None.
+        label_names: the classes that the data must have in this order, such as a model's; LABEL_0, ... fit any names.
 
     Raises:
         ValueError: in one sentence naming the file or column, for anything that is wrong with the data.
     """
-    found = {split: _find(arguments, split) for split in splits}
-    found = {split: dataset for split, dataset in found.items() if dataset is not None}
-    if not found:
-        raise ValueError(f"There are no data for {listed(list(splits))}; check dataset_name or the folders' names.")
-    if "train" in splits and "train" not in found:
-        raise ValueError("There are no training data: set train_dir, or train_split_name to a split of the dataset.")
-
-    first: Any = found.get("train", next(iter(found.values())))
-    image_column = _find_image_column(first.features, arguments.image_column_name)
+    datasets = read_splits(arguments, splits, partial(_read_split, arguments))
+    first: Any = datasets.get("train", next(iter(datasets.values())))
+    image_column = find_image_column(first.features, arguments.image_column_name)
     label_column = find_label_column(first.features, arguments.label_column_name)
-    names = _read_names(arguments.label_names_file) if arguments.label_names_file else None
+    file = arguments.label_names_file
+    names = read_label_names(file, unique=False) if file else None
     vocabulary = read_vocabulary(first, label_column, arguments.multi_label, arguments.num_classes, names)
-    test = found.get("test")
-    if test is not None and len(found) > 1 and not has_labels(test, label_column):
+    test = datasets.get("test")
+    if test is not None and len(datasets) > 1 and not has_labels(test, label_column):
         logger.warning("The test data have no labels; they are left out.")
-        del found["test"]
-    prepared = {
-        split: _prepare(dataset, split, image_column, label_column, vocabulary) for split, dataset in found.items()
-    }
+        del datasets["test"]
+    for split, dataset in datasets.items():
+        datasets[split] = _prepare(dataset, split, image_column, label_column, vocabulary)
 
-    train = prepared.get("train")
-    if train is not None and "validation" in splits and "validation" not in prepared and arguments.train_val_split:
-        if isinstance(train, IterableDataset):
-            raise ValueError(
-                "A stream cannot be divided into training and validation data: set validation_dir or "
-                "validation_split_name, or set train_val_split to 0 to train without."
-            )
-        train, prepared["validation"] = _hold_out(train, label_column, vocabulary, arguments.train_val_split, seed)
-    if train is not None:
-        train = _first(train, arguments.max_train_samples, seed)
-    for split in ("validation", "test"):
-        if split in prepared:
-            prepared[split] = _first(prepared[split], arguments.max_eval_samples, seed)
-    data = LoadedData(
-        train,
-        prepared.get("validation"),
-        prepared.get("test"),
-        image_column,
-        label_column,
-        list(vocabulary.names),
-        vocabulary.multi_label,
-        arguments.max_image_pixels,
+    def labels_of(train: Dataset) -> np.ndarray:
+        return np.zeros(len(train), int) if vocabulary.multi_label else label_array(train, label_column)
+
+    hold_out_validation(datasets, splits, arguments, seed, labels_of)
+    datasets = choose_samples(datasets, arguments, seed)
+    data = ClassificationData(
+        train=datasets.get("train"),
+        validation=datasets.get("validation"),
+        test=datasets.get("test"),
+        label_names=list(vocabulary.names),
+        image_column=image_column,
+        label_column=label_column,
+        multi_label=vocabulary.multi_label,
+        max_pixels=arguments.max_image_pixels,
     )
+    classes = f"the data's {len(data.label_names)}"
+    check_label_names(label_names, data.label_names, classes, "use scripts/evaluate.py, which matches them by name")
     if isinstance(data.train, Dataset) and arguments.max_train_samples is None:
         empty = [data.label_names[index] for index in np.flatnonzero(data.class_counts() == 0)]
         if empty:
@@ -208,48 +259,36 @@ def load_data(
     return data
 
 
-def _find(arguments: DataArguments, split: str) -> Dataset | IterableDataset | None:
-    """A split as `datasets` reads it, or None if it is not there."""
+def _read_split(arguments: ClassificationDataArguments, split: str) -> Dataset | IterableDataset | None:
+    """Read a split with the columns it has, or return None if it is not there."""
     streaming = arguments.streaming and split == "train"
     if arguments.dataset_name is None:
         folder = getattr(arguments, f"{split}_dir")
         return None if folder is None else read_folder(folder, streaming, arguments.data_cache_dir)
-    options: dict[str, Any] = {"revision": arguments.dataset_revision, "cache_dir": arguments.data_cache_dir}
-    if arguments.streaming:
-        builder = load_dataset_builder(arguments.dataset_name, arguments.dataset_config_name, **options)
-        present = builder.as_streaming_dataset()
-    else:
-        present = load_dataset(arguments.dataset_name, arguments.dataset_config_name, **options)
-    name = arguments.name_of_split(split, present)
-    if name is None or not arguments.streaming or streaming:
-        return None if name is None else present[name]
+    if not arguments.streaming:
+        named = arguments.load_split(split)
+        return None if named is None else named[1]
+    builder = load_dataset_builder(
+        arguments.dataset_name,
+        arguments.dataset_config_name,
+        revision=arguments.dataset_revision,
+        cache_dir=arguments.data_cache_dir,
+    )
+    streams = builder.as_streaming_dataset()
+    name = arguments.name_of_split(split, streams)
+    if name is None or streaming:
+        return None if name is None else streams[name]
     key = Hasher.hash([builder.cache_dir, name, arguments.max_eval_samples])
-    return keep_stream(present[name], arguments.max_eval_samples, key, arguments.data_cache_dir)
-
-
-def _find_image_column(features: Features | None, wanted: str | None) -> str:
-    if features is None:
-        raise ValueError("The stream does not say which columns it has; set streaming to False.")
-    if wanted is not None:
-        if wanted not in features:
-            raise ValueError(f"There is no column {wanted!r}; set image_column_name to one of {sorted(features)}.")
-        return wanted
-    found = [name for name, feature in features.items() if is_image(feature)]
-    if len(found) != 1:
-        what = f"Columns {found} hold images" if found else "No column holds images"
-        raise ValueError(f"{what}; set image_column_name to one of {found or sorted(features)}.")
-    return found[0]
+    return keep_stream(streams[name], arguments.max_eval_samples, key, arguments.data_cache_dir)
 
 
 def _prepare(
     dataset: Dataset | IterableDataset, split: str, image_column: str, label_column: str, vocabulary: Vocabulary
 ) -> Any:
-    """The two columns, with images undecoded and labels encoded."""
+    """Keep the two columns, with images undecoded and labels encoded."""
     for column in (image_column, label_column):
         if column not in dataset.features:
             raise ValueError(f"Split {split!r} has no column {column!r}, only {sorted(dataset.features)}.")
-    if isinstance(dataset, Dataset) and not len(dataset):
-        raise ValueError(f"Split {split!r} holds no images; check the data.")
     feature = dataset.features[image_column]
     if not is_image(feature) and feature not in (Value("string"), Value("binary")):
         raise ValueError(f"Column {image_column!r} holds {feature}, not images; set image_column_name.")
@@ -257,37 +296,19 @@ def _prepare(
     return encode_labels(dataset, split, label_column, image_column, vocabulary)
 
 
-def _hold_out(train: Dataset, column: str, vocabulary: Vocabulary, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Training data, and a random share of them; of each class the same, where images have one label."""
-    generator = np.random.default_rng(seed)
-    labels = np.zeros(len(train), int) if vocabulary.multi_label else label_array(train, column)
-    held = []
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        held.append(rows[: min(round(len(rows) * share), len(rows) - 1)])
-    chosen = np.sort(np.concatenate(held))
-    if not len(chosen):
-        raise ValueError(
-            f"train_val_split={share} of {len(train)} images is none of any class: raise it, or set it to 0 to train "
-            "without validation."
-        )
-    return train.select(np.setdiff1d(np.arange(len(train)), chosen)), train.select(chosen)
+def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stack examples to a batch: `pixel_values` (N, 3, H, W), and `labels` (N,) int64 or (N, classes) float32."""
+    return {
+        "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+        "labels": torch.stack([torch.as_tensor(example["labels"]) for example in examples]),
+    }
 
 
-def _first(dataset: Any, count: int | None, seed: int) -> Any:
-    if count is None:
-        return dataset
-    if isinstance(dataset, IterableDataset):
-        return dataset.take(count)
-    return choose(dataset, count, seed)
-
-
-def _read_names(path: str) -> list[str]:
-    try:
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give a text file in UTF-8.") from error
-    return names
-
-
-__all__ = ["DataArguments", "LoadedData", "load_data"]
+__all__ = [
+    "ClassificationData",
+    "ClassificationDataArguments",
+    "DatasetTransform",
+    "ProcessorTransform",
+    "collate",
+    "load_data",
+]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The end of a training: judged on data, saved as a repository, pushed."""
+"""Evaluate a trained classifier on a split, draw its mistakes, and publish it with its card."""
 
 import csv
 import math
@@ -12,71 +12,78 @@ from transformers.training_args import OptimizerNames
 
 from ...hub import cards
 from ...hub import repository as hub
-from ..evaluation_results import evaluation_result, precision, write_json
+from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
 from ..images import decode_image, target_size
 from ..plots import draw_confusions, draw_mistakes, worst_mistakes
 from ..publish import base_repository, model_id_of, write_repository
-from .data import DataArguments, LoadedData
+from .data import ClassificationData, ClassificationDataArguments
 from .trainer import ClassificationTrainer
 
+_METRICS = ("accuracy", "top5_accuracy", "mean_average_precision", "f1", "loss")
 
-def judge(
-    trainer: ClassificationTrainer, split: Any, prefix: str, arguments: DataArguments, loaded: LoadedData
+
+def evaluate_and_report(
+    trainer: ClassificationTrainer,
+    data: ClassificationData,
+    split: str,
+    arguments: ClassificationDataArguments,
+    *,
+    model_name: str,
 ) -> dict[str, Any]:
     """Evaluate on a split; write its metrics, confusions, worst mistakes and predictions to the output folder.
 
-    Returns: the evaluation as `cards.evaluated_card` takes it.
+    All processes call this.
+
+    Args:
+        trainer: with the model, its image processor and the output folder.
+        data, split: validation or test of these data.
+        arguments: names of the data.
+        model_name: folder or repository of the model.
+
+    Returns: the evaluation as in eval_evaluation.json (of test: test_evaluation.json).
     """
-    processor = trainer.processing_class
-    prediction = trainer.predict(split.with_transform(loaded.evaluation_transform(processor)), metric_key_prefix=prefix)
-    found: Any = prediction.metrics
-    trainer.log_metrics(prefix, found)
-    trainer.save_metrics(prefix, found)
-    measured = {
-        name: found[f"{prefix}_{name}"]
-        for name in ("accuracy", "top5_accuracy", "mean_average_precision", "f1", "loss")
-        if f"{prefix}_{name}" in found
-    }
-    training = trainer.args
-    evaluation = evaluation_result(
-        trainer.model,
-        training.hub_model_id or str(training.output_dir),
+    prefix, rows, processor = EVALUATION_PREFIXES[split], getattr(data, split), trainer.processing_class
+    prediction = trainer.predict(rows.with_transform(data.evaluation_transform(processor)), metric_key_prefix=prefix)
+    metrics: Any = prediction.metrics
+    trainer.log_metrics(prefix, metrics)
+    trainer.save_metrics(prefix, metrics)
+    evaluation = report_evaluation(
+        trainer,
         arguments,
-        "test" if prefix == "test" else "validation",
-        samples=len(split),
-        metrics=measured,
+        split,
+        model_name=model_name,
+        samples=len(rows),
+        metrics={name: metrics[f"{prefix}_{name}"] for name in _METRICS if f"{prefix}_{name}" in metrics},
         image_size=target_size(processor),
-        batch_size=training.eval_batch_size,
-        dtype=precision(training),
-        device=training.device,
-        images_per_second=found[f"{prefix}_samples_per_second"],
-        processes=training.world_size,
+        images_per_second=metrics[f"{prefix}_samples_per_second"],
     )
-    if trainer.is_world_process_zero():
-        output = Path(str(training.output_dir))
-        write_json(evaluation, output / f"{prefix}_evaluation.json")
-        if not loaded.multi_label:
-            draw_predictions(prediction, split, loaded, output, prefix)
+    if trainer.is_world_process_zero() and not data.multi_label:
+        draw_predictions(prediction, rows, data, Path(str(trainer.args.output_dir)), prefix)
     return evaluation
 
 
-def draw_predictions(prediction: Any, split: Any, loaded: LoadedData, output: Path, prefix: str) -> None:
-    """The predictions as a table, the confusions, and the mistakes made with most confidence."""
+def draw_predictions(prediction: Any, rows: Any, data: ClassificationData, output: Path, prefix: str) -> None:
+    """Write the predictions as a table, and draw the confusions and the mistakes with the highest scores.
+
+    Args:
+        prediction: of the trainer, with `metrics.keep_best` for its classes and scores.
+        rows: of the split, of `data`.
+        output, prefix: folder and beginning of the files' names.
+    """
     (classes, scores), truth = prediction.predictions, prediction.label_ids
-    names = loaded.label_names
-    files = split.select_columns([loaded.image_column])
-    paths = files.flatten()[f"{loaded.image_column}.path"]
+    names = data.label_names
+    images = rows.select_columns([data.image_column])
+    paths = images.flatten()[f"{data.image_column}.path"]
     with open(output / f"{prefix}_predictions.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["row", "file", "label", "found", "score"])
-        found = zip(paths, truth, classes[:, 0], scores[:, 0], strict=True)
-        for row, (path, right, best, score) in enumerate(found):
-            table.writerow([row, path, names[right], names[best], f"{score:.6f}"])
+        for row, (path, label) in enumerate(zip(paths, truth, strict=True)):
+            table.writerow([row, path, names[label], names[classes[row, 0]], f"{scores[row, 0]:.6f}"])
     draw_confusions(truth, classes[:, 0], names, output / f"{prefix}_confusions.png")
     worst = worst_mistakes(truth, classes, scores)
     wrong = int((truth != classes[:, 0]).sum())
     draw_mistakes(
-        [decode_image(files[row][loaded.image_column], loaded.max_pixels) for row in worst],
+        [decode_image(images[row][data.image_column], data.max_pixels) for row in worst],
         truth[worst],
         classes[worst, 0],
         scores[worst, 0],
@@ -100,8 +107,8 @@ def publish(
 
     Args:
         trainer: after `save_full_model` into its output folder.
-        evaluation: what `judge` returned, for the card.
-        base_model: what the training began with: a folder, or a repository on the Hub, which the card names.
+        evaluation: as `evaluate_and_report` returns it, for the card.
+        base_model: folder or repository that the training started from; the card names a repository.
         license: SPDX identifier in lower case; not stated if None.
 
     Raises:
@@ -133,7 +140,7 @@ def publish(
 
 
 def training_facts(trainer: ClassificationTrainer) -> dict[str, Any]:
-    """What a model card says about the training."""
+    """Return the settings and the length of the training, for its model card."""
     training, recipe = trainer.args, trainer.recipe
     total = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     facts = {
@@ -154,4 +161,4 @@ def training_facts(trainer: ClassificationTrainer) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-__all__ = ["judge", "publish"]
+__all__ = ["evaluate_and_report", "publish"]

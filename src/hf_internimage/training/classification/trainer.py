@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The original's recipe for image classifiers: its cosine, mixing, label smoothing, class weights."""
+"""Train image classifiers by the original's recipe: its cosine, mixing, label smoothing, class weights."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from .mixing import MixingArguments, mix
 
 @dataclass
 class ClassificationRecipe(RecipeArguments, MixingArguments):
-    """What the original's recipe for classification adds to transformers' training arguments."""
+    """Settings of the original's recipe for classification beside transformers' training arguments."""
 
     warmup_learning_rate: float = field(default=0.0, metadata={"help": "Learning rate at the warm-up's first step."})
     minimum_learning_rate: float = field(default=0.0, metadata={"help": "Learning rate at the end of the cosine."})
@@ -31,7 +31,7 @@ class ClassificationRecipe(RecipeArguments, MixingArguments):
 
 
 class ClassificationTrainer(RecipeTrainer):
-    """Trains by the original's recipe, InternImage and any other image classifier.
+    """Train InternImage and any other image classifier by the original's recipe.
 
     With `lr_scheduler_type="cosine"` (set it: transformers' default is linear) the rates follow
     `optimization.cosine_learning_rate`.
@@ -80,7 +80,7 @@ class ClassificationTrainer(RecipeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The recipe's loss on mixed images in training; the model's own loss in evaluation."""
+        """Compute the recipe's loss on mixed images in training, the model's own loss in evaluation."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs)
         inputs = dict(inputs)

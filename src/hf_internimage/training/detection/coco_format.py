@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Files in COCO's format, and data sets with a column of objects -> rows of images with checked boxes.
+"""Read files in COCO's format, and data sets with a column of objects, as rows of images with checked boxes.
 
-The columns are those of `detection_data.DetectionData`; classes are numbered as in the source.
+The columns are those of `data.DetectionData`; classes are numbered as in the source.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
 
-from ..sources import is_image, listed
+from ..sources import find_image_column, image_columns, listed
 
 IMAGES = "images"
 _BOX_NAMES, _CLASS_NAMES = ("bbox", "boxes"), ("category", "categories", "category_id", "label", "labels")
@@ -25,7 +25,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 
 
 def read_coco(folder: Path, path: Path) -> Dataset:
-    """The images of a folder, or of the folder images/ in it, with the objects of a file in COCO's format.
+    """Read the images of a folder, or of the folder images/ in it, with the objects of a file in COCO's format.
 
     Classes are in the order of the category ids.
 
@@ -35,8 +35,8 @@ def read_coco(folder: Path, path: Path) -> Dataset:
     content = _read_json(path)
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
     names = [str(entry["name"]) for entry in categories]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path}: has several categories of the name {listed(twice)}.")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: has several categories of the name {listed(repeated)}.")
     index_of = {entry["id"]: index for index, entry in enumerate(categories)}
     images = {entry["id"]: entry for entry in content["images"]}
     if len(images) < len(content["images"]):
@@ -81,7 +81,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def read_column(
     dataset: Any, source: str, *, image_column: str | None, objects_column: str, box_format: str
 ) -> Dataset:
-    """The images of a data set, with the objects in one of its columns, as they are kept on the Hub.
+    """Read the images of a data set, with the objects in one of its columns, as they are kept on the Hub.
 
     An object has a box (`bbox`) and a class (`category`, a name, a ClassLabel or any number), and may have an area and
     `iscrowd`; a row has a list of objects, or an object of lists.
@@ -89,7 +89,7 @@ def read_column(
     Args:
         dataset: any split that `datasets` has read.
         source: what to call it.
-        image_column: found by its type if None.
+        image_column: the first one of images if None.
         objects_column: name of the column.
         box_format: xywh or xyxy.
 
@@ -97,10 +97,9 @@ def read_column(
         ValueError: naming the column or row, if one is missing or malformed; if boxes in xywh seem to be in xyxy.
     """
     features, column = dataset.features, objects_column
-    image = image_column or next((name for name in features if is_image(features[name])), None)
-    for wanted, setting in ((image, "image_column_name"), (column, "objects_column_name")):
-        if wanted not in features:
-            raise ValueError(f"{source}: has no column {wanted!r}; set {setting} to one of {sorted(features)}.")
+    image = find_image_column(features, image_column or next(iter(image_columns(features)), None))
+    if column not in features:
+        raise ValueError(f"{source}: has no column {column!r}; set objects_column_name to one of {sorted(features)}.")
     fields = _object_fields(features[column])
     box_name = next((name for name in _BOX_NAMES if name in fields), None)
     class_name = next((name for name in _CLASS_NAMES if name in fields), None)
@@ -156,30 +155,30 @@ def _refuse_corners(boxes: list[tuple[list[float], tuple[int, int]]], source: st
 
 
 def _object_fields(feature: Any) -> dict[str, Any]:
-    """Of a list of objects, or of an object of lists."""
+    """Return the features of an object's fields, from a list of objects or an object of lists."""
     feature = _item(feature)
     return feature if isinstance(feature, dict) else {}
 
 
 def _item(feature: Any) -> Any:
-    """What a list feature holds; other features as they are."""
+    """Return the feature of a list's items; other features as they are."""
     if isinstance(feature, list):
         return feature[0]
     return getattr(feature, "feature", feature)
 
 
 def _as_columns(row: Any) -> dict[str, Any]:
-    """One image's objects as a dict of lists, whether they came so or as a list of dicts."""
+    """Return one image's objects as a dict of lists, from a dict of lists or a list of dicts."""
     if isinstance(row, dict):
         return row
     return {name: [entry[name] for entry in row] for name in (row[0] if row else ())}
 
 
 class _Rows:
-    """Collects checked objects image by image.
+    """Collect checked objects image by image.
 
     Args:
-        names: image's key -> what to call it.
+        names: an image's key -> its name for messages.
     """
 
     def __init__(self, names: dict[Any, str]) -> None:
@@ -187,7 +186,7 @@ class _Rows:
         self.objects: dict[Any, list[tuple[list[float], int, float, bool]]] = {key: [] for key in names}
 
     def add(self, key: Any, box: Any, label: int, area: Any, crowd: bool, where: str, box_format: str = "xywh") -> None:
-        """Raises ValueError for a box or area that is malformed."""
+        """Add an object to the image of this key; raise ValueError for a box or area that is malformed."""
         try:
             first, second, third, fourth = (float(number) for number in box)
             size = None if area is None else float(area)
@@ -204,6 +203,7 @@ class _Rows:
         self.objects[key].append((numbers, label, third * fourth if size is None else size, crowd))
 
     def columns(self, label_names: list[str], sizes: Iterable[tuple[int, int]]) -> Dataset:
+        """Return the columns of all objects, with the images' (width, height)."""
         rows = list(self.objects.values())
         widths, heights = zip(*sizes, strict=True) if rows else ((), ())
         features = Features(

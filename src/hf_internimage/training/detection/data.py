@@ -1,36 +1,49 @@
 # SPDX-License-Identifier: MIT
-"""Detection data from any source: splits with the same classes, and what turns their rows into examples."""
+"""Read detection data from any source: splits with the same classes, rows, examples and batches."""
 
 import io
 import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import ClassLabel, Dataset, List
 from PIL.Image import Image as PILImage
 from PIL.JpegImagePlugin import JpegImageFile
 from transformers.utils import logging
 
-from ..images import MAX_PIXELS, decode_image, name_of, read_bytes
-from ..sources import SPLITS, SourceArguments, choose, listed, read_folder
+from ...models.resizing import multiple_size
+from ..images import MAX_PIXELS, RowTransform, name_of, read_image
+from ..sources import (
+    SPLITS,
+    SourceArguments,
+    are_unnamed,
+    choose_samples,
+    hold_out_validation,
+    listed,
+    read_folder,
+    read_splits,
+)
 from .coco_format import read_coco, read_column
 
 logger = logging.get_logger(__name__)
 
 ANNOTATIONS = "annotations.json"
 _SMALLEST_SIDE = 1.0  # pixels; objects of less are not trained on
+_SIZE_DIVISOR = 32  # sides of batches are multiples of it
 
 Target = dict[str, np.ndarray]  # of one image: boxes (n, 4) left, top, width, height in pixels; classes, areas, crowds
 
 
 @dataclass
 class DetectionDataArguments(SourceArguments):
-    """Where the images and boxes are, and which part of them to use."""
+    """Name the images and boxes, and the part of them to use."""
 
     test_split_name: str | None = field(
         default=None, metadata={"help": "Split to test on; found by its usual names if not given."}
@@ -80,10 +93,10 @@ class DetectionData:
 
     Columns: `image` ({"bytes": ..., "path": ...}), `image_id` (the row's number in the source), `width` and `height` (0
     where the source does not say), and of the image's objects `boxes` (left, top, width, height in pixels), `classes`,
-    `areas` (pixels) and `crowds` (whether it is a group, which is neither trained on nor counted as missed).
+    `areas` (pixels) and `crowds` (True for a group, which is neither trained on nor counted as missed).
 
     Attributes:
-        train, validation, test: None if not asked for or not there.
+        train, validation, test: None if not loaded or not there.
         label_names: in the order of the classes.
         max_pixels: see `images.decode_image`.
     """
@@ -94,52 +107,47 @@ class DetectionData:
     label_names: list[str]
     max_pixels: int = MAX_PIXELS
 
-    def training_transform(self, augment: Callable[[PILImage, Target, list[int]], dict[str, Any]]) -> "ReadObjects":
-        """For `Dataset.with_transform`: examples as `augment` makes them, without crowds."""
-        return ReadObjects(augment, self.max_pixels)
+    def training_transform(
+        self, augmentation: Callable[[PILImage, Target, list[int]], dict[str, Any]]
+    ) -> "DatasetTransform":
+        """Return the transform of rows into examples that `augmentation` makes of an image, its objects and a key."""
+        return DatasetTransform(augmentation, self.max_pixels)
 
-    def evaluation_transform(self, processor: Any) -> "ReadObjects":
-        """The same by the image processor and nothing else."""
-        return ReadObjects(ProcessedObjects(processor), self.max_pixels)
+    def evaluation_transform(self, processor: Any) -> "DatasetTransform":
+        """Return the transform of rows into examples by an image processor and nothing else."""
+        return self.training_transform(ProcessorTransform(processor))
 
 
 @dataclass(frozen=True)
-class ReadObjects:
-    """What turns rows of a split into what `detection.Collate` takes, each time they are read.
+class DatasetTransform(RowTransform):
+    """Turn rows of a split into `pixel_values` and `labels`, as `prepare` makes them.
+
+    `image_id` (1,) and `orig_size` (2,), height and width in pixels, are added to the labels.
 
     Attributes:
         prepare: (RGB image, objects, key) -> `pixel_values` (3, H, W) and `labels`, a dict of `class_labels` (n,) and
-            `boxes` (n, 4), (centre x, centre y, width, height) as fractions of the image. The key is a list with the
-            CRC-32 of the image's encoded bytes. `image_id` (1,) and `orig_size` (2,) are added to the labels.
-        max_pixels: see `images.decode_image`.
+            `boxes` (n, 4), (centre x, centre y, width, height) as fractions of the image.
     """
 
     prepare: Callable[[PILImage, Target, list[int]], dict[str, Any]]
-    max_pixels: int = MAX_PIXELS
 
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        examples = [self.one(row) for row in rows]
-        return {name: [example[name] for example in examples] for name in ("pixel_values", "labels")}
-
-    def one(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Raises ValueError naming the file, for an image that is unreadable or of another size than annotated."""
+    def one(self, row: dict[str, Any], *key: int) -> dict[str, Any]:
+        """Return the example of a single row; raises as `read_objects`."""
         image, target, data = read_objects(row, self.max_pixels)
-        example = self.prepare(image, target, [zlib.crc32(data)])
+        example = self.prepare(image, target, [zlib.crc32(data), *key])
         labels = {**example["labels"], "image_id": torch.tensor([row["image_id"]])}
         labels["orig_size"] = torch.tensor([image.height, image.width])
         return {"pixel_values": example["pixel_values"], "labels": labels}
 
 
 def read_objects(row: dict[str, Any], max_pixels: int = MAX_PIXELS) -> tuple[PILImage, Target, bytes]:
-    """The image of a row of a split, its objects, and its encoded bytes.
+    """Return the image of a row of a split, its objects, and its encoded bytes.
 
     Raises:
         ValueError: naming the file, if it is unreadable, too large (which `decode_image` reads at a reduced size if it
             is a JPEG), or of another size than annotated.
     """
-    data = read_bytes(row["image"])
-    image = decode_image({"bytes": data, "path": row["image"].get("path")}, max_pixels)
+    image, data = read_image(row["image"], max_pixels)
     if data.startswith(b"\xff\xd8") and math.prod(JpegImageFile(io.BytesIO(data)).size) > max_pixels:
         raise ValueError(f"{name_of(row['image'])}: has more than {max_pixels:,} pixels; raise max_image_pixels.")
     if row["width"] and image.size != (row["width"], row["height"]):
@@ -157,94 +165,99 @@ def read_objects(row: dict[str, Any], max_pixels: int = MAX_PIXELS) -> tuple[PIL
 
 
 @dataclass(frozen=True)
-class ProcessedObjects:
-    """A `ReadObjects.prepare` that is an image processor of transformers, for evaluation."""
+class ProcessorTransform:
+    """Prepare images and objects by the image processor and nothing else: `prepare` of a `DatasetTransform`."""
 
     processor: Any
 
     def __call__(self, image: PILImage, target: Target, key: list[int]) -> dict[str, Any]:
         columns = zip(*(target[name].tolist() for name in ("boxes", "classes", "areas", "crowds")), strict=True)
-        annotations = [
+        objects = [
             {"bbox": box, "category_id": label, "area": area, "iscrowd": int(crowd)}
             for box, label, area, crowd in columns
         ]
-        found = self.processor(
-            image, annotations={"image_id": 0, "annotations": annotations}, do_pad=False, return_tensors="pt"
-        )
-        labels = found["labels"][0]
+        annotations = {"image_id": 0, "annotations": objects}
+        processed = self.processor(image, annotations=annotations, do_pad=False, return_tensors="pt")
+        labels = processed["labels"][0]
         return {
-            "pixel_values": found["pixel_values"][0],
+            "pixel_values": processed["pixel_values"][0],
             "labels": {name: labels[name] for name in ("class_labels", "boxes")},
         }
 
 
-def load_detection_data(
+def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Pad examples to a batch.
+
+    `pixel_values` (N, 3, H, W): images padded with 0 to the right and below to the largest one, and to multiples of 32;
+    `pixel_mask` (N, H, W) int64: 1 on the image; `labels`: a list of dicts.
+    """
+    images = [example["pixel_values"] for example in examples]
+    sides = [max(image.shape[axis] for image in images) for axis in (1, 2)]
+    height, width = multiple_size(sides[0], sides[1], _SIZE_DIVISOR)
+    pads = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in images]
+    masks = [torch.ones(image.shape[1:], dtype=torch.int64) for image in images]
+    return {
+        "pixel_values": torch.stack([F.pad(image, pad) for image, pad in zip(images, pads, strict=True)]),
+        "pixel_mask": torch.stack([F.pad(mask, pad) for mask, pad in zip(masks, pads, strict=True)]),
+        "labels": [example["labels"] for example in examples],
+    }
+
+
+def load_data(
     arguments: DetectionDataArguments,
     seed: int = 0,
     splits: Sequence[str] = ("train", "validation", "test"),
-    label_names: list[str] | None = None,
+    label_names: Sequence[str] | None = None,
 ) -> DetectionData:
-    """The data that the arguments describe, with every annotation checked.
+    """Read the data that the arguments name, with every annotation checked.
 
     Classes and their order come from the training split, or from the first of `splits` if that is not among them: in
     COCO's files the order of the category ids, which may have gaps. Other splits are matched by class name. Objects
     that are empty or outside their image stay: training leaves them out, COCO's measure does not.
 
     Args:
-        arguments: where the data are.
+        arguments: names of the data.
         seed: of the held-out share and of the choice of `max_train_samples`.
-        splits: which of train, validation and test to load; those that are not there are None. A share of the training
-            data is held out for validation also where those are not to be loaded.
-        label_names: the classes in the order wanted, such as a model's; the data may lack some.
+        splits: train, validation and test, or some of them; those that are not there are None. A share of the training
+            data is held out for validation also if only validation is among them.
+        label_names: the classes in their order, such as a model's; the data may lack some. LABEL_0, ... fit any names.
 
     Raises:
         ValueError: in one sentence naming the file, image or column, for anything that is wrong with the data.
     """
-    sources = {split: _find(arguments, split) for split in splits}
-    held_out = "validation" in splits and sources["validation"] is None and arguments.train_val_split > 0
-    if held_out and "train" not in splits:  # what a training with these arguments would hold out
-        sources["train"] = _find(arguments, "train")
-    found = {split: dataset for split, dataset in sources.items() if dataset is not None}
-    if not found:
-        raise ValueError(f"There are no data for {listed(list(splits))}; check dataset_name or the folders' names.")
-    if "train" in splits and "train" not in found:
-        raise ValueError("There are no training data: set train_dir, or train_split_name to a split of the dataset.")
-    first: Any = found.get("train", next(iter(found.values())))
-    names = _names(first) if label_names is None else label_names
-    prepared: dict[str, Any] = {}
-    for split, dataset in found.items():
-        if not len(dataset):
-            raise ValueError(f"Split {split!r} holds no images; check the data.")
-        prepared[split] = _renumbered(dataset, split, names)
-    train = prepared.get("train")
-    if train is not None:
-        if held_out:
-            held = round(len(train) * arguments.train_val_split)
-            if not 0 < held < len(train):
-                raise ValueError(
-                    f"train_val_split={arguments.train_val_split} of {len(train)} images leaves no image to validate "
-                    "or to train on: change it, or set it to 0 to train without validation."
-                )
-            order = np.random.default_rng(seed).permutation(len(train))
-            train, prepared["validation"] = train.select(np.sort(order[held:])), train.select(np.sort(order[:held]))
-        if "train" in splits:
-            prepared["train"] = choose(_trainable(train, arguments), arguments.max_train_samples, seed)
-        else:
-            del prepared["train"]
+    datasets = read_splits(arguments, splits, partial(_read_split, arguments), divide_training_data=True)
+    names = label_names
+    if names is None or are_unnamed(names):
+        names = _names(datasets.get("train", next(iter(datasets.values()))))
+    if label_names is not None and len(label_names) != len(names):
+        raise ValueError(
+            f"The model has {len(label_names)} classes without names, the data have {len(names)}: which are the same "
+            "cannot be told."
+        )
+    datasets = {split: _renumbered(dataset, split, list(names)) for split, dataset in datasets.items()}
+    hold_out_validation(datasets, splits, arguments, seed)
+    if "train" in splits:
+        datasets["train"] = _trainable(datasets["train"], arguments)
+    else:
+        datasets.pop("train", None)
+    datasets = choose_samples(datasets, arguments, seed)
     for split in ("validation", "test"):
-        if split in prepared:
-            prepared[split] = choose(prepared[split], arguments.max_eval_samples, seed)
-            if not any(prepared[split]["boxes"]):
-                raise ValueError(f"Split {split!r} has no object in {len(prepared[split])} images to measure by.")
+        if split in datasets and not any(datasets[split]["boxes"]):
+            raise ValueError(f"Split {split!r} has no object in {len(datasets[split])} images to measure by.")
     return DetectionData(
-        prepared.get("train"), prepared.get("validation"), prepared.get("test"), names, arguments.max_image_pixels
+        train=datasets.get("train"),
+        validation=datasets.get("validation"),
+        test=datasets.get("test"),
+        label_names=list(names),
+        max_pixels=arguments.max_image_pixels,
     )
 
 
 def usable(target: Target, width: float, height: float) -> tuple[np.ndarray, np.ndarray]:
-    """Objects to train on: (n, 4) left, top, right, bottom in pixels, clipped to the image, and which ones they are.
+    """Return the objects to train on: boxes (n, 4) left, top, right, bottom in pixels, clipped to the image, and rows.
 
-    Left out are crowds, and what is less than a pixel wide or high within the image, as in the original.
+    Rows (n,) are their numbers in `target`. Left out, as in the original, are crowds and objects that are less than a
+    pixel wide or high within the image.
     """
     limits = np.array([width, height] * 2)
     corners = np.concatenate([target["boxes"][:, :2], target["boxes"][:, :2] + target["boxes"][:, 2:]], 1)
@@ -253,11 +266,8 @@ def usable(target: Target, width: float, height: float) -> tuple[np.ndarray, np.
     return corners[kept], np.flatnonzero(kept)
 
 
-# ---- Sources ----
-
-
-def _find(arguments: DetectionDataArguments, split: str) -> Dataset | None:
-    """A split in our columns, classes numbered as in its source, or None if it is not there."""
+def _read_split(arguments: DetectionDataArguments, split: str) -> Dataset | None:
+    """Read a split in our columns, classes numbered as in its source, or return None if it is not there."""
     if arguments.dataset_name is None:
         folder = getattr(arguments, f"{split}_dir")
         if folder is None:
@@ -266,8 +276,8 @@ def _find(arguments: DetectionDataArguments, split: str) -> Dataset | None:
         if path.exists() or getattr(arguments, f"{split}_annotations"):
             return read_coco(Path(folder), path)
         return _read_column(read_folder(folder, False, arguments.data_cache_dir), arguments, folder)
-    found = arguments.load_split(split)
-    return None if found is None else _read_column(found[1], arguments, f"{arguments.dataset_name}, {found[0]}")
+    named = arguments.load_split(split)
+    return None if named is None else _read_column(named[1], arguments, f"{arguments.dataset_name}, {named[0]}")
 
 
 def _read_column(dataset: Any, arguments: DetectionDataArguments, source: str) -> Dataset:
@@ -280,15 +290,12 @@ def _read_column(dataset: Any, arguments: DetectionDataArguments, source: str) -
     )
 
 
-# ---- One form ----
-
-
 def _names(dataset: Dataset) -> list[str]:
     return list(dataset.features["classes"].feature.names)
 
 
 def _renumbered(dataset: Dataset, split: str, names: list[str]) -> Dataset:
-    """Classes numbered as in `names`, by their own names."""
+    """Return a split with its classes numbered as in `names`, by their own names."""
     own = _names(dataset)
     if own == names:
         return dataset
@@ -303,7 +310,7 @@ def _renumbered(dataset: Dataset, split: str, names: list[str]) -> Dataset:
 
 
 def _trainable(train: Dataset, arguments: DetectionDataArguments) -> Dataset:
-    """The training data; says what is left out, and drops images without an object if asked to."""
+    """Return the training data, without images that have no object if asked to; warn of all that is left out."""
     counts = np.zeros(len(train), int)
     skipped: list[str] = []
     sides = train.select_columns(["width", "height", "boxes", "crowds"])
@@ -327,12 +334,13 @@ def _trainable(train: Dataset, arguments: DetectionDataArguments) -> Dataset:
 
 
 __all__ = [
+    "DatasetTransform",
     "DetectionData",
     "DetectionDataArguments",
-    "ProcessedObjects",
-    "ReadObjects",
+    "ProcessorTransform",
     "Target",
-    "load_detection_data",
+    "collate",
+    "load_data",
     "read_objects",
     "usable",
 ]

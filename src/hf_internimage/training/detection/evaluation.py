@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The end of a detection training: judged by COCO's measure, drawn, described on a card, pushed."""
+"""Evaluate a trained detector by COCO's measure, draw its boxes, and publish it with its card."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoModelForObjectDetection
 
-from ..evaluation_results import evaluation_result, precision, write_json
+from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
 from ..publish import (
     base_repository,
     card_data,
@@ -24,7 +22,7 @@ from .data import DetectionData, DetectionDataArguments
 from .plots import draw_overlays
 from .trainer import DetectionTrainer
 
-_ON_THE_CARD = {
+_CARD_METRICS = {
     "map": "average precision (mAP, IoU .5 to .95)",
     "map_50": "at IoU .5",
     "map_75": "at IoU .75",
@@ -35,67 +33,55 @@ _ON_THE_CARD = {
 }
 
 
-def judge(
+def evaluate_and_report(
     trainer: DetectionTrainer,
-    split: Dataset,
-    prefix: str,
-    arguments: DetectionDataArguments,
     data: DetectionData,
+    split: str,
+    arguments: DetectionDataArguments,
     *,
-    name: str,
+    model_name: str,
     overlays: int,
     overlay_threshold: float,
 ) -> dict[str, Any]:
     """Evaluate on a split; write its metrics and overlays to the output folder. All processes call this.
 
     Args:
-        trainer: with the model to judge.
-        split: of `data`.
-        prefix: of the files' names: eval or test.
-        arguments: what the data are from.
-        data: all of them.
-        name: folder or repository the model is from.
-        overlays: how many images to draw, evenly from the split.
+        trainer: with the model, its image processor and the output folder.
+        data, split: validation or test of these data.
+        arguments: names of the data.
+        model_name: folder or repository of the model.
+        overlays: number of images to draw, evenly from the split.
         overlay_threshold: least score of a detection that is drawn.
 
-    Returns: the evaluation as it is written to `{prefix}_evaluation.json`.
+    Returns: the evaluation as in eval_evaluation.json (of test: test_evaluation.json).
     """
-    measure = CocoMap(split, data.label_names)
-    trainer.compute_metrics = measure
-    processor: Any = trainer.processing_class
-    dataset: Any = split.with_transform(data.evaluation_transform(processor))
-    prediction = trainer.predict(dataset, metric_key_prefix=prefix)
-    found: Any = prediction.metrics
-    trainer.log_metrics(prefix, found)
-    trainer.save_metrics(prefix, found)
+    prefix, rows, processor = EVALUATION_PREFIXES[split], getattr(data, split), trainer.processing_class
+    coco_map = CocoMap(rows, data.label_names)
+    trainer.compute_metrics = coco_map
+    prediction = trainer.predict(rows.with_transform(data.evaluation_transform(processor)), metric_key_prefix=prefix)
+    metrics: Any = prediction.metrics
+    trainer.log_metrics(prefix, metrics)
+    trainer.save_metrics(prefix, metrics)
     detections: Any = prediction.predictions
     image_ids: Any = prediction.label_ids
-    result = measure.evaluate(detections, image_ids)
-    training = trainer.args
-    evaluation = evaluation_result(
-        trainer.model,
-        name,
+    result = coco_map.evaluate(detections, image_ids)
+    evaluation = report_evaluation(
+        trainer,
         arguments,
-        "test" if prefix == "test" else "validation",
-        samples=len(split),
-        metrics={**result.metrics, "loss": found[f"{prefix}_loss"]},
+        split,
+        model_name=model_name,
+        samples=len(rows),
+        metrics={**result.metrics, "loss": metrics[f"{prefix}_loss"]},
         image_size=_sides(processor),
-        batch_size=training.eval_batch_size,
-        dtype=precision(training),
-        device=training.device,
-        images_per_second=found[f"{prefix}_samples_per_second"],
-        processes=training.world_size,
+        images_per_second=metrics[f"{prefix}_samples_per_second"],
         map_per_class=result.per_class,
     )
     if trainer.is_world_process_zero():
-        output = Path(str(training.output_dir))
-        write_json(evaluation, output / f"{prefix}_evaluation.json")
-        by_image: Mapping[int, Any] = dict(zip(image_ids.reshape(-1).tolist(), detections, strict=True))
         draw_overlays(
-            split,
-            by_image,
+            rows,
+            dict(zip(image_ids.reshape(-1).tolist(), detections, strict=True)),
             data.label_names,
-            output / "overlays",
+            Path(str(trainer.args.output_dir), "overlays"),
             prefix=f"{prefix}_",
             count=overlays,
             threshold=overlay_threshold,
@@ -105,7 +91,7 @@ def judge(
 
 
 def curves(log_history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Trainer's log with those of COCO's twelve measures that a picture has room for."""
+    """Return Trainer's log with those of COCO's twelve measures that a picture has room for."""
     hidden = ("eval_map_", "eval_mar_")
     shown = ("eval_map_50", "eval_map_75", "eval_mar_100")
     return [
@@ -115,7 +101,7 @@ def curves(log_history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def _sides(processor: Any) -> list[int]:
-    """Shortest and longest side, or height and width."""
+    """Return the shortest and longest side of a processor's images, or their height and width."""
     size = dict(processor.size)
     names = ("height", "width") if size.get("height") else ("shortest_edge", "longest_edge")
     return [size[name] for name in names]
@@ -128,14 +114,14 @@ def publish(
     base_model: str | None = None,
     license: str | None = None,
 ) -> None:
-    """Give the output folder its card, and DINO's source files so that it works without this package; push it if asked.
+    """Write a card to the output folder, and DINO's source files to work without this package; push it if asked to.
 
     All processes have to call this. Heads of transformers are pushed by Trainer's own means.
 
     Args:
         trainer: after `save_full_model` into its output folder.
-        evaluation: what `judge` returned, for the card.
-        base_model: what the training began with: a folder, or a repository on the Hub, which the card names.
+        evaluation: as `evaluate_and_report` returns it, for the card.
+        base_model: folder or repository that the training started from; the card names a repository.
         license: SPDX identifier in lower case; not stated if None.
 
     Raises:
@@ -154,16 +140,16 @@ def publish(
 
 
 def _card(model: Any, model_id: str, evaluation: dict[str, Any] | None, data: ModelCardData) -> ModelCard:
-    """What the model is, how it is loaded, what was measured."""
+    """Return the card of a detector: its class and size, how to load it, its scores."""
     measured = ""
     if evaluation is not None:
-        table = score_table(evaluation, _ON_THE_CARD, 1)
+        table = score_table(evaluation, _CARD_METRICS, 1)
         split = evaluation["dataset"]["split"]
         measured = f"\nBy COCO's measure, on {images_of(evaluation)} ({split}):\n\n{table}"
     remote = model.config.model_type == "internimage_dino"
     trust = ", trust_remote_code=True" if remote else ""
     first = "" if remote else "import hf_internimage  # pip install hf-internimage; knows the backbone\n"
-    how = (
+    note = (
         "This runs the source files of this repository. After `import hf_internimage` the package's own classes and\n"
         "faster operator are taken, and `trust_remote_code` is not needed."
         if remote
@@ -185,8 +171,8 @@ detect = pipeline("object-detection", "{model_id}"{trust})
 detect("street.jpg", threshold=0.4)  # label, score and box of each object
 ```
 
-{how}
+{note}
 {measured}""")
 
 
-__all__ = ["curves", "judge", "publish"]
+__all__ = ["curves", "evaluate_and_report", "publish"]

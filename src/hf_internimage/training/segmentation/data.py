@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Images and their segmentation maps, from folders or `datasets`, checked and in one form."""
+"""Read images and their segmentation maps from folders or `datasets`, check them and bring them into one form."""
 
 import io
-import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,19 @@ from datasets import Image as ImageFeature
 from datasets.table import InMemoryTable
 from PIL import Image
 
-from ..images import MAX_PIXELS, decode_image, name_of, read_bytes
-from ..sources import IMAGE_ENDINGS, SourceArguments, choose, is_image, list_files, listed
+from ..images import MAX_PIXELS, RowTransform, name_of, read_bytes, read_image
+from ..sources import (
+    IMAGE_ENDINGS,
+    SourceArguments,
+    check_label_names,
+    choose_samples,
+    find_image_column,
+    hold_out_validation,
+    list_files,
+    listed,
+    read_label_names,
+    read_splits,
+)
 from .augmentation import IGNORED_LABEL
 
 _IMAGES, _MASKS = "images", "masks"
@@ -28,7 +39,7 @@ _LABEL_NAMES = ("label", "annotation", "mask", "segmentation", "semantic_segment
 
 @dataclass
 class SegmentationDataArguments(SourceArguments):
-    """Where the images and their segmentation maps are, and which part of them to use."""
+    """Name the images and their segmentation maps, and the part of them to use."""
 
     train_dir: str | None = field(
         default=None,
@@ -68,40 +79,35 @@ class SegmentationDataArguments(SourceArguments):
     )
 
 
-@dataclass(frozen=True)
-class PairTransform:
-    """What turns rows of a split into examples, each time they are read, as `Dataset.with_transform` does.
+@dataclass(frozen=True, kw_only=True)
+class DatasetTransform(RowTransform):
+    """Turn rows of a split into `pixel_values` and `labels`, as `prepare` makes them.
 
     Attributes:
-        prepare: (RGB image, map (H, W) of classes, key) -> `pixel_values` (3, h, w) and `labels` (h, w). The key is a
-            list of integers that belongs to the image: the CRC-32 of its encoded bytes.
-        classes: how many.
+        prepare: (RGB image, map (H, W) of classes, key) -> `pixel_values` (3, h, w) and `labels` (h, w).
+        classes: number of them.
         reduce_labels: see `SegmentationDataArguments`.
-        max_pixels: see `images.decode_image`.
     """
 
     prepare: Callable[[Image.Image, np.ndarray, list[int]], dict[str, torch.Tensor]]
     classes: int
     reduce_labels: bool
-    max_pixels: int = MAX_PIXELS
 
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        rows = zip(batch[_IMAGE_COLUMN], batch[_LABEL_COLUMN], strict=True)
-        examples = [self.prepare(*self.read(image, mask)) for image, mask in rows]
-        return {name: [example[name] for example in examples] for name in examples[0]}
+    def one(self, row: dict[str, Any], *key: int) -> dict[str, torch.Tensor]:
+        """Return the example of a single row; raises as `read`."""
+        image, labels, data = self.read(row)
+        return self.prepare(image, labels, [zlib.crc32(data), *key])
 
-    def read(
-        self, image: dict[str, Any] | None, mask: dict[str, Any] | None
-    ) -> tuple[Image.Image, np.ndarray, list[int]]:
-        """An image, its map and its key.
+    def read(self, row: dict[str, Any]) -> tuple[Image.Image, np.ndarray, bytes]:
+        """Return the image of a row, its map (H, W) of classes, and the image's encoded bytes.
 
         Raises:
             ValueError: naming the file, for what cannot be read, a map of another size or with unknown classes.
         """
+        image, mask = row[_IMAGE_COLUMN], row[_LABEL_COLUMN]
         if image is None or mask is None:
             raise ValueError("An example has no image or no map; remove it from the data.")
-        data = read_bytes(image)
-        pixels = decode_image({"bytes": data, "path": image.get("path")}, self.max_pixels)
+        pixels, data = read_image(image, self.max_pixels)
         labels = decode_mask(mask)
         if labels.shape != (pixels.height, pixels.width):
             raise ValueError(
@@ -117,11 +123,11 @@ class PairTransform:
                 f"{name_of(mask)}: holds class {wrong}, but there are {self.classes} class names "
                 f"({'1' if self.reduce_labels else '0'} is the first, {IGNORED_LABEL} no class); correct either."
             )
-        return pixels, labels, [zlib.crc32(data)]
+        return pixels, labels, data
 
 
 def decode_mask(mask: dict[str, Any]) -> np.ndarray:
-    """The numbers in an undecoded map: (H, W) int64. Of an image with a palette, the indices.
+    """Return the numbers in an undecoded map: (H, W) int64. Of an image with a palette, the indices.
 
     Raises:
         ValueError: naming the file, if it cannot be decoded or has several channels.
@@ -138,8 +144,11 @@ def decode_mask(mask: dict[str, Any]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ProcessorPair:
-    """A `PairTransform.prepare` that is the image processor and nothing else; labels are at the network's size."""
+class ProcessorTransform:
+    """Prepare images and maps by the image processor and nothing else: `prepare` of a `DatasetTransform`.
+
+    Labels come at the size that the processor gives the image.
+    """
 
     processor: Any
 
@@ -149,7 +158,7 @@ class ProcessorPair:
 
 
 def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """A batch of examples.
+    """Stack examples to a batch: `pixel_values` (N, 3, H, W) and `labels` (N, H, W).
 
     Raises:
         ValueError: if they have several sizes.
@@ -168,7 +177,7 @@ class SegmentationData:
     """Splits with images and maps undecoded: columns `image` and `label` of {"bytes": ..., "path": ...}.
 
     Attributes:
-        train, validation: None if not asked for or not there.
+        train, validation: None if not loaded or not there.
         label_names: in the order of the classes, without the one that `reduce_labels` takes away.
         reduce_labels, max_pixels: see `SegmentationDataArguments`.
     """
@@ -179,11 +188,20 @@ class SegmentationData:
     reduce_labels: bool
     max_pixels: int = MAX_PIXELS
 
-    def transform(
-        self, prepare: Callable[[Image.Image, np.ndarray, list[int]], dict[str, torch.Tensor]]
-    ) -> PairTransform:
-        """For `Dataset.with_transform`."""
-        return PairTransform(prepare, len(self.label_names), self.reduce_labels, self.max_pixels)
+    def training_transform(
+        self, augmentation: Callable[[Image.Image, np.ndarray, list[int]], dict[str, torch.Tensor]]
+    ) -> DatasetTransform:
+        """Return the transform of rows into examples that `augmentation` makes of an image, its map and a key."""
+        return DatasetTransform(
+            prepare=augmentation,
+            classes=len(self.label_names),
+            reduce_labels=self.reduce_labels,
+            max_pixels=self.max_pixels,
+        )
+
+    def evaluation_transform(self, processor: Any) -> DatasetTransform:
+        """Return the transform of rows into examples by an image processor and nothing else."""
+        return self.training_transform(ProcessorTransform(processor))
 
 
 def load_data(
@@ -192,91 +210,54 @@ def load_data(
     splits: Sequence[str] = ("train", "validation"),
     label_names: Sequence[str] | None = None,
 ) -> SegmentationData:
-    """The data that the arguments describe. Maps are looked into when they are read.
+    """Read the data that the arguments name. Maps are looked into when they are read.
 
     Args:
-        arguments: where the data are.
+        arguments: names of the data.
         seed: of the held-out share and of the choice of `max_train_samples`.
-        splits: which of train and validation to load.
-        label_names: of the classes if `label_names_file` is not set.
+        splits: train and validation, or one of them; one that is not there is None. A share of the training data is
+            held out for validation also if only validation is among them.
+        label_names: the classes in their order, such as a model's; those of `label_names_file` have to be the same.
+            LABEL_0, ... fit any names.
 
     Raises:
         ValueError: in one sentence naming the file, for anything that is wrong with the data.
     """
+    names = label_names
     if arguments.label_names_file is not None:
-        label_names = read_label_names(Path(arguments.label_names_file))
-    if label_names is None:
+        names = read_label_names(arguments.label_names_file)
+        classes = f"the {len(names)} of label_names_file"
+        check_label_names(label_names, names, classes, "take a model of these classes")
+    if names is None:
         raise ValueError("Set label_names_file: images and maps do not say what the classes are called.")
-    if len(label_names) > IGNORED_LABEL:
-        raise ValueError(f"There are {len(label_names)} classes, expected at most 255: 255 in a map is no class.")
-    found = {split: _find(arguments, split) for split in ("train", "validation")}
-    if "train" in splits and found["train"] is None:
-        raise ValueError("There are no training data: set train_dir, or train_split_name to a split of the dataset.")
-    for split, dataset in found.items():
-        if dataset is not None and not len(dataset):
-            raise ValueError(f"Split {split!r} holds no images; check the data.")
-    train, validation = found["train"], found["validation"]
-    if train is not None and validation is None and arguments.train_val_split:
-        order = np.random.default_rng(seed).permutation(len(train))
-        held_out = round(len(train) * arguments.train_val_split)
-        if held_out in (0, len(train)):
-            raise ValueError(
-                f"train_val_split={arguments.train_val_split} of {len(train)} images leaves none to train on or to "
-                "validate with: change it, or set it to 0 to train without validation."
-            )
-        train, validation = train.select(np.sort(order[held_out:])), train.select(np.sort(order[:held_out]))
+    if len(names) > IGNORED_LABEL:
+        raise ValueError(f"There are {len(names)} classes, expected at most 255: 255 in a map is no class.")
+    datasets = read_splits(arguments, splits, partial(_read_split, arguments), divide_training_data=True)
+    hold_out_validation(datasets, splits, arguments, seed)
+    datasets = choose_samples(datasets, arguments, seed)
     return SegmentationData(
-        choose(train, arguments.max_train_samples, seed) if "train" in splits else None,
-        choose(validation, arguments.max_eval_samples, seed) if "validation" in splits else None,
-        list(label_names),
-        bool(arguments.reduce_labels),
-        arguments.max_image_pixels,
+        train=datasets.get("train") if "train" in splits else None,
+        validation=datasets.get("validation"),
+        label_names=list(names),
+        reduce_labels=bool(arguments.reduce_labels),
+        max_pixels=arguments.max_image_pixels,
     )
 
 
-def read_label_names(path: Path) -> list[str]:
-    """Class names from a text file or from JSON, see `SegmentationDataArguments`.
-
-    Raises:
-        ValueError: naming the file, if there are none or one is there twice.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        names: Any = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give a text file or JSON in UTF-8.") from error
-    if isinstance(names, dict):
-        if set(names) != {str(index) for index in range(len(names))}:
-            raise ValueError(f"{path}: has to number its {len(names)} classes from 0 to {len(names) - 1}.")
-        names = [names[str(index)] for index in range(len(names))]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: holds no names, expected a list of texts or an object of numbers and texts.")
-    names = [name for name in names if name]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if not names or twice:
-        what = f"names {listed(twice)} twice" if twice else "is empty"
-        raise ValueError(f"{path}: {what}; give each class a name.")
-    return names
-
-
-def _find(arguments: SegmentationDataArguments, split: str) -> Dataset | None:
-    """A split with both columns, undecoded, or None if it is not there."""
+def _read_split(arguments: SegmentationDataArguments, split: str) -> Dataset | None:
+    """Read a split with both columns, undecoded, or return None if it is not there."""
     if arguments.dataset_name is None:
         folder = getattr(arguments, f"{split}_dir")
         return None if folder is None else read_pairs(Path(folder), arguments.image_suffix, arguments.mask_suffix)
-    found = arguments.load_split(split)
-    return None if found is None else _two_columns(found[1], arguments)
+    named = arguments.load_split(split)
+    return None if named is None else _two_columns(named[1], arguments)
 
 
 def _two_columns(dataset: Dataset, arguments: SegmentationDataArguments) -> Dataset:
-    """The images and maps of a dataset as columns `image` and `label`."""
-    pictures = [name for name, feature in dataset.features.items() if is_image(feature)]
-    image = arguments.image_column_name or (_IMAGE_COLUMN if _IMAGE_COLUMN in pictures else None)
-    label = arguments.label_column_name or next((name for name in _LABEL_NAMES if name in pictures), None)
-    for setting, column in (("image_column_name", image), ("label_column_name", label)):
-        if column not in pictures:
-            what = "No column is recognised" if column is None else f"Column {column!r} is none of images"
-            raise ValueError(f"{what}; set {setting} to one of {pictures}.")
+    """Return the images and maps of a dataset as columns `image` and `label`."""
+    features = dataset.features
+    image = find_image_column(features, arguments.image_column_name, usual_names=[_IMAGE_COLUMN])
+    label = find_image_column(features, arguments.label_column_name, "label_column_name", _LABEL_NAMES)
     dataset = dataset.select_columns([image, label]).rename_columns({image: _IMAGE_COLUMN, label: _LABEL_COLUMN})
     for column in (_IMAGE_COLUMN, _LABEL_COLUMN):
         dataset = dataset.cast_column(column, ImageFeature(decode=False))
@@ -284,7 +265,7 @@ def _two_columns(dataset: Dataset, arguments: SegmentationDataArguments) -> Data
 
 
 def read_pairs(folder: Path, image_suffix: str | None = None, mask_suffix: str | None = None) -> Dataset:
-    """The images in `folder`/images with the maps of the same names in `folder`/masks, in the order of their names.
+    """Read the images in `folder`/images and the maps of the same names in `folder`/masks, in the order of the names.
 
     Raises:
         ValueError: naming the folder or file, if an image or map has no partner, or two.
@@ -311,10 +292,10 @@ def read_pairs(folder: Path, image_suffix: str | None = None, mask_suffix: str |
 
 
 def _by_stem(folder: Path, suffix: str | None) -> dict[str, str]:
-    """Image files by their path in the folder without the suffix, in order."""
+    """Return the image files in order, by their path in the folder without the suffix."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: is not a folder; a folder of data holds {_IMAGES}/ and {_MASKS}/.")
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for path in map(Path, list_files(str(folder))):
         if suffix is None and path.suffix.lower() in IMAGE_ENDINGS:
             stem = path.relative_to(folder).with_suffix("").as_posix()
@@ -322,22 +303,21 @@ def _by_stem(folder: Path, suffix: str | None) -> dict[str, str]:
             stem = path.relative_to(folder).as_posix().removesuffix(suffix)
         else:
             continue
-        if stem in found:
-            raise ValueError(f"{found[stem]} and {path} are both called {stem}; remove or rename one.")
-        found[stem] = str(path)
-    if not found:
+        if stem in files:
+            raise ValueError(f"{files[stem]} and {path} are both called {stem}; remove or rename one.")
+        files[stem] = str(path)
+    if not files:
         raise ValueError(f"{folder}: holds no images{f' that end with {suffix}' if suffix else ''}; check the path.")
-    return found
+    return files
 
 
 __all__ = [
-    "PairTransform",
-    "ProcessorPair",
+    "DatasetTransform",
+    "ProcessorTransform",
     "SegmentationData",
     "SegmentationDataArguments",
     "collate",
     "decode_mask",
     "load_data",
-    "read_label_names",
     "read_pairs",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The end of a segmentation training: judged at the images' own size, drawn, described on a card."""
+"""Evaluate a trained segmenter at the images' own size, draw its masks, and publish it with its card."""
 
 import math
 import time
@@ -12,24 +12,25 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 
 from ...segmentation import SemanticSegmenter
-from ..evaluation_results import evaluation_result, precision, write_json
+from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
 from ..metric_modules import load_metric_module
 from ..plot_style import rows_to_draw
 from ..publish import base_repository, card_data, images_of, model_id_of, publish_by_trainer, score_table
-from .data import PairTransform, ProcessorPair, SegmentationData, SegmentationDataArguments
+from .data import DatasetTransform, SegmentationData, SegmentationDataArguments
 from .plots import draw_masks
 from .trainer import MEAN_IOU, SegmentationTrainer
 
-_ON_THE_CARD = {
+_CARD_METRICS = {
     "mean_iou": "mean IoU",
     "mean_accuracy": "mean accuracy of the classes",
     "overall_accuracy": "accuracy of the pixels",
 }
+_REPORTED_SETTINGS = ("inference", "inference_crop", "inference_stride", "tta_ratios", "tta_flip")
 
 
 @dataclass
 class InferenceArguments:
-    """How images are segmented in the evaluation at the end."""
+    """Settings of the evaluation at the end: whole images or windows, averages, overlays."""
 
     inference: str = field(
         default="whole", metadata={"help": "See images whole, or through windows that slide over them: slide."}
@@ -56,12 +57,12 @@ class InferenceArguments:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected one number, or height and width.")
         if self.inference not in ("whole", "slide"):
             raise ValueError(f"inference is {self.inference!r}, expected 'whole' or 'slide'.")
-        given = bool(self.inference_crop) and bool(self.inference_stride)
-        if given != (self.inference == "slide") or bool(self.inference_crop) != bool(self.inference_stride):
+        slides = self.inference == "slide"
+        if bool(self.inference_crop) != slides or bool(self.inference_stride) != slides:
             raise ValueError("inference_crop and inference_stride are for inference=slide, which needs both.")
 
     def segmenter(self, model: Any, processor: Any) -> SemanticSegmenter:
-        """Raises: ValueError for settings that `SemanticSegmenter` refuses."""
+        """Build the segmenter of these settings; raise ValueError for those that `SemanticSegmenter` refuses."""
         return SemanticSegmenter(
             model,
             processor,
@@ -73,105 +74,91 @@ class InferenceArguments:
         )
 
 
-def judge(
+def evaluate_and_report(
     trainer: SegmentationTrainer,
-    split: Dataset,
+    data: SegmentationData,
+    split: str,
     arguments: SegmentationDataArguments,
+    *,
+    model_name: str,
     inference: InferenceArguments,
-    loaded: SegmentationData,
-    name: str,
 ) -> dict[str, Any]:
     """Segment a split at the images' own size; write metrics and overlays to the output folder.
 
-    Written are eval_results.json, eval_evaluation.json (with each class's IoU, and what is needed to repeat it), and
-    overlays/*.png of images spread evenly over the split. All processes have to call this; each takes its share.
+    Written are eval_results.json, eval_evaluation.json (with each class's IoU, and all that is needed to repeat it),
+    and overlays/*.png of images spread evenly over the split. All processes call this; each takes its share.
 
     Args:
         trainer: with the model, its image processor and the output folder.
-        split: a part of `loaded`, from where `arguments` say.
-        inference: how images are seen, and how many are drawn.
-        name: folder or repository the model is from.
+        data, split: validation of these data.
+        arguments: names of the data.
+        model_name: folder or repository of the model.
+        inference: whole images or windows, and how many images are drawn.
 
     Returns: the evaluation as in eval_evaluation.json.
     """
-    training = trainer.args
-    output = Path(str(training.output_dir))
-    names = loaded.label_names
-    processor: Any = trainer.processing_class
-    size = processor.size
-    metric = load_metric_module(MEAN_IOU, num_labels=len(names))
-    model = trainer.model.eval()
-    segmenter = inference.segmenter(model, processor)
-    transform = loaded.transform(ProcessorPair(processor))
-    count, world = len(split), training.world_size
+    prefix, rows, names = EVALUATION_PREFIXES[split], getattr(data, split), data.label_names
     if trainer.is_fsdp_enabled and inference.inference == "slide":
         raise ValueError(
             "inference=slide needs as many windows in every process: evaluate the saved model without FSDP."
         )
+    processor: Any = trainer.processing_class
+    metric = load_metric_module(MEAN_IOU, num_labels=len(names))
+    segmenter = inference.segmenter(trainer.model.eval(), processor)
     with trainer.evaluation_weights():
-        seconds = _segment(trainer, split, segmenter, transform, metric, names, inference.overlays)
-    counts = torch.from_numpy(metric.counts).to(training.device)
+        seconds = _segment(trainer, rows, data.evaluation_transform(processor), segmenter, metric, names, inference)
+    counts = torch.from_numpy(metric.counts).to(trainer.args.device)
     metric.counts = trainer.accelerator.reduce(counts, "sum").cpu().numpy()
-    measured = metric.compute()
-    means = {name: value for name, value in measured.items() if isinstance(value, float)}
-    trainer.log_metrics("eval", {f"eval_{name}": value for name, value in means.items()})
-    trainer.save_metrics("eval", {f"eval_{name}": value for name, value in means.items()})
-    evaluation = evaluation_result(
-        model,
-        name,
+    result = metric.compute()
+    means = {name: value for name, value in result.items() if isinstance(value, float)}
+    logged = {f"{prefix}_{name}": value for name, value in means.items()}
+    trainer.log_metrics(prefix, logged)
+    trainer.save_metrics(prefix, logged)
+    class_iou = zip(names, result["iou"], strict=True)
+    return report_evaluation(
+        trainer,
         arguments,
-        "validation",
-        samples=count,
+        split,
+        model_name=model_name,
+        samples=len(rows),
         metrics=means,
-        image_size=[size["shortest_edge"], size["longest_edge"]],
+        image_size=[processor.size["shortest_edge"], processor.size["longest_edge"]],
         batch_size=1,
-        dtype=precision(training),
-        device=training.device,
-        images_per_second=count / seconds,
-        processes=world,
-        class_iou={
-            name: None if math.isnan(value) else value for name, value in zip(names, measured["iou"], strict=True)
-        },
-        inference={name: getattr(inference, name) for name in _DESCRIBED},
+        images_per_second=len(rows) / seconds,
+        class_iou={name: None if math.isnan(value) else value for name, value in class_iou},
+        inference={name: getattr(inference, name) for name in _REPORTED_SETTINGS},
     )
-    if trainer.is_world_process_zero():
-        write_json(evaluation, output / "eval_evaluation.json")
-    return evaluation
 
 
 def _segment(
     trainer: SegmentationTrainer,
-    split: Dataset,
+    rows: Dataset,
+    transform: DatasetTransform,
     segmenter: SemanticSegmenter,
-    transform: PairTransform,
     metric: Any,
     names: list[str],
-    overlays: int,
+    inference: InferenceArguments,
 ) -> float:
-    """Segment this process's share of a split, add it to the metric and draw some; returns the seconds it took."""
-    count, world = len(split), trainer.args.world_size
+    """Segment this process's share of the rows, add it to the metric, and draw some; return the seconds it took."""
+    count, world = len(rows), trainer.args.world_size
     folder = Path(str(trainer.args.output_dir), "overlays")
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = rows_to_draw(count, overlays)
+    drawn_rows = set(rows_to_draw(count, inference.overlays))
     seconds = 0.0
     # As many images in each process: a sharded model runs in all of them at once. The last ones come twice, uncounted.
     for turn in range(-(-count // world)):
         row = turn * world + trainer.args.process_index
-        example = split[min(row, count - 1)]
-        image, labels, _ = transform.read(example["image"], example["label"])
-        started = time.perf_counter()
+        image, labels, _ = transform.read(rows[min(row, count - 1)])
+        start = time.perf_counter()
         with trainer.compute_loss_context_manager():
-            found = segmenter(image).cpu().numpy()
-        seconds += time.perf_counter() - started
+            classes = segmenter(image).cpu().numpy()
+        seconds += time.perf_counter() - start
         if row >= count:
             continue
-        metric.add(found, labels)
-        if row in drawn:
-            draw_masks(image, labels, found, names, folder / f"{row:05d}.png")
+        metric.add(classes, labels)
+        if row in drawn_rows:
+            draw_masks(image, labels, classes, names, folder / f"{row:05d}.png")
     return seconds
-
-
-_DESCRIBED = ("inference", "inference_crop", "inference_stride", "tta_ratios", "tta_flip")
 
 
 def _pair(values: list[int]) -> tuple[int, int] | None:
@@ -185,14 +172,14 @@ def publish(
     base_model: str | None = None,
     license: str | None = None,
 ) -> None:
-    """Give the output folder its card: what the model is, how it is loaded, what was measured; push it if asked to.
+    """Write a card to the output folder, with the model, how to load it and its scores; push it if asked to.
 
     All processes have to call this.
 
     Args:
         trainer: after `save_full_model` into its output folder.
-        evaluation: what `judge` returned, for the card.
-        base_model: what the training began with: a folder, or a repository on the Hub, which the card names.
+        evaluation: as `evaluate_and_report` returns it, for the card.
+        base_model: folder or repository that the training started from; the card names a repository.
         license: SPDX identifier in lower case; not stated if None.
     """
     model, model_id = trainer.model, model_id_of(trainer.args, "internimage-segmentation")
@@ -200,7 +187,7 @@ def publish(
     data = card_data(tasks, base_model=base_repository(base_model), license=license)
     measured = ""
     if evaluation is not None:
-        table = score_table(evaluation, _ON_THE_CARD, 2)
+        table = score_table(evaluation, _CARD_METRICS, 2)
         measured = f"\nOn {images_of(evaluation)}, at their own size:\n\n{table}"
     card = ModelCard(f"""---
 {data.to_yaml()}
@@ -227,4 +214,4 @@ Without `import hf_internimage` transformers does not know the backbone, and say
     publish_by_trainer(trainer, card)
 
 
-__all__ = ["InferenceArguments", "judge", "publish"]
+__all__ = ["InferenceArguments", "evaluate_and_report", "publish"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Trains semantic segmentation with any head of transformers, scored by mean IoU in bounded memory."""
+"""Train semantic segmentation with any head of transformers, scored by mean IoU in bounded memory."""
 
 import inspect
 from pathlib import Path
@@ -12,23 +12,23 @@ from transformers import EvalPrediction
 
 from ...models.semantic_maps import label_map, semantic_scores
 from ..metric_modules import load_metric_module
-from ..system_trainer import DenseTrainer
+from ..system_trainer import SystemTrainer
 from .augmentation import IGNORED_LABEL
 
 MEAN_IOU = Path(__file__).with_name("mean_iou.py")
 
 
-class SegmentationTrainer(DenseTrainer):
-    """Trains by the original's recipe on batches of `pixel_values` and `labels` (N, H, W), 255 being no class.
+class SegmentationTrainer(SystemTrainer):
+    """Train by the original's recipe on batches of `pixel_values` and `labels` (N, H, W), 255 being no class.
 
-    Models that predict masks of queries (Mask2Former, MaskFormer) get these made of the labels: one of each class that
-    an image has. Losses are the models' own.
+    Models that predict masks of queries (Mask2Former, MaskFormer) get masks made of the labels, one for each class in
+    an image. Losses are the models' own.
 
     Evaluation within the training compares at the size that the image processor makes, with labels resized to it; the
-    field's numbers are for the size of the images, see `segmentation_outcome.judge`.
+    field's numbers are for the size of the images, see `evaluation.evaluate_and_report`.
 
     Args:
-        Everything is DenseTrainer's. `compute_metrics` is `ComputeMeanIoU`, with `batch_eval_metrics`.
+        Everything is SystemTrainer's. `compute_metrics` is `ComputeMeanIoU`, with `batch_eval_metrics`.
 
     Raises:
         ValueError: for several GPUs in one process, if masks of queries are predicted.
@@ -66,7 +66,7 @@ class SegmentationTrainer(DenseTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """The loss, the classes found (N, H, W) and the labels (N, H, W); scores of all classes are not kept."""
+        """Return the loss, predicted classes (N, H, W) and labels (N, H, W); scores of all classes are not kept."""
         inputs: dict[str, Any] = self._prepare_inputs(inputs)  # type: ignore[no-redef]
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
@@ -74,22 +74,22 @@ class SegmentationTrainer(DenseTrainer):
             if prediction_loss_only:
                 return loss, None, None
             labels = inputs["labels"]
-            found = torch.stack([label_map(scores, [labels.shape[1:]]) for scores in semantic_scores(outputs)])
+            classes = torch.stack([label_map(scores, [labels.shape[1:]]) for scores in semantic_scores(outputs)])
         for dimension in (1, 2):  # other processes may have images of another size; Trainer pads the first one only
-            found, labels = (
+            classes, labels = (
                 self.accelerator.pad_across_processes(maps, dimension, pad_index=IGNORED_LABEL)
-                for maps in (found, labels)
+                for maps in (classes, labels)
             )
-        return loss, found, labels
+        return loss, classes, labels
 
 
 def query_labels(labels: torch.Tensor) -> dict[str, list[torch.Tensor]]:
-    """What Mask2Former is trained with: of each image, the classes it has (n,) and their masks (n, H, W).
+    """Return what Mask2Former is trained with: the classes in each image (n,) and their masks (n, H, W).
 
     Shapes: labels (N, H, W) int64, 255 being no class -> N tensors `class_labels` int64 and `mask_labels` float32.
     """
-    classes = [found[found != IGNORED_LABEL] for found in map(torch.unique, labels)]
-    masks = [(image == found[:, None, None]).float() for image, found in zip(labels, classes, strict=True)]
+    classes = [present[present != IGNORED_LABEL] for present in map(torch.unique, labels)]
+    masks = [(image == present[:, None, None]).float() for image, present in zip(labels, classes, strict=True)]
     return {"class_labels": classes, "mask_labels": masks}
 
 
@@ -97,18 +97,18 @@ class ComputeMeanIoU:
     """Trainer's `compute_metrics` for `batch_eval_metrics`: adds batches up, then gives means over the classes.
 
     Args:
-        num_labels: how many classes there are.
+        num_labels: number of classes.
     """
 
     def __init__(self, num_labels: int) -> None:
         self.metric = load_metric_module(MEAN_IOU, num_labels=num_labels)
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        found, labels = (
+        classes, labels = (
             maps.cpu().numpy() if isinstance(maps, torch.Tensor) else maps
             for maps in (prediction.predictions, prediction.label_ids)
         )
-        self.metric.add_batch(predictions=found, references=labels)
+        self.metric.add_batch(predictions=classes, references=labels)
         if not compute_result:
             return {}
         return {name: value for name, value in self.metric.compute().items() if isinstance(value, float)}

@@ -6,6 +6,7 @@ import json
 import shutil
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,18 +18,17 @@ from sklearn.datasets import load_digits
 from support.golden_data import tiny_config
 from support.loading import WITHOUT_THE_PACKAGE, run_python
 from support.loopback_hub import loopback_hub  # noqa: F401
-from support.paths import TESTS
-from support.training_scripts import SCRIPTS, as_arguments, load_script
+from support.paths import SCRIPTS, TESTS
+from support.training_scripts import as_arguments, only_labels
 from transformers import AutoImageProcessor, AutoModelForImageClassification, CLIPImageProcessorPil, pipeline
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
 from hf_internimage.training import command_line
+from hf_internimage.training.classification import main as script
 from hf_internimage.training.images import target_size
 
 RECIPES = sorted((SCRIPTS / "recipes").glob("*.yaml"))
 SMALL = '{"channels": 16, "depths": [1, 1], "groups": [1, 2]}'
-
-script = load_script("run_image_classification.py")
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +81,19 @@ def accuracy(output, prefix="eval"):
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_settings_of_the_script(recipe, tmp_path):
-    parts = script.read_arguments(
+    arguments = script.read_arguments(
         [str(recipe), "--train_dir", "images", "--output_dir", str(tmp_path), "--bf16", "false"]
     )
     for name, value in yaml.safe_load(recipe.read_text()).items():
         if name == "bf16":
             continue
-        holder = next(part for part in vars(parts).values() if hasattr(part, name))
+        holder = next(group for group in vars(arguments).values() if hasattr(group, name))
         assert getattr(holder, name) == value, name
-    assert parts.training.lr_scheduler_type == "cosine"
-    assert parts.training.max_grad_norm == 5.0
-    assert parts.training.weight_decay == 0.05
-    assert parts.training.adam_beta2 == 0.999
-    assert parts.training.adam_epsilon == 1e-8
+    assert arguments.training.lr_scheduler_type == "cosine"
+    assert arguments.training.max_grad_norm == 5.0
+    assert arguments.training.weight_decay == 0.05
+    assert arguments.training.adam_beta2 == 0.999
+    assert arguments.training.adam_epsilon == 1e-8
 
 
 # The table of the original's recipes: OpenGVLab/InternImage@31c962d, classification/config.py and configs/.
@@ -111,16 +111,16 @@ TABLE = {
 
 @pytest.mark.parametrize("size", TABLE)
 def test_recipes_are_the_originals(size, tmp_path):
-    parts = script.read_arguments(
+    arguments = script.read_arguments(
         [str(SCRIPTS / "recipes" / f"{size}.yaml"), "--train_dir=images", f"--output_dir={tmp_path}", "--bf16=false"]
     )
-    training, recipe, augmentation = parts.training, parts.recipe, parts.augmentation
+    training, recipe, augmentation = arguments.training, arguments.recipe, arguments.augmentation
     assert (
-        parts.model.image_size,
+        arguments.model.image_size,
         training.num_train_epochs,
         recipe.total_train_batch_size,
         training.learning_rate,
-        parts.model.drop_path_rate,
+        arguments.model.drop_path_rate,
         training.label_smoothing_factor,
         recipe.mixup_alpha,
         recipe.cutmix_alpha,
@@ -138,9 +138,9 @@ def test_recipes_are_the_originals(size, tmp_path):
     assert (augmentation.rand_augment_magnitude, augmentation.rand_augment_std) == (9, 0.5)
     assert training.gradient_checkpointing is not scratch
     if scratch:
-        assert InternImageConfig.from_size(parts.model.size).image_size == parts.model.image_size
+        assert InternImageConfig.from_size(arguments.model.size).image_size == arguments.model.image_size
     else:
-        assert parts.model.model_name_or_path.startswith(f"OpenGVLab/internimage_{size}_")
+        assert arguments.model.model_name_or_path.startswith(f"OpenGVLab/internimage_{size}_")
 
 
 def test_batch_of_all_devices(tmp_path, monkeypatch):
@@ -159,12 +159,16 @@ def test_later_settings_win(tmp_path):
     (tmp_path / "a.yaml").write_text(text)
     (tmp_path / "b.json").write_text('{"learning_rate": 2e-3, "num_train_epochs": 3}')
     files = [str(tmp_path / "a.yaml"), str(tmp_path / "b.json")]
-    parts = script.read_arguments([*files, "--num_train_epochs", "4", f"--output_dir={tmp_path}"])
-    assert (parts.training.learning_rate, parts.training.seed, parts.training.num_train_epochs) == (2e-3, 5, 4)
-    assert json.loads(parts.model.config_overrides) == {"depths": [1]}
-    assert parts.training.do_train
-    assert parts.training.do_eval
-    assert not parts.training.do_predict
+    arguments = script.read_arguments([*files, "--num_train_epochs", "4", f"--output_dir={tmp_path}"])
+    assert (arguments.training.learning_rate, arguments.training.seed, arguments.training.num_train_epochs) == (
+        2e-3,
+        5,
+        4,
+    )
+    assert json.loads(arguments.model.config_overrides) == {"depths": [1]}
+    assert arguments.training.do_train
+    assert arguments.training.do_eval
+    assert not arguments.training.do_predict
     assert not script.read_arguments([*files, "--do_predict", f"--output_dir={tmp_path}"]).training.do_train
 
 
@@ -216,19 +220,21 @@ def test_refuses(arguments, message, digits, tmp_path, monkeypatch, capsys):
 
 
 def model_arguments(**kwargs):
-    return script.ModelArguments(**kwargs)
+    """Return arguments of the script, of which building a model and its image processor needs the model's alone."""
+    return SimpleNamespace(model=script.ModelArguments(**kwargs))
 
 
 def test_new_models():
     names = ["cat", "dog"]
     arguments = model_arguments(config_overrides=SMALL, image_size=32, drop_path_rate=0.2)
-    model = script.build_model(arguments, names, False)
+    model = script.build_model(arguments.model, only_labels(names))
     assert type(model) is InternImageForImageClassification
     assert (model.config.channels, model.config.image_size, model.config.drop_path_rate) == (16, 32, 0.2)
     assert model.config.id2label == {0: "cat", 1: "dog"}
     assert target_size(script.build_processor(model_arguments(image_size=32), model)) == (32, 32)
     overrides = '{"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}'
-    other = script.build_model(model_arguments(model_type="convnext", config_overrides=overrides), names, True)
+    arguments = model_arguments(model_type="convnext", config_overrides=overrides)
+    other = script.build_model(arguments.model, only_labels(names, multi_label=True))
     assert other.config.problem_type == "multi_label_classification"
     processor = script.build_processor(model_arguments(image_size=40), other)
     assert isinstance(processor, CLIPImageProcessorPil)
@@ -244,7 +250,7 @@ def test_checkpoint_gets_a_new_head_and_size(tmp_path):
     before.save_pretrained(tmp_path)
     InternImageImageProcessorPil().save_pretrained(tmp_path)
     arguments = model_arguments(model_name_or_path=str(tmp_path), image_size=48)
-    model = script.build_model(arguments, ["a", "b", "c"], False)
+    model = script.build_model(arguments.model, only_labels(["a", "b", "c"]))
     assert model.head.out_features == 3
     assert torch.equal(model.model.patch_embed.conv1.weight, before.model.patch_embed.conv1.weight)
     assert target_size(script.build_processor(arguments, model)) == (48, 48)

@@ -15,14 +15,14 @@ from datasets import Image as ImageFeature
 from datasets import config as datasets_config
 from PIL import Image
 from sklearn.datasets import load_digits
-from support.golden_data import load_module, tiny_config
+from support.golden_data import tiny_config
 from support.paths import SCRIPTS
 from transformers import AutoImageProcessor, CLIPImageProcessorPil, ConvNextConfig, ConvNextForImageClassification
 
 from hf_internimage import InternImageForImageClassification, InternImageImageProcessorPil
+from hf_internimage.training.classification import evaluate_checkpoint as script
 
 SCRIPT = SCRIPTS / "evaluate.py"
-script = load_module(SCRIPT)
 COUNT, CLASSES, SIZE = 50, 10, 32
 NAMES = [f"digit {index}" for index in range(CLASSES)]
 SIDES = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}

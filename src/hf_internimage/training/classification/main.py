@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: MIT
+"""Train or fine-tune an image classifier by InternImage's recipe, on any data set, on one device or many.
+
+    python scripts/run_image_classification.py scripts/recipes/finetune.yaml --train_dir images --output_dir out
+    accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/run_image_classification.py \
+        scripts/recipes/t.yaml --dataset_name ILSVRC/imagenet-1k --output_dir out
+
+Files of settings (YAML or JSON) come first, later ones and then the command line win. All settings: --help. The same
+command again continues an interrupted training from its last complete checkpoint. At the end the output folder holds
+the model, its image processor, its card, the metrics as JSON, and pictures of the training, the confusions and the
+worst mistakes. Needs the extra `train`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    TrainingArguments,
+)
+
+from ...hub.repository import default_image_processor
+from ...models.configuration_internimage import InternImageConfig
+from ...models.image_processing_pil_internimage import InternImageImageProcessorPil
+from ..command_line import UsageError, json_object, parse, run_script
+from ..images import check_images, target_size
+from ..run import Task, run_training, trainer_with_data
+from ..system_models import label_fields
+from .augmentation import Augmentation, AugmentationArguments
+from .data import ClassificationData, ClassificationDataArguments, collate, load_data
+from .evaluation import evaluate_and_report, publish
+from .metrics import ComputeMetrics, keep_best, keep_scores
+from .trainer import ClassificationRecipe, ClassificationTrainer
+
+
+@dataclass
+class ModelArguments:
+    """Name the model to train: a checkpoint, or a new one of a type and size."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to start from: a folder, or a repository on the Hub."}
+    )
+    model_type: str = field(
+        default="internimage", metadata={"help": "Without a checkpoint: type of the new model, in transformers' words."}
+    )
+    size: str | None = field(
+        default=None, metadata={"help": "Without a checkpoint: size of a new InternImage: t, s, b, l, xl, h or g."}
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": 'Fields of the configuration, as JSON: {"channels": 32, "depths": [1, 1, 2]}.'}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the images in pixels; default: that of the checkpoint or size."}
+    )
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth; default: the model's."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code from the Hub."})
+
+    @property
+    def base_model(self) -> str | None:
+        """The folder or repository that the training starts from; None for new weights."""
+        return self.model_name_or_path
+
+
+@dataclass
+class RunArguments:
+    """Settings of the run itself."""
+
+    class_weighting: bool = field(
+        default=False, metadata={"help": "Weigh classes in the training loss by the inverse of their frequency."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better one."}
+    )
+    check_data: bool = field(
+        default=False, metadata={"help": "Decode every image first, and list all that cannot be used."}
+    )
+    license: str | None = field(default=None, metadata={"help": "Licence of the weights, for the model's card."})
+
+
+# Defaults that differ from the other scripts' and transformers' own.
+DEFAULTS: dict[str, Any] = {
+    "output_dir": "image_classification_output",
+    "lr_scheduler_type": "cosine",
+    "metric_for_best_model": "accuracy",
+    "per_device_eval_batch_size": 64,
+}
+
+
+@dataclass
+class ScriptArguments:
+    """All arguments, by their subject."""
+
+    model: ModelArguments
+    data: ClassificationDataArguments
+    augmentation: AugmentationArguments
+    recipe: ClassificationRecipe
+    run: RunArguments
+    training: TrainingArguments
+
+
+def read_arguments(argv: list[str]) -> ScriptArguments:
+    """Read the arguments from files of settings and the command line."""
+    return parse(ScriptArguments, argv, __doc__, DEFAULTS)
+
+
+def build_model(arguments: ModelArguments, data: ClassificationData) -> PreTrainedModel:
+    """Load the checkpoint with a head for the data's labels, or make a new model."""
+    overrides = json_object("config_overrides", arguments.config_overrides)
+    if arguments.image_size is not None:
+        overrides["image_size"] = arguments.image_size
+    if arguments.drop_path_rate is not None:
+        overrides["drop_path_rate"] = arguments.drop_path_rate
+    overrides |= label_fields(data.label_names)
+    overrides["problem_type"] = "multi_label_classification" if data.multi_label else "single_label_classification"
+    if arguments.model_name_or_path is not None:
+        return AutoModelForImageClassification.from_pretrained(
+            arguments.model_name_or_path,
+            revision=arguments.model_revision,
+            trust_remote_code=arguments.trust_remote_code,
+            ignore_mismatched_sizes=True,  # the head, for other labels
+            **overrides,
+        )
+    if arguments.model_type == "internimage" and arguments.size is not None:
+        config: Any = InternImageConfig.from_size(arguments.size, **overrides)
+    elif arguments.size is not None:
+        raise UsageError(f"size={arguments.size} is InternImage's: use config_overrides for {arguments.model_type}.")
+    else:
+        config = AutoConfig.for_model(arguments.model_type, **overrides)
+    return AutoModelForImageClassification.from_config(config)
+
+
+def build_processor(arguments: ScriptArguments, model: PreTrainedModel) -> Any:
+    """Load the checkpoint's image processor, or make a new one, for images of the size in the arguments."""
+    size, checkpoint = arguments.model.image_size, arguments.model.model_name_or_path
+    if checkpoint is not None:
+        changed = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}} if size else {}
+        return AutoImageProcessor.from_pretrained(
+            checkpoint,
+            revision=arguments.model.model_revision,
+            trust_remote_code=arguments.model.trust_remote_code,
+            **changed,
+        )
+    if model.config.model_type == "internimage":
+        return default_image_processor(model.config)
+    from transformers import CLIPImageProcessor  # makes the same pixels, and loads without this package
+
+    side = size or getattr(model.config, "image_size", None) or 224
+    return CLIPImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        image_mean=InternImageImageProcessorPil.image_mean,
+        image_std=InternImageImageProcessorPil.image_std,
+    )
+
+
+def build_trainer(
+    arguments: ScriptArguments, data: ClassificationData, model: PreTrainedModel, processor: Any
+) -> ClassificationTrainer:
+    """Build the trainer with its data, augmented in training and prepared by the image processor in evaluation."""
+    augmentation = Augmentation(
+        target_size(processor), list(processor.image_mean), list(processor.image_std), arguments.augmentation
+    )
+    patience = arguments.run.early_stopping_patience
+    return trainer_with_data(
+        ClassificationTrainer,
+        arguments,
+        data,
+        model,
+        processor,
+        augmentation,
+        callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
+        class_weights=data.class_weights() if arguments.run.class_weighting else None,
+        data_collator=collate,
+        compute_metrics=ComputeMetrics(len(data.label_names), data.multi_label),
+        preprocess_logits_for_metrics=keep_scores if data.multi_label else keep_best,
+    )
+
+
+def apply_data_settings(arguments: ScriptArguments, data: ClassificationData) -> None:
+    """Check the images if asked to, and set what follows from the data.
+
+    Raises:
+        UsageError: listing all images that cannot be used; for settings that do not fit together.
+    """
+    training = arguments.training
+    if arguments.run.check_data:
+        check_all_images(data)
+    if data.multi_label and training.metric_for_best_model == DEFAULTS["metric_for_best_model"]:
+        training.metric_for_best_model = "mean_average_precision"
+    if not training.do_train:
+        return
+    if arguments.data.streaming and training.max_steps <= 0:
+        raise UsageError("A stream has no end that is known: set max_steps, and eval_steps and save_steps.")
+    if arguments.data.streaming and "epoch" in (training.eval_strategy, training.save_strategy):
+        raise UsageError("A stream has no epochs: set eval_strategy and save_strategy to steps.")
+    if data.validation is None and arguments.run.early_stopping_patience is not None:
+        raise UsageError("early_stopping_patience needs validation data: set validation_dir or train_val_split.")
+
+
+def check_all_images(data: ClassificationData) -> None:
+    """Decode every image of every split.
+
+    Raises:
+        UsageError: listing all that fail.
+    """
+    errors = [
+        f"{name}: {error}"
+        for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test))
+        if split is not None
+        for _, error in check_images(split, data.image_column, data.max_pixels)
+    ]
+    if errors:
+        raise UsageError("\n".join([f"{len(errors)} images cannot be used:", *errors]))
+
+
+TASK = Task(
+    load_data=load_data,
+    build_model=build_model,
+    build_processor=build_processor,
+    build_trainer=build_trainer,
+    evaluate_and_report=evaluate_and_report,
+    publish=publish,
+    apply_data_settings=apply_data_settings,
+)
+
+
+def run(arguments: ScriptArguments) -> None:
+    """Train, evaluate and publish an image classifier, as far as the arguments ask for it."""
+    run_training(arguments, TASK)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Return 0, or 1 after the error has been written to stderr."""
+    return run_script(read_arguments, run, argv)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+"""Run a training script: the steps from the data to the published model, which are the same for every task."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from datasets import IterableDataset
+from transformers import AutoConfig, TrainingArguments, set_seed
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging
+
+from .command_line import UsageError
+from .images import Augmented
+from .plots import draw_training
+from .streams import TrainingStream
+from .trainer import EpochCallback, RecipeTrainer, last_complete_checkpoint
+
+logger = logging.get_logger(__name__)
+
+
+class ModelArguments(Protocol):
+    """The arguments of a model that all tasks have."""
+
+    model_name_or_path: str | None
+    model_revision: str
+    trust_remote_code: bool
+
+    @property
+    def base_model(self) -> str | None:
+        """The folder or repository that a training starts from; None for new weights."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The steps of a script that differ from task to task.
+
+    `arguments` are the task's ScriptArguments, with `model`, `data`, `recipe`, `run` (of which `license`) and
+    `training`; `data` is what `load_data` returns, with `train`, `validation`, perhaps `test`, and `label_names`.
+
+    Attributes:
+        load_data: (arguments.data, seed, splits, label_names of a model or None) -> data.
+        build_model: (arguments.model, data) -> model.
+        build_processor: (arguments, model) -> image processor.
+        build_trainer: (arguments, data, model, processor) -> trainer, see `trainer_with_data`.
+        evaluate_and_report: (trainer, data, split, arguments.data, model_name=, **evaluate_options) -> evaluation.
+        publish: (trainer, evaluation or None, base_model=, license=).
+        apply_data_settings: (arguments, data): set what follows from the data, refuse what does not fit them.
+        evaluate_options: arguments -> further options of `evaluate_and_report`.
+        curves: Trainer's log -> the part of it to draw.
+    """
+
+    load_data: Callable[..., Any]
+    build_model: Callable[..., Any]
+    build_processor: Callable[..., Any]
+    build_trainer: Callable[..., RecipeTrainer]
+    evaluate_and_report: Callable[..., dict[str, Any]]
+    publish: Callable[..., None]
+    apply_data_settings: Callable[..., None] = lambda arguments, data: None
+    evaluate_options: Callable[..., dict[str, Any]] = lambda arguments: {}
+    curves: Callable[[list[dict[str, float]]], list[dict[str, float]]] = list
+
+
+def run_training(arguments: Any, task: Task) -> None:
+    """Read the data, train, evaluate and publish, as far as the arguments ask for it.
+
+    Args:
+        arguments: the ScriptArguments of the task.
+        task: its steps.
+
+    Raises:
+        UsageError, ValueError, OSError: in one sentence, for arguments, data or a checkpoint that cannot be used.
+    """
+    training: TrainingArguments = arguments.training
+    set_seed(training.seed)
+    checkpoint = find_checkpoint(training) if training.do_train else None
+    label_names = None if training.do_train else checkpoint_labels(arguments.model)
+    with training.main_process_first(desc="reading the data"):
+        data = task.load_data(arguments.data, training.seed, required_splits(training), label_names)
+    refuse_missing_splits(training, data)
+    task.apply_data_settings(arguments, data)
+    if training.do_train and data.validation is None:
+        keep_last_model(training)
+    model = task.build_model(arguments.model, data)
+    processor = task.build_processor(arguments, model)
+    trainer = task.build_trainer(arguments, data, model, processor)
+
+    if training.do_train:
+        trainer.train_and_save(checkpoint)
+    own_name = training.hub_model_id or str(training.output_dir)
+    options = {
+        "model_name": own_name if training.do_train else arguments.model.model_name_or_path,
+        **task.evaluate_options(arguments),
+    }
+    evaluation = None
+    if training.do_eval and data.validation is not None:
+        evaluation = task.evaluate_and_report(trainer, data, "validation", arguments.data, **options)
+    if training.do_predict:
+        task.evaluate_and_report(trainer, data, "test", arguments.data, **options)
+    if training.do_train:
+        if trainer.is_world_process_zero():
+            curves = task.curves(trainer.state.log_history)
+            draw_training(curves, Path(str(training.output_dir), "training.png"))
+        task.publish(trainer, evaluation, base_model=arguments.model.base_model, license=arguments.run.license)
+
+
+def find_checkpoint(training: TrainingArguments) -> Path | None:
+    """Return the checkpoint to go on from: the one named, or the last complete one of the output folder.
+
+    Raises:
+        UsageError: if it is not there, or if a new training would overwrite an earlier one.
+    """
+    name = training.resume_from_checkpoint
+    last = last_complete_checkpoint(str(training.output_dir))
+    if name in (None, True, "true", "True"):
+        return last
+    if name in (False, "false", "False"):
+        if last is not None:
+            raise UsageError(f"{last} is of an earlier training: choose another output_dir, or go on from it.")
+        return None
+    if not Path(name, "trainer_state.json").is_file():
+        raise UsageError(f"resume_from_checkpoint={name} holds no complete checkpoint: trainer_state.json is missing.")
+    return Path(name)
+
+
+def checkpoint_labels(arguments: ModelArguments) -> list[str]:
+    """Return the class names of the checkpoint to evaluate without training, in the order of their numbers.
+
+    Raises:
+        UsageError: if no checkpoint is named.
+    """
+    if arguments.model_name_or_path is None:
+        raise UsageError("Without training there has to be a checkpoint: set model_name_or_path, or do_train.")
+    config = AutoConfig.from_pretrained(
+        arguments.model_name_or_path, revision=arguments.model_revision, trust_remote_code=arguments.trust_remote_code
+    )
+    return [config.id2label[index] for index in sorted(config.id2label)]
+
+
+def required_splits(training: TrainingArguments) -> list[str]:
+    """Return the names of the splits that training, evaluation and prediction read."""
+    required = {
+        "train": training.do_train,
+        "validation": training.do_train or training.do_eval,
+        "test": training.do_predict,
+    }
+    return [split for split in required if required[split]]
+
+
+def refuse_missing_splits(training: TrainingArguments, data: Any) -> None:
+    """Raise UsageError if the data lack a split that cannot be left out: a training can do without validation only."""
+    if training.do_eval and not training.do_train and data.validation is None:
+        raise UsageError("There are no validation data: set validation_dir, or validation_split_name.")
+    if training.do_predict and data.test is None:
+        raise UsageError("There are no test data: set test_dir or test_split_name.")
+
+
+def keep_last_model(training: TrainingArguments) -> None:
+    """Train without evaluation and keep the last model, since there are no validation data."""
+    if training.eval_strategy != "no" or training.do_eval:
+        logger.warning("There are no validation data: the last model is kept, without evaluation.")
+    training.eval_strategy = IntervalStrategy.NO
+    training.load_best_model_at_end = False
+
+
+def trainer_with_data(
+    trainer_class: type[RecipeTrainer],
+    arguments: Any,
+    data: Any,
+    model: Any,
+    processor: Any,
+    augmentation: Callable[..., Any] | None,
+    *,
+    callbacks: Sequence[Any] = (),
+    **options: Any,
+) -> Any:
+    """Build a trainer whose training data are augmented, and whose validation data only the image processor prepares.
+
+    Args:
+        trainer_class: of the task.
+        arguments: the ScriptArguments of the task.
+        data: of the task; a stream of training data needs `arguments.data.shuffle_buffer`.
+        model, processor: what is trained, and the image processor for evaluation.
+        augmentation: an example's parts and a list of seeds -> what the model takes; not needed without training data.
+        callbacks, options: of the trainer.
+    """
+    training, train, validation = arguments.training, data.train, data.validation
+    if train is not None and augmentation is not None:
+        augmented = Augmented(augmentation, training.seed)
+        callbacks = [EpochCallback(augmented.epoch), *callbacks]
+        transform = data.training_transform(augmented)
+        if isinstance(train, IterableDataset):
+            process, processes = training.process_index, training.world_size
+            train = TrainingStream(train, transform, training.seed, arguments.data.shuffle_buffer, process, processes)
+        else:
+            train = train.with_transform(transform)
+    if validation is not None:
+        validation = validation.with_transform(data.evaluation_transform(processor))
+    return trainer_class(
+        model=model,
+        args=training,
+        recipe=arguments.recipe,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=processor,
+        callbacks=list(callbacks),
+        **options,
+    )
+
+
+__all__ = [
+    "Task",
+    "checkpoint_labels",
+    "find_checkpoint",
+    "keep_last_model",
+    "refuse_missing_splits",
+    "required_splits",
+    "run_training",
+    "trainer_with_data",
+]
