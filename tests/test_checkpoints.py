@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The table of published segmentation and detection checkpoints, and the synthetic files made from it."""
+"""Table of published segmentation and detection checkpoints, and the synthetic files made from it."""
 
 import json
 
@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 def test_the_tables_alone_load_no_torch():
-    """The files by themselves: the package around them loads torch."""
+    """Run the files by themselves: the package around them loads torch."""
     printed = run_python(
         f"""
         import runpy, sys

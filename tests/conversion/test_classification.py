@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoint conversion: names, and whole files through the command line."""
+"""Conversion of classifiers: names, and whole files through the command line."""
 
 import json
 import sys
@@ -43,8 +43,8 @@ def test_published_names_and_shapes(checkpoint):
         "hub": {name: tensors[original_name(name)] for name in keys},
     }
     for layout, file in layouts.items():
-        found = conversion.to_hub_layout(conversion.find_state_dict(file))
-        assert conversion.shapes_of(found) == keys, layout
+        converted = conversion.to_hub_layout(conversion.find_state_dict(file))
+        assert conversion.shapes_of(converted) == keys, layout
 
     assert conversion.guess_size(keys) == checkpoint.size
     config = conversion.guess_config(keys)
@@ -58,7 +58,7 @@ def test_published_names_and_shapes(checkpoint):
         conversion.hub_name(name): shape for name, shape in conversion.shapes_of(model.state_dict()).items()
     } == keys
     assert model.num_parameters() == reference["num_parameters"]
-    conversion.check_tensors(conversion.shapes_of(found), keys)
+    conversion.check_tensors(conversion.shapes_of(converted), keys)
 
     assert checkpoint.repo_id == reference["repository"]
     assert checkpoint.image_size == reference["preprocessor_config"]["crop_size"]
@@ -151,7 +151,7 @@ def write_module_layout(path, weights):
 
 
 def write_training_run(path, weights):
-    """With a yacs configuration and moving averages beside the weights, as the original's training saves them."""
+    """Write a yacs configuration and moving averages beside the weights, as the original's training does."""
     node = type("CfgNode", (dict,), {"__module__": "yacs.config", "__qualname__": "CfgNode"})
     config = node(MODEL=node(TYPE="intern_image"))
     config.__dict__["__immutable__"] = True
@@ -165,7 +165,7 @@ def write_training_run(path, weights):
 
 
 def write_one_buffer(path, weights):
-    """All weights as views of one buffer, as some sharded training leaves them."""
+    """Write all weights as views of one buffer, as some sharded training does."""
     buffer = torch.cat([tensor.flatten() for tensor in weights.values() if tensor.is_floating_point()])
     views, start = {}, 0
     for name, tensor in original(weights).items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Conversion of DINO files: released systems by name and shape, and what is refused."""
+"""Conversion of DINO files: released systems by name and shape, and files that are refused."""
 
 import pytest
 import torch
@@ -61,8 +61,8 @@ def test_values_of_the_original_give_its_detections():
     assert sum(parameter.numel() for parameter in model.parameters()) == document("dino_tiny")["num_parameters"]
     with torch.no_grad():
         outputs = model.eval()(*golden_images())
-    want, atol = expected("dino_tiny", "logits")
-    assert_close(outputs.logits, want, rtol=0, atol=atol)
+    expected_logits, atol = expected("dino_tiny", "logits")
+    assert_close(outputs.logits, expected_logits, rtol=0, atol=atol)
 
 
 def released(num_labels=80, size="t", **head):

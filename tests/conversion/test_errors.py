@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every kind of file and option that cannot be converted: one clear sentence, and nothing left behind."""
+"""Files and options that cannot be converted: one clear sentence, and nothing is left behind."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from hf_internimage.conversion.main import main
 
 
 class RunsCode:
-    """Makes a folder when it is unpickled."""
+    """Make a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -43,7 +43,7 @@ class RunsCode:
 
 
 def weights_but(**changes):
-    """The good checkpoint with tensors replaced (`__` stands for a dot), or removed if None."""
+    """Return the good checkpoint with tensors replaced, or removed if None; `__` stands for a dot in names."""
     weights = original(golden_weights("tiny_t"))
     for name, tensor in changes.items():
         weights[name.replace("__", ".")] = tensor
@@ -146,7 +146,7 @@ BAD_FILES = {
 
 
 def assert_refused(capsys, before, folder, *messages):
-    """One sentence on stderr, nothing on stdout, and the folder as it was."""
+    """Check for one sentence on stderr, nothing on stdout, and an unchanged folder."""
     printed = capsys.readouterr()
     assert printed.out == ""
     assert len(printed.err.splitlines()) == 1, printed.err

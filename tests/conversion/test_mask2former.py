@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Mask2Former: the original's numbers from the original's names, and the released files of every dataset."""
+"""Conversion of Mask2Former files: the original's results, and the released files of every data set."""
 
 from functools import cache
 
@@ -26,7 +26,7 @@ def tiny_model(dtype):
 
 @cache
 def results(dtype):
-    """What the model gives for the original's images, under the original's names."""
+    """Return the model's results for the original's images, under the names of the golden files."""
     images = pixel_values(NAME, dtype=dtype)
     with torch.no_grad():
         outputs = tiny_model(dtype)(images, output_hidden_states=True, output_auxiliary_logits=True)
@@ -60,13 +60,13 @@ FLOAT64 = ("class_queries_logits", "masks_queries_logits", "semantic_stride4")
 
 
 @pytest.mark.parametrize(
-    ("what", "dtype"),
+    ("result", "dtype"),
     [*((name, torch.float32) for name in FLOAT32), *((name, torch.float64) for name in FLOAT64)],
     ids=str,
 )
-def test_equals_the_original(what, dtype):
-    wanted, atol = expected(NAME, what, dtype)
-    assert_close(results(dtype)[what], wanted, rtol=0, atol=atol)
+def test_equals_the_original(result, dtype):
+    original, atol = expected(NAME, result, dtype)
+    assert_close(results(dtype)[result], original, rtol=0, atol=atol)
 
 
 def test_number_of_parameters_is_the_originals():
@@ -74,8 +74,8 @@ def test_number_of_parameters_is_the_originals():
 
 
 def test_weights_of_the_classes_in_the_loss_are_the_originals():
-    wanted = document(NAME)["config"]["decode_head"]["loss_cls"]["class_weight"]
-    assert_close(tiny_model(torch.float32).criterion.empty_weight, torch.tensor(wanted))
+    class_weights = document(NAME)["config"]["decode_head"]["loss_cls"]["class_weight"]
+    assert_close(tiny_model(torch.float32).criterion.empty_weight, torch.tensor(class_weights))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name.removeprefix("mask2former_internimage_"))

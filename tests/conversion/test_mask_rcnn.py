@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Configuration of Mask R-CNN and Cascade Mask R-CNN, names of the released files, and life without torchvision."""
+"""Mask R-CNN and Cascade Mask R-CNN: configuration, conversion of released files, and use without torchvision."""
 
 import importlib
 import re
@@ -20,7 +20,7 @@ every_size = pytest.mark.parametrize("size", SIZES)
 
 
 def released_shapes(size):
-    """Names and shapes of a released file: mmdet's modules as OpenGVLab/InternImage's configurations build them."""
+    """Return names and shapes of a released file, as OpenGVLab/InternImage's configurations build mmdet's modules."""
     cascade = size in ("l", "xl")
     config = InternImageConfig.from_size(size, layer_scale=1.0, out_features=["stage1", "stage2", "stage3", "stage4"])
     with torch.device("meta"):
@@ -82,8 +82,8 @@ def test_released_file_fits_the_model(size):
     config = conversion.guess_config(shapes)
     with torch.device("meta"):
         model = conversion.build_model(config)
-    found = {name: tensor.shape for name, tensor in conversion.convert(empty(shapes), config).tensors.items()}
-    assert found == {name: tensor.shape for name, tensor in model.state_dict().items()}
+    converted = {name: tensor.shape for name, tensor in conversion.convert(empty(shapes), config).tensors.items()}
+    assert converted == {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 NAMES = {
@@ -218,14 +218,14 @@ def test_unknown_size_is_refused():
 
 
 def forget(monkeypatch, *packages):
-    """Imports of these packages start afresh, until the test ends."""
+    """Remove these packages from the imported modules, until the test ends."""
     for name in list(sys.modules):
         if any(name == package or name.startswith(f"{package}.") for package in packages):
             monkeypatch.delitem(sys.modules, name)
 
 
 def test_without_torchvision(monkeypatch):
-    """One clear error; configuration and names, above, need none."""
+    """One clear error; the tests of configuration and names, above, need no torchvision."""
     forget(monkeypatch, "hf_internimage.models.mask_rcnn", "torchvision")
     monkeypatch.setitem(sys.modules, "torchvision", None)
     message = 'needs torchvision, which is not installed: pip install "hf-internimage\\[torchvision\\]"$'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""UperNet: the original's numbers from the original's names, and released files of every size."""
+"""Conversion of UperNet files: the original's results, and released files of every size."""
 
 from functools import cache
 
@@ -27,7 +27,7 @@ def tiny_model(dtype):
 
 @cache
 def results(dtype):
-    """What the model gives for the original's images, under the original's names."""
+    """Return the model's results for the original's images, under the names of the golden files."""
     model = tiny_model(dtype)
     with torch.no_grad():
         images = pixel_values(NAME, dtype=dtype)
@@ -43,7 +43,7 @@ def results(dtype):
 
 
 @pytest.mark.parametrize(
-    ("what", "dtype"),
+    ("result", "dtype"),
     [
         *((name, torch.float32) for name in (*(f"feature_maps_{index}" for index in range(4)), "decode_logits")),
         *((name, torch.float32) for name in ("auxiliary_logits", "logits", "probabilities_50x75")),
@@ -51,9 +51,9 @@ def results(dtype):
     ],
     ids=str,
 )
-def test_equals_the_original(what, dtype):
-    wanted, atol = expected(NAME, what, dtype)
-    assert_close(results(dtype)[what], wanted, rtol=0, atol=atol)
+def test_equals_the_original(result, dtype):
+    original, atol = expected(NAME, result, dtype)
+    assert_close(results(dtype)[result], original, rtol=0, atol=atol)
 
 
 def test_number_of_parameters_is_the_originals():

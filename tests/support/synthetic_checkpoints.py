@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Files with the names and shapes of released segmentation and detection checkpoints, without their values.
+"""Make files with the names and shapes of released segmentation and detection checkpoints, and random values.
 
-The names are written down here a second time, apart from the conversion's rules; for the tiny systems they have to be
-those that the original itself gave (`tests/test_checkpoints.py`).
+The names are written here a second time, independently of the conversion's rules; `tests/test_checkpoints.py` compares
+those of the tiny systems with the original's.
 
     python tests/support/synthetic_checkpoints.py upernet_internimage_t_512_160k_ade20k t.pth --dtype float16
 """
@@ -68,7 +68,7 @@ def _backbone_shapes(fields):
 
 
 def backbone(config, prefix="backbone."):
-    """Upstream's names and shapes of an InternImage of segmentation and detection."""
+    """Return upstream's names and shapes of an InternImage of segmentation and detection."""
     return {prefix + name: shape for name, shape in _backbone_shapes(config.to_json_string()).items()}
 
 
@@ -136,7 +136,7 @@ def channel_mapper(prefix, widths, out):
 
 
 def composite(config, prefix="backbone."):
-    """Two InternImages, the second without a stem and with a scale for what each stage receives."""
+    """Return two InternImages, the second without a stem and with a scale for the input of each stage."""
     widths = config.hidden_sizes
     first, second = f"{prefix}cb_modules.0.", f"{prefix}cb_modules.1."
     tensors = backbone(config, first)
@@ -216,13 +216,13 @@ def cascade_rcnn(config, num_labels, width=256, hidden=1024):
 
 
 def backbone_config(checkpoint):
-    """The backbone of a row of the table: layer scale where upstream's configurations set it to 1."""
+    """Return the backbone of a row of the table, with layer scale if upstream's configuration sets it to 1."""
     scale = None if checkpoint.size in ("h", "g") else 1.0
     return InternImageConfig.from_size(checkpoint.size, layer_scale=scale, use_clip_projector=False)
 
 
 def released_shapes(checkpoint):
-    """{upstream's name: shape} of a row of the table."""
+    """Return {upstream's name: shape} of a row of the table."""
     config, labels = backbone_config(checkpoint), checkpoint.num_labels
     if checkpoint.system == "mask2former":
         if checkpoint.dataset.startswith(("ADE20K", "COCO-Stuff")):
@@ -232,13 +232,13 @@ def released_shapes(checkpoint):
 
 
 def count_parameters(shapes):
-    """How many numbers are trained: all but the statistics of batch norms."""
+    """Return the number of trained values: all except the statistics of batch norms."""
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(statistics))
 
 
 def state_dict(shapes, dtype=torch.float32, expanded=False):
-    """Tensors of these shapes, small random values; `expanded` gives views of one number, which take no memory."""
+    """Return tensors of these shapes with small random values, or with `expanded` views of one number."""
     generator = torch.Generator().manual_seed(0)
     result = {}
     for name, shape in shapes.items():

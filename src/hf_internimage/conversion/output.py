@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Write the folder of a converted model, which appears complete or not at all."""
 
-import os
-import tempfile
 from pathlib import Path
 
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..atomic_write import atomic_write
 from ..tensors import Shapes, check_tensors
 from .build import file_shapes
 
@@ -24,20 +23,16 @@ def check_destination(path: Path) -> None:
 
 
 def write_folder(model: PreTrainedModel, processor: BaseImageProcessor, destination: Path, max_shard_size: str) -> None:
-    """Save a model and its image processor in a temporary folder, check it, and rename it to `destination`.
+    """Save a model and its image processor, and check the written tensors before the folder appears.
 
     Raises:
         ValueError: if the files hold other names or shapes than the model.
         OSError: if they cannot be written.
     """
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as scratch:
-        folder = Path(scratch, "model")
+    with atomic_write(destination) as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         processor.save_pretrained(folder)
         _check_written(folder, file_shapes(model))
-        if destination.exists():
-            destination.rmdir()  # empty; Windows does not replace folders
-        os.replace(folder, destination)
 
 
 def _check_written(folder: Path, expected: Shapes) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Segmentation and detection checkpoints through the command line: what is written, and what is refused."""
+"""Segmentation and detection checkpoints through the command line: written folders, and refused files."""
 
 import json
 import re
@@ -32,7 +32,7 @@ CITYSCAPES_T = "upernet_internimage_t_512x1024_160k_cityscapes"
 
 
 def save(path, state_dict, classes=None, **others):
-    """A file as mmcv writes it, with the optimizer's state and numpy's values beside the weights."""
+    """Write a file as mmcv does, with the optimizer's state and numpy's values beside the weights."""
     meta = {"mmcv_version": "1.5.0", "CLASSES": classes, "PALETTE": np.zeros((3, 3), np.uint8), "config": "a = 1"}
     meta["hook_msgs"] = {"best_score": np.float64(0.5), "best_ckpt": "best.pth"}
     optimizer = {"state": {}, "param_groups": [{"lr": 1e-4}]}
@@ -42,7 +42,7 @@ def save(path, state_dict, classes=None, **others):
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Golden files of both segmenters and their configurations."""
+    """Return a folder with golden files of both segmenters and their configurations."""
     save(tmp_path / "upernet.pth", weights("upernet_tiny"), [f"name {index}" for index in range(9)])
     save(tmp_path / "mask2former.pth", weights("mask2former_tiny"))
     upernet_config().save_pretrained(tmp_path / "upernet")
@@ -65,8 +65,8 @@ def test_upernet_gives_the_golden_logits(tiny, capsys):
     assert type(model) is UperNetForSemanticSegmentation
     assert not any(report.values())
     assert model.config.id2label[8] == "name 8"
-    wanted, atol = expected("upernet_tiny", "logits")
-    assert_close(model.eval()(pixel_values("upernet_tiny")).logits, wanted, rtol=0, atol=atol)
+    original, atol = expected("upernet_tiny", "logits")
+    assert_close(model.eval()(pixel_values("upernet_tiny")).logits, original, rtol=0, atol=atol)
     assert type(AutoImageProcessor.from_pretrained(tiny / "out")) is InternImageSegmentationImageProcessor
 
 
@@ -86,8 +86,8 @@ def test_mask2former_gives_the_golden_logits(tiny, capsys):
     assert not any(report.values())
     outputs = model.eval()(pixel_values("mask2former_tiny"))
     for name in ("class_queries_logits", "masks_queries_logits"):
-        wanted, atol = expected("mask2former_tiny", name)
-        assert_close(getattr(outputs, name), wanted, rtol=0, atol=atol)
+        original, atol = expected("mask2former_tiny", name)
+        assert_close(getattr(outputs, name), original, rtol=0, atol=atol)
     assert model.criterion.empty_weight.tolist() == pytest.approx([1] * 7 + [0.1])
 
 
@@ -107,7 +107,7 @@ def test_type_and_names(tiny, capsys):
 
 
 def released_file(folder, name, **changes):
-    """A file of a released checkpoint's names and shapes, which takes little room: each tensor is one number."""
+    """Write a small file with a released checkpoint's names and shapes: each tensor stores one number."""
     shapes = synthetic.released_shapes(find_checkpoint(name))
     state = synthetic.state_dict(shapes, torch.float16, expanded=True)
     return save(folder / f"{name}.pth", state, **changes)
@@ -151,7 +151,7 @@ def test_detector_gets_its_image_processor(tmp_path, capsys):
 
 
 def refused(capsys, folder, *arguments):
-    """The sentence on stderr; nothing is written, nothing printed."""
+    """Return the sentence on stderr, after a check that nothing is written or printed."""
     before = sorted(folder.rglob("*"))
     assert convert(*arguments) == 1
     printed = capsys.readouterr()
