@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Puts the CPU library and the CUDA sources into wheels, and the library beside the sources of an editable install.
+"""Add the CPU library and the CUDA sources to wheels, and the library to the sources of an editable install.
 
-Without a compiler the install still succeeds: the wheel is then a pure one, and the operator runs in PyTorch.
-HF_INTERNIMAGE_BUILD_CPU=0 leaves the library out, =1 makes its absence an error, for releases.
+Without a compiler, installation still succeeds: the wheel is then a pure one, and the operator runs in PyTorch.
+HF_INTERNIMAGE_BUILD_CPU=0 leaves the library out; =1 turns its absence into an error, for releases.
 """
 
 import importlib.util
@@ -18,11 +18,11 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
 
 SWITCH = "HF_INTERNIMAGE_BUILD_CPU"
-CUDA_SOURCES = ("nvrtc.cu", "dcnv3.cuh", "types.cuh")  # what NVRTC compiles on the user's machine
+CUDA_SOURCES = ("nvrtc.cu", "dcnv3.cuh", "types.cuh")  # NVRTC compiles these on the user's machine
 
 
 def load_build() -> ModuleType:
-    """kernels/dcnv3/build.py, by its path: hooks are no package, and `build` is a common name."""
+    """Import kernels/dcnv3/build.py by its path: hooks are not a package, and `build` is a common name."""
     path = Path(__file__).parent / "dcnv3" / "build.py"
     spec = importlib.util.spec_from_file_location("hf_internimage_dcnv3_build", path)
     assert spec
@@ -33,12 +33,12 @@ def load_build() -> ModuleType:
 
 
 def platform() -> str:
-    """This platform's own tag; auditwheel alone gives the ones for many Linux systems."""
+    """Return the tag of this platform only; tags for many Linux systems need auditwheel."""
     return next(tag for tag in platform_tags() if not tag.startswith(("manylinux", "musllinux")))
 
 
 class CPULibraryHook(BuildHookInterface):
-    """Runs before a wheel is written, whoever asks for it."""
+    """Build the library before a wheel is written."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         switch = os.environ.get(SWITCH, "")
@@ -47,7 +47,7 @@ class CPULibraryHook(BuildHookInterface):
         dcnv3 = load_build()
         editable = version == "editable"
         if editable:
-            dcnv3.OUTPUT.unlink(missing_ok=True)  # rather none than one of other sources
+            dcnv3.OUTPUT.unlink(missing_ok=True)  # better no library than one of other sources
         else:
             folder = Path(__file__).parent / "dcnv3" / "dcnv3_cuda"
             for name in CUDA_SOURCES:
@@ -76,7 +76,10 @@ class CPULibraryHook(BuildHookInterface):
 
 
 def check_loads(library: Path, failure: type[Exception]) -> None:
-    """A compiler for another machine makes a fine library that no import here can use; a process of its own tells."""
+    """Raise an error if the library does not load in a new process of this Python.
+
+    A compiler for another machine would build such a library.
+    """
     code = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", code, str(library)], capture_output=True, text=True)
     if done.returncode:

@@ -145,7 +145,7 @@ def inputs(name):
 
 
 def targets(name):
-    """What the head's forward takes to return a loss."""
+    """Return arguments with which the head's forward returns a loss."""
     if name in WITHOUT_LOSS:
         return {}
     if name == "upernet":

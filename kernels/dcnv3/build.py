@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Compiles dcnv3_cpu/ into one shared library: `python kernels/dcnv3/build.py` puts it beside the package's sources.
+"""Compile dcnv3_cpu/ into one shared library: `python kernels/dcnv3/build.py` writes it to the package's sources.
 
-The library has a plain C interface and needs nothing but libc, so that one file serves every version of Python and
-torch. $CXX names the compiler, with options if need be; otherwise it is the first of c++, g++ and clang++.
+The library has a plain C interface and depends on libc only, so that one file works with every version of Python and
+torch. The compiler is $CXX, which may contain options, or else the first of c++, g++ and clang++.
 """
 
 import argparse
@@ -30,21 +30,21 @@ FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 FAST = ["-O3"]
 SANITIZE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
-# name, bytes of a vector, what the processor must have; best first
+# name, bytes of a vector, required features of the processor; best first
 X86_64 = (
     ("avx512", 64, ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")),
     ("avx2", 32, ("avx2", "fma")),
     ("baseline", 16, ()),
 )
-OTHER = (("baseline", 16, ()),)  # 16 bytes: NEON, VSX and the like; without vectors the compiler takes numbers singly
+OTHER = (("baseline", 16, ()),)  # 16 bytes: NEON, VSX and others; without vectors the compiler uses scalars
 
 
 class BuildError(Exception):
-    """No library, and why."""
+    """The library cannot be built; the message gives the reason."""
 
 
 def source_hash() -> str:
-    """Sixteen hex digits that change with the sources; the library tells its own (hfi_source_hash)."""
+    """Return sixteen hex digits of a hash of the sources; the library contains its own (hfi_source_hash)."""
     digest = hashlib.sha256()
     for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(path.read_bytes())
@@ -52,11 +52,11 @@ def source_hash() -> str:
 
 
 def find_compiler() -> list[str]:
-    """The compiler's command: $CXX, or the first of the usual names on PATH."""
-    if wanted := shlex.split(os.environ.get("CXX", "")):
-        if not shutil.which(wanted[0]):
-            raise BuildError(f"the C++ compiler that CXX names, {wanted[0]}, was not found")
-        return wanted
+    """Return the compiler's command: $CXX, or the first of the usual names on PATH."""
+    if command := shlex.split(os.environ.get("CXX", "")):
+        if not shutil.which(command[0]):
+            raise BuildError(f"the C++ compiler that CXX names, {command[0]}, was not found")
+        return command
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name):
             return [name]
@@ -64,7 +64,7 @@ def find_compiler() -> list[str]:
 
 
 def run(command: list[str], what: str) -> str:
-    """Output of a command; a failure names the compiler and what it said first."""
+    """Run a command and return its output; raise BuildError with the compiler's first errors if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError as error:
@@ -77,7 +77,7 @@ def run(command: list[str], what: str) -> str:
 
 
 def build(output: Path = OUTPUT, *, sanitize: bool = False) -> Path:
-    """Compiles every instruction set of the compiler's target and puts the library at `output`, whole or not at all."""
+    """Compile all instruction sets of the compiler's target; write the library to `output`, complete or not at all."""
     compiler = find_compiler()
     target = run([*compiler, "-dumpmachine"], "to name its target").strip()
     windows = "mingw" in target or "windows" in target
@@ -86,7 +86,7 @@ def build(output: Path = OUTPUT, *, sanitize: bool = False) -> Path:
     flags = [*FLAGS, *(SANITIZE if sanitize else FAST)]
     link = ["-shared"]
     if windows:
-        flags.remove("-fPIC")  # always so there; an error for some compilers
+        flags.remove("-fPIC")  # the default there; an error for some compilers
         link.append("-static")
     elif "darwin" not in target and not sanitize:
         # The compiler names libstdc++, libm and libgcc; none is used, and a missing symbol must fail here.

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Compiles the CUDA kernels ahead of time into a folder that the package `kernels` loads.
+"""Compile the CUDA kernels ahead of time into a folder that the package `kernels` loads.
 
-`python kernels/dcnv3/build_cuda.py` needs Python 3.11, nvcc and PyTorch 2.10 or newer, whose headers it takes (one for
-CPUs will do; it is not imported). The library uses PyTorch's stable interface: it serves every version from 2.9 on that
+`python kernels/dcnv3/build_cuda.py` needs Python 3.11, nvcc and the headers of PyTorch 2.10 or newer (a CPU build is
+enough; it is not imported). The library uses PyTorch's stable interface: it works with every version from 2.9 on that
 is built for the same major version of CUDA. Releases are built by kernel-builder, from the same build.toml.
 """
 
@@ -34,7 +34,7 @@ TYPES = ("float", "double", "half", "bfloat")
 FLAGS = ["-std=c++17", "-O3", "-DUSE_CUDA", "-DCUDA_KERNEL", "-diag-suppress=128"]  # 128: loops of general kernels
 FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden,-fno-gnu-unique"]
 
-# kernel-builder makes both of these itself; its library is a Python module, this one is not.
+# kernel-builder writes both of these itself; its library is a Python module, this one is not.
 REGISTRATION = """\
 #pragma once
 #define STABLE_TORCH_LIBRARY_EXPAND(name, module) STABLE_TORCH_LIBRARY(name, module)
@@ -56,23 +56,23 @@ def add_op_namespace_prefix(op_name):
 
 
 class BuildError(Exception):
-    """No kernel, and why."""
+    """The kernel cannot be built; the message gives the reason."""
 
 
 def settings() -> dict[str, Any]:
-    """build.toml."""
+    """Return the content of build.toml."""
     return tomllib.loads((HERE / "build.toml").read_text(encoding="utf-8"))
 
 
 def sources() -> list[Path]:
-    """Every file that build.toml names, relative to this folder."""
+    """Return all files named in build.toml, relative to this folder."""
     build = settings()
     names = [*build["torch"]["src"], *(name for kernel in build["kernel"].values() for name in kernel["src"])]
     return sorted({Path(name) for name in names})
 
 
 def run(command: list[str], what: str) -> str:
-    """Output of a command; a failure says what it said."""
+    """Run a command and return its output; raise BuildError with its errors if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError as error:
@@ -84,16 +84,16 @@ def run(command: list[str], what: str) -> str:
 
 
 def find_nvcc() -> str:
-    """$NVCC, that of $CUDA_HOME, or the one on PATH."""
+    """Return the path of nvcc: $NVCC, the one in $CUDA_HOME, or the one on PATH."""
     home = os.environ.get("CUDA_HOME")
-    for wanted in (os.environ.get("NVCC"), home and os.path.join(home, "bin", "nvcc"), "nvcc"):
-        if wanted and (found := shutil.which(wanted)):
-            return found
+    for name in (os.environ.get("NVCC"), home and os.path.join(home, "bin", "nvcc"), "nvcc"):
+        if name and (path := shutil.which(name)):
+            return path
     raise BuildError("nvcc was not found: it is not on PATH, and NVCC and CUDA_HOME do not name it")
 
 
 def find_torch() -> Path:
-    """The folder of PyTorch, without an import of it."""
+    """Return the folder of PyTorch, without importing it."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise BuildError("PyTorch is not installed for this Python")
@@ -104,7 +104,7 @@ def find_torch() -> Path:
 
 
 def variant(nvcc: str) -> str:
-    """The name of the folder that `kernels` looks for."""
+    """Return the name of the folder that `kernels` loads from."""
     version = re.search(r"release (\d+)\.(\d+)", run([nvcc, "--version"], "to tell its version"))
     if version is None:
         raise BuildError(f"{nvcc} does not tell its version")
@@ -116,7 +116,7 @@ def variant(nvcc: str) -> str:
 def build(
     output: Path = OUTPUT, architectures: tuple[int, ...] = ARCHITECTURES, types: tuple[str, ...] = TYPES
 ) -> Path:
-    """Compiles the kernels and returns their folder, output/<variant>, written whole or not at all."""
+    """Compile the kernels and return their folder, output/<variant>, written completely or not at all."""
     nvcc, torch = find_nvcc(), find_torch()
     digest = hashlib.sha256(repr((sorted(architectures), sorted(types))).encode())
     for path in sources():
@@ -143,10 +143,10 @@ def build(
         (folder / "_ops.py").write_text(OPS.format(library=library, name=name), encoding="utf-8")
 
         def compile_source(path: Path) -> str:
-            made = os.path.join(work, f"{path.name}.o")
+            object_file = os.path.join(work, f"{path.name}.o")
             include = [f"-I{work}", f"-isystem={torch / 'include'}"]
-            run([nvcc, *flags, *gencode, *include, "-c", str(HERE / path), "-o", made], f"to compile {path}")
-            return made
+            run([nvcc, *flags, *gencode, *include, "-c", str(HERE / path), "-o", object_file], f"to compile {path}")
+            return object_file
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_source, compiled))
@@ -158,7 +158,7 @@ def build(
 
 
 def write_metadata(folder: Path, name: str, architectures: tuple[int, ...]) -> None:
-    """metadata.json, which tells `kernels` what the folder holds."""
+    """Write metadata.json, in which `kernels` reads the content of the folder."""
     general = settings()["general"]
     capabilities = [f"{number // 10}.{number % 10}" for number in sorted(architectures)]
     capabilities[-1] += "+PTX"
@@ -180,7 +180,7 @@ def write_metadata(folder: Path, name: str, architectures: tuple[int, ...]) -> N
 
 
 def install(folder: Path, target: Path) -> Path:
-    """Puts a folder in another's place."""
+    """Copy a folder to `target`, in place of an existing one."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.{os.getpid()}")  # a rename needs one file system
@@ -202,8 +202,8 @@ def main() -> None:
         default=ARCHITECTURES,
         help="compute capabilities, 90 for 9.0 (default: %(default)s)",
     )
-    parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, help="of values (default: all)")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="holds a folder a variant (default: %(default)s)")
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, help="value types (default: all)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="parent of the folder (default: %(default)s)")
     options = parser.parse_args()
     start = time.perf_counter()
     try:

@@ -171,7 +171,7 @@ def test_shapes_and_mask_by_loops(counts, num_denoising):
 
 
 def shifts(box_noise):
-    """How far each corner coordinate moved, in halves of the box's side: (groups, positive or negative, boxes, 4)."""
+    """Return each corner coordinate's shift in halves of the side: (groups, positive or negative query, boxes, 4)."""
     boxes = torch.tensor([[0.5, 0.5, 0.1, 0.2], [0.4, 0.6, 0.3, 0.1]])
     labels = [{"class_labels": torch.tensor([1, 2]), "boxes": boxes}]
     queries = make_denoising_queries(labels, 1, CLASSES, num_denoising=1000, box_noise=box_noise)

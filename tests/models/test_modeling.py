@@ -66,7 +66,7 @@ def test_matches_the_original_in_float64(name):
 
 
 def sampled_positions(offset, arguments):
-    """Where the operator samples, in pixels of the bordered image, in float64: (N, H, W, G, P, 2)."""
+    """Return sampling positions in pixels of the bordered image, in float64: (N, H, W, G, P, 2)."""
     geometry = reference.DCNv3Geometry(
         arguments["groups"], (3, 3), (1, 1), (1, 1), (1, 1), arguments["offset_scale"], arguments["remove_center"]
     )

@@ -30,7 +30,7 @@ def picture(height, width):
 
 
 def golden_outputs(name):
-    """What the model gives for the golden input, with the original's numbers."""
+    """Return the model's outputs for the golden input, with the original's numbers."""
     if name == "upernet_tiny":
         return SemanticSegmenterOutput(logits=expected(name, "logits")[0])
     return Mask2FormerForUniversalSegmentationOutput(

@@ -631,7 +631,7 @@ def test_sums_in_fixed_point_without_bounds_are_nan(gpu, nan_memory, bad):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=str)
 def test_logits_that_are_no_numbers_in_fixed_point(gpu, nan_memory, bad):
-    """Where torch.softmax gives NaN, so does the gradient, here of every element; a single -inf is a weight of 0."""
+    """Test that gradients (of every element) are NaN if torch.softmax is NaN; a single -inf is a weight of 0."""
     value, offset, mask = make_inputs(PLAIN, 1, (6, 5), 4, torch.float32)
     mask[0, 2, 3, 4] = bad
     found, exact = (f([value, offset, mask], softmax=True, **PLAIN)[1] for f in (run, exactly))

@@ -220,7 +220,7 @@ def test_an_int_is_a_pair(dcnv3):
 
 
 def test_training_after_inference_mode():
-    """What inference mode kept (the sampling grid) must be usable by a training step."""
+    """Test that a training step can use what inference mode has cached (the sampling grid)."""
     arguments = LOPSIDED | {"offset_scale": 1.25}
     inputs = make_inputs(arguments, size=(9, 11))
     with torch.inference_mode():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the CPU does in one pass in place of several modules: same numbers, and only if nobody would notice."""
+"""Fused CPU kernels: the results of their modules, and only for plain calls of unhooked stock modules."""
 
 import copy
 import functools
@@ -371,7 +371,7 @@ def test_backward_pass_inside_autocast(kind, dtype):
 
 
 def noticed(kind, module, states):
-    """Whether the pass keeps away, and does so without an error."""
+    """Return True if the call is not fused, and runs without an error."""
     fused = KINDS[kind][1]
     with torch.no_grad():
         without_gradients = fused(states, module) is None

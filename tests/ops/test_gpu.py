@@ -33,7 +33,7 @@ BACKEND_VARIABLE = "HF_INTERNIMAGE_BACKEND"
 
 
 class Place(NamedTuple):
-    """Where a test runs: the kind of device, and the backend that must do the work."""
+    """Place of a test: the kind of device, and the backend that must run."""
 
     device: str
     backend: str

@@ -34,7 +34,7 @@ SQUARE = {**LOPSIDED, "kernel_size": 3, "stride": 1, "padding": 1, "dilation": 1
 
 
 def has_kernels():
-    """Whether the package is installed; without it, this repository's folder of that name may stand in its place."""
+    """Return True if the package is installed, not just this repository's folder of that name on the path."""
     try:
         return hasattr(importlib.import_module("kernels"), "get_local_kernel")
     except ImportError:
@@ -148,7 +148,7 @@ def test_the_compiled_library_loads_without_a_gpu(compiled):
 
 @needs_kernels
 def test_kernels_finds_the_compiled_library(compiled, monkeypatch):
-    """Where PyTorch is built for that CUDA; metadata and digests are as the package reads them."""
+    """Test metadata and digests with the package, if PyTorch is built for that CUDA."""
     kernels, rust = importlib.import_module("kernels"), pytest.importorskip("kernels._rust")
     variants, backends = importlib.import_module("kernels.variants"), importlib.import_module("kernels.backends")
     metadata = rust.Metadata.read_from_file(compiled / "metadata.json")

@@ -33,7 +33,7 @@ SOURCE = 'extern "C" __global__ void probe(float* to) { *to = SIZE; }'
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-    """Where the cache is, not made yet."""
+    """Return the folder of the cache, which does not exist yet."""
     monkeypatch.setenv(nvrtc.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache" / "kernels"
 

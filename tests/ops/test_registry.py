@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which backend runs a call, why the others do not, and how that is told."""
+"""The choice of the backend for a call, the reasons against the others, and their texts."""
 
 import ast
 import shutil
@@ -116,7 +116,7 @@ def test_explains_every_backend(registry):
     assert list(made.explain(CALL)) == ["gpu", "fast", "slow"]
 
 
-def test_what_is_wanted(registry, monkeypatch):
+def test_requested_backend(registry, monkeypatch):
     """By the argument, else by the environment, else nothing; the argument wins."""
     made = registry({"fast": None, "slow": None})
     assert made.requested(None) is None
@@ -140,7 +140,7 @@ def test_what_is_wanted(registry, monkeypatch):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """Which backend ran: names of the library's functions, and "reference"."""
+    """Return what ran: names of the library's functions, and "reference"."""
     names, call, reference = [], native.call, module.dcnv3_reference
     monkeypatch.setattr(native, "call", lambda name, *arguments: (names.append(name), call(name, *arguments))[1])
     monkeypatch.setattr(module, "dcnv3_reference", lambda *a, **k: (names.append("reference"), reference(*a, **k))[1])

@@ -33,7 +33,7 @@ def kernel() -> ModuleType:
 
 
 def loop(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, **geometry: Any) -> torch.Tensor:
-    """DCNv3 of float64 tensors, a tap at a time, with gradients."""
+    """Compute DCNv3 of float64 tensors tap by tap, with gradients."""
     groups, (kernel_h, kernel_w) = geometry["groups"], geometry["kernel_size"]
     (stride_h, stride_w), (padding_h, padding_w) = geometry["stride"], geometry["padding"]
     dilation_h, dilation_w = geometry["dilation"]
@@ -77,7 +77,7 @@ def call(
     stride: tuple[int, int] = (1, 1),
     dilation: tuple[int, int] = (1, 1),
 ) -> tuple[list[torch.Tensor], dict[str, Any]]:
-    """Tensors (float64, on the CPU) and arguments of a call with two groups; no position near a pixel's line."""
+    """Return tensors (float64, on the CPU) and arguments of a call with two groups, no position near a pixel line."""
     generator = torch.Generator().manual_seed(0)
     height, width, groups, padding = 6, 7, 2, (1, 2)
     taps = kernel_size[0] * kernel_size[1] - remove_center
@@ -108,18 +108,18 @@ def close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None
 
 
 def check(kernel: ModuleType, tensors: list[torch.Tensor], geometry: dict[str, Any], dtypes: list[torch.dtype]) -> None:
-    """Output and gradients against the loop, which gets the same rounded numbers."""
+    """Compare output and gradients with the loop on the same rounded numbers."""
     rounded = [tensor.to(dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)]
     exact = [tensor.double().requires_grad_() for tensor in rounded]
-    given = [tensor.to(DEVICE).requires_grad_() for tensor in rounded]
-    expected, output = loop(*exact, **geometry), kernel.dcnv3(*given, **geometry)
+    inputs = [tensor.to(DEVICE).requires_grad_() for tensor in rounded]
+    expected, output = loop(*exact, **geometry), kernel.dcnv3(*inputs, **geometry)
     assert output.dtype == dtypes[0]
     grad_output = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtypes[0])
     expected.backward(grad_output.double())
     output.backward(grad_output.to(DEVICE))
     worst = max(dtypes, key=TOLERANCE.__getitem__)
     close(output, expected.detach(), worst)
-    for tensor, reference in zip(given, exact, strict=True):
+    for tensor, reference in zip(inputs, exact, strict=True):
         assert tensor.grad is not None
         assert reference.grad is not None
         assert tensor.grad.dtype == tensor.dtype
@@ -159,7 +159,7 @@ def test_dtypes_that_differ(kernel: ModuleType, value: torch.dtype, offset: torc
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_views(kernel: ModuleType, dtype: torch.dtype) -> None:
-    """Slices of wider tensors, transposed and expanded ones, and memory that is not aligned."""
+    """Test slices of wider tensors, transposed and expanded ones, and unaligned memory."""
     tensors, geometry = call()
     value, offset, mask = (tensor.to(DEVICE, dtype) for tensor in tensors)
     expected = kernel.forward(value, offset, mask, **geometry)
@@ -178,9 +178,9 @@ def test_views(kernel: ModuleType, dtype: torch.dtype) -> None:
     grad_output = torch.randn_like(expected)
     gradients = kernel.backward(grad_output, value, offset, mask, **geometry)
     changed = grad_output.transpose(1, 2).contiguous().transpose(1, 2)
-    for got, wanted in zip(kernel.backward(changed, first, *parts, **geometry), gradients, strict=True):
+    for got, reference in zip(kernel.backward(changed, first, *parts, **geometry), gradients, strict=True):
         assert got.is_contiguous()
-        close(got, wanted.double().cpu(), dtype)
+        close(got, reference.double().cpu(), dtype)
 
 
 @pytest.mark.parametrize("channels", [16, 5])
@@ -207,9 +207,9 @@ def test_deterministic(kernel: ModuleType, dtype: torch.dtype, softmax: bool) ->
     finally:
         torch.use_deterministic_algorithms(before)
     for run in runs:
-        for got, same, wanted in zip(run, runs[0], usual, strict=True):
+        for got, same, reference in zip(run, runs[0], usual, strict=True):
             assert torch.equal(got, same)
-            close(got, wanted.double().cpu(), dtype)
+            close(got, reference.double().cpu(), dtype)
     assert broken[0].isnan().all()
 
 
@@ -253,22 +253,22 @@ def test_what_does_not_fit_together(kernel: ModuleType) -> None:
 
 def test_compiles_in_one_piece(kernel: ModuleType) -> None:
     tensors, geometry = call()
-    given = [tensor.float().to(DEVICE).requires_grad_() for tensor in tensors]
+    inputs = [tensor.float().to(DEVICE).requires_grad_() for tensor in tensors]
 
     def function(*tensors: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = kernel.dcnv3(*tensors, **geometry) * 2
         return output
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    got = torch.autograd.grad(compiled(*given).sum(), given)
-    for mine, wanted in zip(got, torch.autograd.grad(function(*given).sum(), given), strict=True):
-        close(mine, wanted.double().cpu(), torch.float32)
+    got = torch.autograd.grad(compiled(*inputs).sum(), inputs)
+    for mine, reference in zip(got, torch.autograd.grad(function(*inputs).sum(), inputs), strict=True):
+        close(mine, reference.double().cpu(), torch.float32)
 
 
 def test_no_second_order(kernel: ModuleType) -> None:
     tensors, geometry = call()
-    given = [tensor.float().to(DEVICE).requires_grad_() for tensor in tensors]
-    (gradient, *_) = torch.autograd.grad(kernel.dcnv3(*given, **geometry).square().sum(), given, create_graph=True)
+    inputs = [tensor.float().to(DEVICE).requires_grad_() for tensor in tensors]
+    (gradient, *_) = torch.autograd.grad(kernel.dcnv3(*inputs, **geometry).square().sum(), inputs, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 

@@ -39,7 +39,7 @@ class InternImageMaskRCNNConfig(PreTrainedConfig):
         box_head_convs (`int`): 3x3 convolutions, each with a batch norm, at the start of a box head.
         box_head_linears (`int`): linear layers after them.
         box_head_size (`int`): features of those linear layers.
-        stage_iou_thresholds (`list[float]`): overlap from which a box counts as an object in training, one per stage.
+        stage_iou_thresholds (`list[float]`): smallest overlap of a box with its object in training, one per stage.
         stage_box_stds (`list[list[float]]`): units of the predicted (dx, dy, dw, dh), four numbers per stage.
         stage_loss_weights (`list[float]`): weight of the losses of each stage.
         box_loss (`str`): `"l1"` on (dx, dy, dw, dh) or `"giou"` on boxes.

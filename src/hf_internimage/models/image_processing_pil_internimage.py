@@ -6,11 +6,11 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 class InternImageImageProcessorPil(PilBackend):
-    """Turns images into `pixel_values` as the official preprocessor files say.
+    """Convert images to `pixel_values` as the official preprocessor files say.
 
     The short side is resized to the crop size itself (bicubic, antialiased, on 8-bit pixels; there is no 256 step),
-    then a centre crop, division by 255, ImageNet mean and standard deviation. Takes and returns what every
-    transformers image processor does; `size` and `crop_size` set the resolution.
+    then a centre crop, division by 255, ImageNet mean and standard deviation. Inputs and outputs are those of every
+    image processor of transformers; `size` and `crop_size` set the resolution.
 
     Returns: `pixel_values` (N, 3, crop height, crop width), float32.
     Source: preprocessor_config.json of OpenGVLab's repositories; same pixels as the original's evaluation, except that

@@ -19,8 +19,8 @@ from ._ops import add_op_namespace_prefix, ops
 
 __all__ = ["backward", "dcnv3", "forward"]
 
-_SUM_BITS = 62  # of a 64-bit integer; one is the sign, one to spare for the rounding of what is added
-_MOST_EXPONENT = 1000  # of the scale of fixed-point sums, which stays finite
+_SUM_BITS = 62  # of a 64-bit integer; one is the sign, one is spare for the rounding of the summands
+_MOST_EXPONENT = 1000  # of the scale of fixed-point sums, so that it is finite
 
 
 def dcnv3(
@@ -37,7 +37,7 @@ def dcnv3(
     remove_center: bool = False,
     softmax: bool = False,
 ) -> torch.Tensor:
-    """DCNv3 with first-order gradients for all three tensors, on a CUDA device. Sizes are ints or pairs (h, w).
+    """Compute DCNv3 with first-order gradients for all three tensors, on a CUDA device. Sizes are ints or pairs (h, w).
 
     With softmax=True the mask holds logits, normalised over the taps of each group.
     """
@@ -59,7 +59,7 @@ def forward(
     remove_center: bool = False,
     softmax: bool = False,
 ) -> torch.Tensor:
-    """(N, Ho, Wo, G*D) in value's dtype; autograd does not see it."""
+    """Return the output (N, Ho, Wo, G*D) in value's dtype, without autograd."""
     geometry = _geometry(groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, softmax)
     return ops.dcnv3_forward(value.detach(), offset.detach(), mask.detach(), *geometry)
 
@@ -79,9 +79,10 @@ def backward(
     remove_center: bool = False,
     softmax: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of value, offset and mask, contiguous, in their shapes and dtypes.
+    """Return the gradients of value, offset and mask, contiguous, in their shapes and dtypes.
 
-    Under `torch.use_deterministic_algorithms` the same bits at every run: that of value is summed in fixed point.
+    Under `torch.use_deterministic_algorithms` they are the same bits at every run: that of value is summed in fixed
+    point.
     """
     geometry = _geometry(groups, kernel_size, stride, padding, dilation, offset_scale, remove_center, softmax)
     return _backward(grad_output.detach(), value.detach(), offset.detach(), mask.detach(), geometry)
@@ -100,7 +101,7 @@ def _geometry(
     remove_center: bool,
     softmax: bool,
 ) -> _Geometry:
-    """What the operators take after the tensors."""
+    """Return the arguments of the operators after the tensors."""
     pairs = [part for size in (kernel_size, stride, padding, dilation) for part in _pair(size)]
     return (int(groups), *pairs, float(offset_scale), bool(remove_center), bool(softmax))  # type: ignore[return-value]
 
@@ -123,10 +124,10 @@ def _backward(
 
 
 def _scale(grad_output: torch.Tensor, mask: torch.Tensor, geometry: _Geometry) -> torch.Tensor:
-    """What a 1 counts in fixed-point sums (float64, no dimensions, on the device): a power of two.
+    """Return the value of 1 in fixed-point sums (float64, no dimensions, on the device), a power of two.
 
-    No sum exceeds max|grad_output| * max|mask| * the most terms that one element can get. NaN if that is not finite;
-    the gradient then is NaN, too.
+    No sum exceeds max|grad_output| * max|mask| * the largest number of terms of one element. The scale and then the
+    gradient are NaN if that bound is not finite.
     """
     _, kernel_h, kernel_w, *_, remove_center, softmax = geometry
     taps = kernel_h * kernel_w - remove_center
@@ -136,7 +137,7 @@ def _scale(grad_output: torch.Tensor, mask: torch.Tensor, geometry: _Geometry) -
         return grad_output.new_ones((), dtype=torch.float64)
     bound = torch.stack([tensor.abs().amax().double() for tensor in tensors]).prod() * float(terms)
     exponent = (_SUM_BITS - torch.frexp(bound).exponent.long()).clamp(max=_MOST_EXPONENT)
-    power = ((exponent + 1023) << 52).view(torch.float64)  # its bits, for a power computed on the device may be inexact
+    power = ((exponent + 1023) << 52).view(torch.float64)  # by bits: powers computed on the device may be inexact
     return torch.where(bound.isfinite(), power, torch.nan)
 
 

@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
         'pip install "hf-internimage[torchvision]"',
         name="torchvision",
     ) from error
-except RuntimeError as error:  # how torchvision reports compiled operators that cannot be loaded
+except RuntimeError as error:  # torchvision raises it if its compiled operators cannot be loaded
     raise ImportError(
         f"hf_internimage.models.mask_rcnn needs torchvision, whose compiled operators cannot be loaded here ({error}): "
         f"install the torchvision built for PyTorch {torch.__version__}, see https://pytorch.org/get-started/locally."

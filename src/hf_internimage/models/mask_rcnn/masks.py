@@ -40,7 +40,7 @@ def post_process_instance_segmentation(
         outputs: outputs of `InternImageMaskRCNNForInstanceSegmentation`.
         threshold: detections need a greater score; the scores of the original's evaluation start at 0.05.
         target_sizes: (height, width) of each original image, in pixels.
-        mask_threshold: probability from which a pixel belongs to the object.
+        mask_threshold: smallest probability of a pixel of the object.
 
     Returns:
         Per image, best first: `scores` (K,), `labels` (K,), `boxes` (K, 4) xyxy in pixels, `masks` (K, height, width)
