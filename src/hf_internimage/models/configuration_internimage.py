@@ -216,7 +216,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         return [self.channels * 2**index for index in range(len(self.depths))]
 
     def _set_num_labels(self, kwargs: dict[str, Any]) -> None:
-        """Convert `num_classes` to `num_labels`; an explicit `num_labels` takes precedence over both and `id2label`."""
+        """Convert `num_classes` to `num_labels`; an explicit `num_labels` takes precedence over it."""
         num_classes = kwargs.pop("num_classes", None)
         for name, value in (("num_classes", num_classes), ("num_labels", kwargs.get("num_labels"))):
             if value is not None and not (is_integer(value) and value >= 0):

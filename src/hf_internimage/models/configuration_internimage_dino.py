@@ -136,9 +136,8 @@ class InternImageDinoConfig(PreTrainedConfig):
     def check_architecture(self) -> None:
         """Raise ValueError with field, value and rule if a model of this configuration cannot work."""
         for name in _COUNTS:
-            _require(
-                self, name, is_integer(getattr(self, name)) and getattr(self, name) >= 1, "an integer of at least 1"
-            )
+            value = getattr(self, name)
+            _require(self, name, is_integer(value) and value >= 1, "an integer of at least 1")
         _require(
             self,
             "num_denoising",

@@ -147,10 +147,8 @@ def dino_loss(
         indices = criterion.matcher({"logits": scores, "pred_boxes": places}, labels)
         parts.update(_set_loss(criterion, scores, places, labels, indices, num_boxes, suffix))
     if denoising is not None and denoising_logits is not None and denoising_boxes is not None:
-        denoising_logits, denoising_boxes = (
-            at_least_float32(denoising_logits[layers]),
-            at_least_float32(denoising_boxes[layers]),
-        )
+        denoising_logits = at_least_float32(denoising_logits[layers])
+        denoising_boxes = at_least_float32(denoising_boxes[layers])
         indices = _denoising_indices(denoising, labels)
         for i, suffix in enumerate(_layer_suffixes(len(denoising_logits))):
             scores, places = denoising_logits[i], denoising_boxes[i]

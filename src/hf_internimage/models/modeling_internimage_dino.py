@@ -152,9 +152,7 @@ class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
         Source: OpenGVLab/InternImage@31c962d, detection/mmdet_custom/models; mmdet 2.28, whose base classes it uses.
         """
         super()._init_weights(module)  # deformable attention as well, after its linear layers
-        if (
-            isinstance(module, nn.Linear) and getattr(module, "initialization", None) == "class_prior"
-        ):  # one per cent for each class
+        if isinstance(module, nn.Linear) and getattr(module, "initialization", None) == "class_prior":
             _init_as_pytorch(module)
             init.constant_(module.bias, -math.log((1 - _CLASS_PRIOR) / _CLASS_PRIOR))
         elif isinstance(module, InternImageDinoBoxHead):

@@ -91,7 +91,7 @@ class ProposalNetwork(rpn.RegionProposalNetwork):
     ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
         """Return proposals (P, 4) xyxy of each image, best first, and the losses if `targets` (with `boxes`) are given.
 
-        In torchvision, losses are returned in training mode; here also in evaluation mode if there are targets.
+        Unlike in torchvision, losses depend on `targets` only and not on the mode, so that evaluation can have both.
         """
         maps = list(features.values())
         level_logits, level_deltas = self.head(maps)

@@ -49,7 +49,7 @@ def _regions(boxes: Sequence[torch.Tensor]) -> torch.Tensor:
 def pool_regions(features: Sequence[torch.Tensor], regions: torch.Tensor, size: int) -> torch.Tensor:
     """Pool the features of each region by RoIAlign, at the pyramid level for its area.
 
-    There is one sample per feature position (`sampling_ratio=0`), aligned with pixel centres.
+    Samples are as dense as the feature map (`sampling_ratio=0`) and aligned with pixel centres.
 
     Shapes: features, finest first, (N, C, H, W) each with strides 4, 8, 16, 32; regions (K, 5), index of the image and
     xyxy in pixels of the input -> (K, C, size, size).
@@ -226,9 +226,8 @@ class RegionHeads(nn.Module):
         boxes = torch.cat([sample.boxes for sample in samples])[positive]
         labels = torch.cat([sample.labels for sample in samples])[positive]
         pairs = zip(samples, targets, strict=True)
-        target_boxes = torch.cat([target["boxes"][sample.objects[sample.objects >= 0]] for sample, target in pairs]).to(
-            codes.dtype
-        )
+        target_boxes = torch.cat([target["boxes"][sample.objects[sample.objects >= 0]] for sample, target in pairs])
+        target_boxes = target_boxes.to(codes.dtype)
         coder = self.coders[stage]
         if self.config.box_loss == "giou":
             moved = coder.decode_single(codes[positive], boxes).unflatten(1, (-1, 4))
