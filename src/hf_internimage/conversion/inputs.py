@@ -53,7 +53,7 @@ class Inputs:
         system: the system that the tensors belong to.
         state_dict: tensors of the checkpoint, under the names of the file.
         class_names: names of the classes in the checkpoint's metadata, as mmcv writes them; empty if there are none.
-        unused_entries: names of what else the checkpoint holds, sorted.
+        unused_entries: names of all other entries of the checkpoint, sorted.
         config: configuration in config.json, if one is given.
         config_fields: fields of that file as they are written; empty without a file.
         labels: class names in the file of labels, if one is given.
@@ -222,7 +222,7 @@ def read_labels(path: Path) -> list[str]:
     """Read the class names in a file: JSON if its name ends in .json, else text with one name a line.
 
     Raises:
-        InputError: for a file that cannot be read, or does not have one name for each class.
+        InputError: for a file that cannot be read, and as `parse_labels`.
     """
     with errors_prefixed_with(path):
         return parse_labels(_read_text(path), is_json=path.suffix.lower() == ".json")

@@ -53,7 +53,7 @@ class System:
 
     @property
     def conversion(self) -> Conversion:
-        """Import the module that converts the system."""
+        """Return the module that converts the system; it is imported at the first use."""
         return cast(Conversion, importlib.import_module(f".{self.module}", __package__))
 
     def matches(self, names: Collection[str]) -> bool:
