@@ -19,7 +19,7 @@ _LEGEND_ENTRIES, _LEGEND_COLUMNS = 40, 6
 
 
 def class_colours(names: Sequence[str]) -> np.ndarray:
-    """Return a colour for each class, (classes, 3) uint8; neighbours differ much, and a class index has one colour."""
+    """Return a colour for each class, (classes, 3) uint8; it depends on the index only, and neighbours differ much."""
     colours = [
         colorsys.hsv_to_rgb(index * _GOLDEN % 1, (0.85, 0.5, 0.7)[index // 8 % 3], (0.95, 0.7)[index // 4 % 2])
         for index in range(len(names))
