@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Time and memory of the DCNv3 operator by itself, of InternImage beside ConvNeXt and Swin of the same size, and of
+"""Measure time and memory of the DCNv3 operator, of InternImage beside ConvNeXt and Swin of the same size, and of
 converted segmentation and detection models.
 
 The operator's golden tests run first; nothing is measured if they fail. Competitors take turns in one process, so that
-a noisy machine is noisy for all of them; quote the ratios, not the milliseconds.
+noise of the machine affects all of them; quote the ratios, not the milliseconds.
 
     python benchmarks/benchmark.py --threads 1 all --output benchmarks/results/cpu.json
     python benchmarks/benchmark.py --systems converted/* --output benchmarks/results/systems_cpu.json
@@ -24,11 +24,12 @@ from typing import Any
 
 import torch
 import transformers
+from harness.machine import available_cores, processor_name
 from harness.measuring import Settings
 from harness.models import TINY, ModelCase, internimage_config, measure_models, model_cases
 from harness.operators import (
     OperatorCase,
-    check_yardstick,
+    check_baseline,
     measure_operators,
     operator_cases,
     runnable_backends,
@@ -45,13 +46,8 @@ SYSTEMS = "systems"
 BATCHES = (1, 8)
 
 
-def available_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def thread_count(text: str) -> int:
-    """A number of threads, or "all"."""
+    """Read a number of threads, or "all"."""
     count = available_cores() if text == "all" else int(text)
     if count < 1:
         raise ValueError(text)
@@ -59,7 +55,7 @@ def thread_count(text: str) -> int:
 
 
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; ends the program with a message where it makes no sense."""
+    """Read the command line; end the program with a message if it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument(
@@ -68,7 +64,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="FOLDER",
         default=[],
-        help="measure these converted models, each alone, in place of operator and models",
+        help="measure these converted models, each in its own process, instead of operator and models",
     )
     parser.add_argument("--sizes", nargs="+", choices=["t", "s", "b"], default=["t"])
     parser.add_argument("--cases", nargs="+", metavar="TEXT", help="only cases with one of these texts in their name")
@@ -76,7 +72,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--threads", nargs="+", type=thread_count, default=[thread_count("all")], help='numbers or "all" (default)'
     )
     parser.add_argument("--modes", nargs="+", choices=["eager", "compile"], default=["eager"], help="of the models")
-    parser.add_argument("--seconds", type=float, help="how long to repeat each case (default: 20)")
+    parser.add_argument("--seconds", type=float, help="time to repeat each case (default: 20)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--quick", action="store_true", help="tiny shapes and models, to try the benchmark itself")
@@ -103,28 +99,26 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def operator_is_right() -> bool:
-    """Whether the operator passes its tests and the grid_sample form equals it; says what to do if not."""
+    """Return True if the operator passes its tests; print what to do if not.
+
+    Raises: AssertionError if the baseline of the comparison does not equal the operator.
+    """
     tests = os.path.relpath(OPERATOR_TESTS, ROOT)
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-x", tests]
     if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
         print(f"The operator's golden tests fail, so nothing is measured. Run: pytest {shlex.quote(tests)}")
         return False
-    check_yardstick()
+    check_baseline()
     return True
 
 
 def device_name(device: str) -> str:
-    """The accelerator's name, or the processor's."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    """Return the name of the GPU or of the processor."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else processor_name()
 
 
 def describe(arguments: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
-    """What every result says of itself, with no rows yet."""
+    """Return a result without rows: date, command, device, versions."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmarks/benchmark.py", *argv]),
@@ -143,7 +137,7 @@ def describe(arguments: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
 
 
 def choose_cases(arguments: argparse.Namespace) -> tuple[list[OperatorCase], list[ModelCase]]:
-    """The cases of both parts that the command line asks for."""
+    """Return the cases of operator and models that the command line asks for."""
     operators: list[OperatorCase] = []
     models: list[ModelCase] = []
     for size in arguments.sizes:
@@ -161,7 +155,7 @@ def choose_cases(arguments: argparse.Namespace) -> tuple[list[OperatorCase], lis
 def measure(
     arguments: argparse.Namespace, operators: list[OperatorCase], models: list[ModelCase]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row of the result, with the part it belongs to."""
+    """Yield every row of the result, with the name of its part."""
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         settings = Settings(arguments.device, arguments.dtype, threads, arguments.seconds)
@@ -176,7 +170,7 @@ def measure(
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result that `--output` wrote."""
+    """Read a result that `--output` wrote; end the program with a message for any other file."""
     result = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(result, dict) or not {"date", "command", *PARTS} <= result.keys():
         raise SystemExit(f"{path} is no result of this version of the benchmark; measure again with --output.")
@@ -184,11 +178,13 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, text: str) -> None:
+    """Write a text file; make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, or 1 if nothing could be measured."""
     arguments = read_arguments(argv)
     if arguments.source:
         result = read_result(arguments.source)

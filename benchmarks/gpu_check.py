@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Everything that only a GPU can show, in one command of less than eight minutes: tests, sanitizer, benchmark.
+"""Run everything that needs a GPU, in one command of less than eight minutes: tests, sanitizer, benchmark.
 
     python benchmarks/gpu_check.py OUT
 
-writes OUT/gpu_check.json (while it runs), gpu_check.md, pytest.log and sanitizer.log, and ends with status 0 only if
-all that is required passed. Needs PyTorch, Triton, transformers and pytest; the package need not be installed. With
-`--device cpu --quick` it tries itself on a machine without GPU; nothing that this measures means anything.
+Writes OUT/gpu_check.json (while it runs), gpu_check.md, pytest.log and sanitizer.log, and ends with status 0 only if
+all required parts passed. Needs PyTorch, Triton, transformers and pytest; the package need not be installed. With
+`--device cpu --quick` the program can be tried on a machine without a GPU; the numbers then mean nothing.
 """
 
 import argparse
@@ -27,6 +27,7 @@ for folder in (ROOT / "benchmarks", ROOT / "src"):
         sys.path.insert(0, str(folder))
 
 from harness.gpu_report import summary, to_markdown  # noqa: E402
+from harness.machine import available_cores  # noqa: E402
 from harness.steps import Budget, Outcome, Row, Step, emit, end, end_all, run_groups, start_python  # noqa: E402
 
 PARTS = ("environment", "operator_tests", "model_tests", "sanitizer", "operator", "models")
@@ -38,16 +39,16 @@ WARM_UP_WORKERS = 4
 
 
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; ends the program with a message where it makes no sense."""
+    """Read the command line; end the program with a message if it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--device", choices=list(BACKENDS), default="cuda", help="cpu: for dry runs alone")
-    parser.add_argument("--backends", nargs="+", help="that must work (default: cuda and triton; on a CPU: cpu)")
+    parser.add_argument("--device", choices=list(BACKENDS), default="cuda", help="cpu: only for dry runs")
+    parser.add_argument("--backends", nargs="+", help="backends that must work (default: cuda, triton; on a CPU: cpu)")
     parser.add_argument("--quick", action="store_true", help="few tests, tiny shapes and models")
-    parser.add_argument("--seconds-limit", type=float, default=460.0, help="of everything together (default: 460)")
-    parser.add_argument("--shards", type=int, help="processes for the operator's tests; half as many for the models'")
-    parser.add_argument("--no-warm-up", action="store_true", help="compile nothing ahead, beside the tests")
+    parser.add_argument("--seconds-limit", type=float, default=460.0, help="time limit of everything (default: 460)")
+    parser.add_argument("--shards", type=int, help="processes for the operator's tests; the models' get half")
+    parser.add_argument("--no-warm-up", action="store_true", help="do not compile ahead while the tests run")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--backend", help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
@@ -57,15 +58,14 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     if arguments.backends is None:
         arguments.backends = list(BACKENDS[arguments.device])
     if arguments.shards is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        arguments.shards = max(1, min(10, cores * 5 // 8))
+        arguments.shards = max(1, min(10, available_cores() * 5 // 8))
     if arguments.shards < 1:
         parser.error(f"--shards is {arguments.shards}, expected at least 1.")
     return arguments
 
 
 def plan(arguments: argparse.Namespace) -> list[list[Step]]:
-    """The steps in their order; those of a group run at once, those that measure by themselves."""
+    """Return groups of steps in their order; the steps of a group run at once, and measurements run alone."""
     common = [__file__, str(arguments.out), "--device", arguments.device, "--backends", *arguments.backends]
     common += ["--quick"] if arguments.quick else []
     common += ["--shards", str(arguments.shards)]
@@ -83,12 +83,12 @@ def plan(arguments: argparse.Namespace) -> list[list[Step]]:
         [step("operator", "Operator benchmark", 130, required=False, worth_starting=15)],
         [step("models", "Models beside ConvNeXt", 400, required=False, worth_starting=15)],
     ]
-    chosen = [[step for step in group if step.name in arguments.parts] for group in groups]
-    return [group for group in chosen if group]
+    selected = [[step for step in group if step.name in arguments.parts] for group in groups]
+    return [group for group in selected if group]
 
 
-def rows_of(arguments: argparse.Namespace) -> Iterator[Row]:
-    """What the step of this process finds out. Imports what it needs, and no more."""
+def step_rows(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Yield the rows of one step, which runs in this process. Each step imports only the modules that it needs."""
     device, backends = arguments.device, tuple(arguments.backends)
     budget = Budget(float(os.environ.get("GPU_CHECK_SECONDS", "600")))
     if arguments.step == "environment":
@@ -103,7 +103,7 @@ def rows_of(arguments: argparse.Namespace) -> Iterator[Row]:
         if arguments.quick:
             files = files[:1]
             only = "(k3_dil2_stride2_scale05 and matches_the_original) or deterministic or thread"
-        # Models take little time; what is compiled for them has processes of its own.
+        # The models' tests take little time, and what they compile runs in other processes.
         count = arguments.shards if arguments.step == "operator_tests" else max(1, arguments.shards // 2)
         log = arguments.out / "pytest.log"
         yield from run_tests(list(files), backends, count, budget, log, ROOT, only)
@@ -130,13 +130,13 @@ def rows_of(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def run_one_step(arguments: argparse.Namespace) -> int:
-    """This process is a step of another."""
+    """Run the step that this process was started for, and return its exit status."""
     if arguments.step == "first_call":
         from harness.environment import first_call
 
         first_call(arguments.backend, arguments.device)
     elif arguments.step == "sanitizer_target":
-        from harness.environment import sanitizer_target
+        from harness.hostile_calls import sanitizer_target
 
         return 1 if sanitizer_target(arguments.backend, arguments.device) else 0
     elif arguments.step == "warm_up":
@@ -145,13 +145,13 @@ def run_one_step(arguments: argparse.Namespace) -> int:
         operators, models = (TINY, TINY) if arguments.quick else (OPERATOR_SIZES, MODEL_SIZES)
         warm_up(operators, models, tuple(arguments.backends), arguments.device, arguments.worker, WARM_UP_WORKERS)
     else:
-        for row in rows_of(arguments):
+        for row in step_rows(arguments):
             emit(row)
     return 0
 
 
 class Check:
-    """The whole check, and its result in the making."""
+    """Run the whole check and collect its result."""
 
     def __init__(self, arguments: argparse.Namespace, argv: list[str]) -> None:
         self.arguments = arguments
@@ -173,6 +173,7 @@ class Check:
         self._saving = threading.Lock()
 
     def run(self) -> int:
+        """Run all steps and return the exit status."""
         out = self.arguments.out
         out.mkdir(parents=True, exist_ok=True)
         (out / "pytest.log").write_text("", encoding="utf-8")
@@ -180,28 +181,31 @@ class Check:
             environment = child_environment(self.arguments, Path(scratch))
             try:
                 seconds = self.arguments.seconds_limit
-                run_groups(self.groups, seconds, environment, self.changed, lambda i: self.before(i, environment))
+                run_groups(
+                    self.groups, seconds, environment, self.update, lambda index: self.prepare_group(index, environment)
+                )
             finally:
                 end_all()
                 self.save()
         print(summary(self.result))
         return 0 if self.result["passed"] else 1
 
-    def changed(self, outcome: Outcome) -> None:
+    def update(self, outcome: Outcome) -> None:
+        """Take in the new outcome of a step and write the result."""
         if outcome.status != "running":
             print(f"{outcome.title}: {outcome.status} ({outcome.seconds:.0f} s)", flush=True)
         self.outcomes[outcome.name] = outcome
         self.save()
 
-    def before(self, index: int, environment: dict[str, str]) -> str | None:
-        """Compile beside the tests what the benchmarks need compiled; nothing runs beside the benchmarks.
+    def prepare_group(self, index: int, environment: dict[str, str]) -> str | None:
+        """Start compiling for the benchmarks before the tests, and stop it before the benchmarks.
 
         Returns a reason not to run this group, if there is one.
         """
         names = {step.name for step in self.groups[index]}
-        known = self.outcomes.get("environment")
-        if known and known.status in ("failed", "crashed") and not known.rows:
-            return f"there is no device to run on: {known.reason}"
+        device = self.outcomes.get("environment")
+        if device and device.status in ("failed", "crashed") and not device.rows:
+            return f"there is no device to run on: {device.reason}"
         if names & {"operator", "models"}:
             while self._warming:
                 end(self._warming.pop())
@@ -220,7 +224,7 @@ class Check:
         return None
 
     def save(self) -> None:
-        """Write the JSON and the Markdown file; neither is ever half written."""
+        """Write the JSON and the Markdown file, each complete or not at all."""
         with self._saving:
             self._save()
 
@@ -238,7 +242,7 @@ class Check:
 
 
 def child_environment(arguments: argparse.Namespace, scratch: Path) -> dict[str, str]:
-    """What the steps run under: this checkout, no network, caches of their own, backends that must work."""
+    """Return the variables of the steps: this checkout, no network, own caches, backends that must work."""
     paths = [str(ROOT / "src"), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
     caches = {
         "HF_INTERNIMAGE_CACHE": "kernels",
@@ -260,10 +264,12 @@ def child_environment(arguments: argparse.Namespace, scratch: Path) -> dict[str,
 
 
 def stop(*_: object) -> None:
+    """End the program because of SIGTERM."""
     raise SystemExit(143)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the whole check, or one step of it, and return the exit status."""
     arguments = read_arguments(argv)
     arguments.out = arguments.out.resolve()
     if arguments.step:

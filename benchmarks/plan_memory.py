@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""How much memory a GPU needs to train an InternImage: computed from shapes on the meta device, no GPU and no weights.
+"""Compute the memory that a GPU needs to train an InternImage, from shapes alone: no GPU and no weights are needed.
 
     python benchmarks/plan_memory.py                                              # H at 640 and G at 512
     python benchmarks/plan_memory.py --sizes h --image-size 384 --batch-size 16 --output plan.json
 
-Activations are what PyTorch saves for the backward pass of one image, counted by saved-tensor hooks during a training
-forward pass on the meta device. The operator keeps its three inputs there, as it does on the GPU. docs/scale.md says
-what the numbers include.
+Activations are the tensors that PyTorch saves for the backward pass of one image, counted by saved-tensor hooks during
+a training forward pass on the meta device. The operator saves its three inputs there, as it does on the GPU.
+docs/scale.md says what the numbers include.
 """
 
 import argparse
@@ -36,7 +36,7 @@ PRECISIONS = {
     "float32": "everything in float32",
 }
 _ALL = ("weights", "gradients", "optimizer", "average")
-# What each strategy divides among the GPUs; the rest every GPU has whole. ZeRO is DeepSpeed's.
+# Parts that each strategy divides among the GPUs; every GPU holds all of the others. ZeRO is DeepSpeed's.
 STRATEGIES: dict[str, tuple[str, ...]] = {
     "DDP": (),
     "ZeRO-1": ("optimizer",),
@@ -44,20 +44,21 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "ZeRO-3": _ALL,
     "FSDP": _ALL,
 }
-_FREE = 0.1  # of a GPU's memory: CUDA's own, fragments, work space of cuDNN and NCCL
+_RESERVED = 0.1  # share of a GPU's memory for CUDA itself, fragments, work space of cuDNN and NCCL
+# Functions that autocast runs in bfloat16, and in float32.
 _LOWERED = (F.linear, torch.conv2d, F.scaled_dot_product_attention)
 _RAISED = (F.layer_norm, F.cross_entropy, torch.addcmul)
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that one image adds to what a training step keeps for its backward pass.
+    """Bytes that a training step keeps for the backward pass of one image.
 
     Attributes:
         everything: without gradient checkpointing.
-        kept: with it: the input of every block, and all that is saved outside of blocks.
-        recomputed: with it: what the largest block adds while its own backward pass runs.
-        copies: not of an image but of the weights: their bfloat16 copies under autocast.
+        kept: with gradient checkpointing: the input of every block, and everything that is saved outside of blocks.
+        recomputed: with gradient checkpointing: what the largest block adds during its own backward pass.
+        copies: bfloat16 copies of the weights under autocast; they do not grow with the images.
     """
 
     everything: int
@@ -66,15 +67,15 @@ class Activations:
     copies: int
 
 
-class _Watch(TorchDispatchMode):
-    """Does nothing; under a dispatch mode the operator and the layers go the way that GPUs take, not the CPU's."""
+class GpuPath(TorchDispatchMode):
+    """Make operator and layers save what they save on GPUs: under a dispatch mode, the CPU's fused layers are off."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return function(*args, **(kwargs or {}))
 
 
 class _Autocast(TorchFunctionMode):
-    """Autocast as CUDA has it, for InternImage's operators; the meta device has none of its own.
+    """Autocast InternImage's operators as on CUDA; the meta device has no autocast of its own.
 
     Source: PyTorch's list of CUDA operators that autocast to lower precision, to float32, or to the widest type.
     """
@@ -92,7 +93,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 class SavedTensors:
-    """Counts the memory that a forward pass keeps for the backward pass, each storage once, parameters not at all."""
+    """Count the memory that a forward pass saves for the backward pass: each storage once, without the parameters."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -103,12 +104,12 @@ class SavedTensors:
 
     @contextlib.contextmanager
     def counting(self) -> Any:
-        """Inside, what the model's forward pass saves is counted."""
+        """Count everything that the model's forward pass saves inside this context."""
         blocks = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
         hooks = [block.register_forward_pre_hook(self._enter) for block in blocks]
         hooks += [block.register_forward_hook(self._leave) for block in blocks]
         try:
-            with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(self.add, lambda tensor: tensor):
                 yield
         finally:
             for hook in hooks:
@@ -122,24 +123,25 @@ class SavedTensors:
     def _leave(self, *_: Any) -> None:
         self.block = None
 
-    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Count a saved tensor, and return it."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self.skipped:
-            # kept here, or its address could come again
+            # the storage is kept alive, or another one could get its address
             self.saved.setdefault(storage._cdata, (storage, self.block))
         return tensor
 
     def everything(self) -> int:
-        """Bytes kept without gradient checkpointing."""
+        """Return the bytes saved without gradient checkpointing."""
         return sum(storage.nbytes() for storage, _ in self.saved.values())
 
     def kept(self) -> int:
-        """Bytes kept with gradient checkpointing of every block."""
+        """Return the bytes saved with gradient checkpointing of every block."""
         outside = {key: storage for key, (storage, block) in self.saved.items() if block is None}
         return sum(storage.nbytes() for storage in {**outside, **self.inputs}.values())
 
     def recomputed(self) -> list[int]:
-        """Bytes that each block saves beside its input, in the order of the blocks."""
+        """Return the bytes that each block saves without its input, in the order of the blocks."""
         blocks: dict[nn.Module, int] = {}
         for key, (storage, block) in self.saved.items():
             if block is not None:
@@ -150,9 +152,9 @@ class SavedTensors:
 def save_forward(
     config: InternImageConfig, image_size: tuple[int, int], batch: int, precision: str, device: str = "meta"
 ) -> SavedTensors:
-    """What a training forward pass with its loss saves, for images of (height, width) pixels.
+    """Run a training forward pass with its loss and return what it saves, for images of (height, width) pixels.
 
-    `device` may be a real one, to compare; on a GPU "mixed" is its own autocast.
+    `device` may be a real one, for comparison; on a GPU, "mixed" is autocast itself.
     """
     with torch.device(device):
         model = InternImageForImageClassification(config).train()
@@ -164,25 +166,25 @@ def save_forward(
     autocast: Any = contextlib.nullcontext()
     if precision == "mixed":
         autocast = torch.autocast("cuda", torch.bfloat16) if pixels.is_cuda else _Autocast()
-    with _Watch(), autocast, saved.counting():
+    with GpuPath(), autocast, saved.counting():
         model(pixels, labels=labels)
     return saved
 
 
 def activations(config: InternImageConfig, image_size: tuple[int, int], precision: str) -> Activations:
-    """Bytes for one image, from the difference between two images and one; what does not grow is copies of weights."""
+    """Return the bytes for one image: the difference between two images and one. The rest is copies of weights."""
     one, two = (save_forward(config, image_size, batch, precision) for batch in (1, 2))
-    each = two.everything() - one.everything()
+    per_image = two.everything() - one.everything()
     return Activations(
-        everything=each,
+        everything=per_image,
         kept=two.kept() - one.kept(),
         recomputed=max(more - less for less, more in zip(one.recomputed(), two.recomputed(), strict=True)),
-        copies=one.everything() - each,
+        copies=one.everything() - per_image,
     )
 
 
 def largest_unit(config: InternImageConfig) -> int:
-    """Parameters of the largest part that FSDP gathers at once: a block, a downsampling layer, or all the rest."""
+    """Return the parameters of the largest part that FSDP gathers at once: block, downsampling layer, or the rest."""
     with torch.device("meta"):
         model = InternImageForImageClassification(config)
     names = set(model._no_split_modules or ())
@@ -193,13 +195,20 @@ def largest_unit(config: InternImageConfig) -> int:
 def state_bytes(
     parameters: int, precision: str, strategy: str, gpus: int, *, unit: int, copies: int, average: bool
 ) -> dict[str, int]:
-    """Bytes that one of `gpus` GPUs holds beside activations, by what they are for.
+    """Return the bytes that one of `gpus` GPUs holds beside activations, by purpose.
 
-    `unit` is the parameters that FSDP gathers at once, `copies` the bytes of the weights' copies under autocast.
     AdamW keeps two numbers for each parameter. In "mixed", torch's strategies (DDP, FSDP) train float32 weights under
-    autocast; DeepSpeed's (ZeRO) have bfloat16 weights and gradients, and float32 weights within the optimizer. There is
-    no average under ZeRO-3, where nobody has the weights to take in.
-    Raises: ValueError for ZeRO without float32 weights.
+    autocast; DeepSpeed's (ZeRO) have bfloat16 weights and gradients, and float32 weights within the optimizer. ZeRO-3
+    has no average of the weights, because no process holds all weights.
+
+    Args:
+        parameters: parameters of the model.
+        unit: parameters that FSDP gathers at once.
+        copies: bytes of the weights' copies under autocast.
+        average: train with the moving average of the weights.
+
+    Raises:
+        ValueError: for ZeRO without float32 weights.
     """
     if strategy.startswith("ZeRO") and precision != "mixed":
         raise ValueError(f"{strategy} with precision {precision!r} is not planned for; choose 'mixed'.")
@@ -211,7 +220,7 @@ def state_bytes(
         width = 2 if precision == "bf16" else 4
         each = {"weights": width, "gradients": width, "optimizer": 2 * width}
     if average and strategy != "ZeRO-3":
-        each["average"] = 4  # bfloat16 could not take in a ten-thousandth of a weight
+        each["average"] = 4  # float32: a ten-thousandth of a weight would be lost in bfloat16
     sharded = STRATEGIES[strategy]
     held = {name: parameters * count // (gpus if name in sharded else 1) for name, count in each.items()}
     if strategy == "DDP" and gpus > 1:
@@ -233,24 +242,24 @@ def plan(
     capacity: float,
     average: bool,
 ) -> dict[str, Any]:
-    """Everything about one size: parameters, MACs, activations, and the rows of the table; memory in bytes."""
+    """Return the plan for one size: parameters, MACs, activations, and the rows of the table; memory in bytes."""
     config = InternImageConfig.from_size(size)
     parameters, unit = count_parameters(config), largest_unit(config)
     # DeepSpeed's mixed precision has bfloat16 activations
-    wanted = dict.fromkeys([*precisions, *(["bf16"] if "mixed" in precisions else [])])
-    measured = {precision: activations(config, image_size, precision) for precision in wanted}
+    activation_types = dict.fromkeys([*precisions, *(["bf16"] if "mixed" in precisions else [])])
+    counted = {precision: activations(config, image_size, precision) for precision in activation_types}
     rows = []
     for precision in precisions:
         for strategy in STRATEGIES:
             zero = strategy.startswith("ZeRO")
             if zero and precision != "mixed":
                 continue
-            image = measured["bf16" if zero else precision]
+            image = counted["bf16" if zero else precision]
             for count in gpus:
                 held = state_bytes(
                     parameters, precision, strategy, count, unit=unit, copies=image.copies, average=average
                 )
-                free = capacity * GIB * (1 - _FREE) - sum(held.values())
+                free = capacity * GIB * (1 - _RESERVED) - sum(held.values())
                 rows.append(
                     {
                         "precision": precision,
@@ -270,37 +279,37 @@ def plan(
         "parameters": parameters,
         "macs": count_macs(config, image_size).total,
         "largest_unit": unit,
-        "activations": {precision: asdict(found) for precision, found in measured.items()},
+        "activations": {precision: asdict(image) for precision, image in counted.items()},
         "rows": rows,
     }
 
 
-def to_markdown(found: dict[str, Any], capacity: float, batch: int | None) -> str:
-    """Two tables: activations of an image, and what GPUs hold."""
-    height, width = found["image_size"]
+def to_markdown(table: dict[str, Any], capacity: float, batch: int | None) -> str:
+    """Return two tables: activations of an image, and the memory of each GPU."""
+    height, width = table["image_size"]
     lines = [
-        f"### InternImage-{found['size'].upper()}, {height}x{width}",
+        f"### InternImage-{table['size'].upper()}, {height}x{width}",
         "",
-        f"{found['parameters'] / 1e6:.1f} M parameters, {found['macs'] / 1e9:.1f} G multiply-accumulates an image.",
+        f"{table['parameters'] / 1e6:.1f} M parameters, {table['macs'] / 1e9:.1f} G multiply-accumulates an image.",
         "",
         "| Activations of one image, GiB | No checkpointing | Gradient checkpointing: kept | and recomputed | Sum |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for precision, image in found["activations"].items():
+    for precision, image in table["activations"].items():
         kept, again = image["kept"] / GIB, image["recomputed"] / GIB
         lines.append(
             f"| {PRECISIONS[precision]} | {image['everything'] / GIB:.2f} | {kept:.2f} | {again:.2f} | "
             f"{kept + again:.2f} |"
         )
-    counts = list(dict.fromkeys(row["gpus"] for row in found["rows"]))
-    what = f"GiB a GPU, without activations (most images in {capacity:g} GiB with / without checkpointing)"
+    counts = list(dict.fromkeys(row["gpus"] for row in table["rows"]))
+    title = f"GiB a GPU, without activations (most images in {capacity:g} GiB with / without checkpointing)"
     if batch is not None:
-        what = f"GiB a GPU with {batch} images (with / without checkpointing)"
-    lines += ["", f"{what}:", "", "| Precision | Strategy | " + " | ".join(_gpus(count) for count in counts) + " |"]
+        title = f"GiB a GPU with {batch} images (with / without checkpointing)"
+    lines += ["", f"{title}:", "", "| Precision | Strategy | " + " | ".join(_gpus(count) for count in counts) + " |"]
     lines.append("| --- | --- |" + " ---: |" * len(counts))
     by_line: dict[tuple[str, str], list[str]] = {}
-    for row in found["rows"]:
-        by_line.setdefault((row["precision"], row["strategy"]), []).append(_entry(row, batch))
+    for row in table["rows"]:
+        by_line.setdefault((row["precision"], row["strategy"]), []).append(_cell(row, batch))
     lines += [f"| {precision} | {name} | " + " | ".join(cells) + " |" for (precision, name), cells in by_line.items()]
     return "\n".join(lines) + "\n"
 
@@ -309,7 +318,7 @@ def _gpus(count: int) -> str:
     return f"{count} GPU{'s' if count > 1 else ''}"
 
 
-def _entry(row: dict[str, Any], batch: int | None) -> str:
+def _cell(row: dict[str, Any], batch: int | None) -> str:
     total = row["state_total"] / GIB
     if batch is None:
         return f"{total:.1f} ({row['most_images_with_checkpointing']} / {row['most_images_without']})"
@@ -328,19 +337,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["h", "g"])
     parser.add_argument(
-        "--image-size", type=_positive, metavar="PIXELS", help="default: what each size was trained for"
+        "--image-size", type=_positive, metavar="PIXELS", help="default: the size each model was trained for"
     )
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["mixed", "bf16"])
     parser.add_argument("--gpus", nargs="+", type=_positive, default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--capacity", type=float, default=80.0, metavar="GIB", help="memory of one GPU (default: 80)")
-    parser.add_argument("--batch-size", type=_positive, help="show the sum for so many images on a GPU")
+    parser.add_argument("--batch-size", type=_positive, help="show the sum for this number of images on a GPU")
     parser.add_argument("--no-average", action="store_true", help="train without the moving average of the weights")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write all numbers here, in bytes")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0, or 1 after one sentence on stderr; wrong arguments exit with 2."""
+    """Run the command line and return its exit status: 0, or 1 after one sentence on stderr.
+
+    Wrong arguments exit with 2.
+    """
     args = _parser().parse_args(argv)
     plans = []
     try:

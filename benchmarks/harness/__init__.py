@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The pieces of benchmarks/benchmark.py: how to measure, what to measure, how to show it."""
+"""Modules of the benchmark programs: how to measure, what to measure, how to report it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The model part of benchmarks/gpu_check.py: InternImage on each backend beside ConvNeXt of the same size."""
+"""Measure InternImage on each backend beside ConvNeXt of the same size, for benchmarks/gpu_check.py."""
 
 import time
 from collections.abc import Iterator
@@ -9,26 +9,26 @@ from typing import Any
 
 import torch
 
-from .gpu import compiler, free_memory, peak_mib
+from .gpu import compiler, failures, free_memory, peak_mib
 from .measuring import Settings, rounded, start_steps, take_turns, time_ratio, times
 from .models import CHANNELS_LAST, TINY, ModelCase, make_model_step
 from .steps import Budget, Row
 
 DTYPE = "bfloat16"
 BATCHES = (64, 1)
-COMPILED_SIZES = ("t", "b", TINY)  # unless time remains for the others
-SECONDS = 2.0  # of taking turns, for each case
+COMPILED_SIZES = ("t", "b", TINY)  # compiled first; the others if time remains
+SECONDS = 2.0  # time to repeat each case
 LEARNING_RATE = 1e-4
-_GUESSES = {"eager": 10.0, "compile": 45.0}  # seconds for a case
+_EXPECTED_SECONDS = {"eager": 10.0, "compile": 45.0}  # for a case
 
 
 def gpu_model_cases(sizes: tuple[str, ...]) -> list[tuple[ModelCase, str]]:
-    """Cases with their mode, the most telling ones first."""
-    found = {}
+    """Return cases with their mode, the most important ones first."""
+    cases = {}
     for mode in ("eager", "compile"):
         for size in sizes:
             side, batches = (32, (2, 1)) if size == TINY else (224, BATCHES)
-            found[mode, size] = [
+            cases[mode, size] = [
                 (
                     ModelCase(
                         size, f"{side}, batch {batch}{', training step' * training}", batch, side, side, training
@@ -43,11 +43,14 @@ def gpu_model_cases(sizes: tuple[str, ...]) -> list[tuple[ModelCase, str]]:
     order += [("eager", size) for size in sizes[1:]]
     order += [("compile", size) for size in sizes[1:] if size in COMPILED_SIZES]
     order += [("compile", size) for size in sizes[1:] if size not in COMPILED_SIZES]
-    return [case for key in order for case in found[key]]
+    return [case for key in order for case in cases[key]]
 
 
 def competitors(size: str, mode: str, backends: tuple[str, ...]) -> list[str]:
-    """InternImage on each backend, and ConvNeXt; in eager mode also in the memory format convolutions like best."""
+    """Return the names of the models: InternImage on each backend, and ConvNeXt.
+
+    In eager mode, ConvNeXt is also measured in channels_last, the memory format in which convolutions are fastest.
+    """
     names = [f"internimage_{size} ({backend})" for backend in backends] + [f"convnext_{size}"]
     return names + ([f"convnext_{size}{CHANNELS_LAST}"] if mode == "eager" else [])
 
@@ -55,32 +58,32 @@ def competitors(size: str, mode: str, backends: tuple[str, ...]) -> list[str]:
 def measure_gpu_models(
     cases: list[tuple[ModelCase, str]], backends: tuple[str, ...], device: str, budget: Budget, seconds: float
 ) -> Iterator[Row]:
-    """For each case and model: time, images per second, peak memory, and time in units of ConvNeXt's."""
+    """Yield a row for each case: time, images per second, peak memory and ratio to ConvNeXt's time of every model."""
     is_cuda = torch.device(device).type == "cuda"
     for case, mode in cases:
         title = f"{case.size.upper()}, {mode}, {case.name}"
-        if reason := budget.refusal(mode, _GUESSES[mode] if is_cuda else 0.0):
+        if reason := budget.refusal(mode, _EXPECTED_SECONDS[mode] if is_cuda else 0.0):
             yield {"name": title, "not_run": reason}
             continue
         start = time.perf_counter()
         settings = Settings(device, DTYPE, seconds=seconds, mode=mode, compiler=compiler(device))
         yield {**measure_model_case(case, settings, backends), "name": title}
-        budget.took(mode, time.perf_counter() - start)
+        budget.record(mode, time.perf_counter() - start)
 
 
-def _make(case: ModelCase, name: str, settings: Settings) -> Any:
+def _make_step(case: ModelCase, name: str, settings: Settings) -> Any:
     return make_model_step(case, name, settings, LEARNING_RATE if case.training else None)
 
 
 def measure_model_case(case: ModelCase, settings: Settings, backends: tuple[str, ...]) -> Row:
-    """One row."""
-    makers = {name: partial(_make, case, name, settings) for name in competitors(case.size, settings.mode, backends)}
+    """Return the row of one case."""
+    names = competitors(case.size, settings.mode, backends)
+    makers = {name: partial(_make_step, case, name, settings) for name in names}
     ours = tuple(name for name in makers if name.startswith("internimage"))
-    # Whatever goes wrong with one must not lose the others; ConvNeXt may be unable to run a case.
+    # An error of one model must not lose the results of the others; ConvNeXt may be unable to run a case.
     steps, left_out = start_steps(makers, lambda name: (Exception,))
     row: Row = {**asdict(case), "mode": settings.mode, "dtype": settings.dtype, "left_out": left_out}
-    if failed := {name: reason for name, reason in left_out.items() if name in ours}:
-        row["failed"] = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+    row |= failures(left_out, ours)
     if not steps:
         return row
     runs = take_turns(steps, settings)
@@ -101,9 +104,9 @@ def measure_model_case(case: ModelCase, settings: Settings, backends: tuple[str,
 
 
 def warm_up_jobs(sizes: tuple[str, ...], backends: tuple[str, ...], device: str) -> Iterator[Any]:
-    """What to compile ahead of measuring, as calls without arguments."""
+    """Yield calls that compile everything ahead of the measurements."""
     settings = Settings(device, DTYPE, mode="compile", compiler=compiler(device))
     for case, mode in gpu_model_cases(sizes):
         if mode == "compile" and case.size in COMPILED_SIZES:
             for name in competitors(case.size, mode, backends):
-                yield lambda case=case, name=name: _make(case, name, settings)()
+                yield lambda case=case, name=name: _make_step(case, name, settings)()

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Report the result of benchmarks/gpu_check.py as Markdown, beside the goals of the CUDA work. Needs Python alone."""
+"""Report a result of benchmarks/gpu_check.py as Markdown, beside the goals of the CUDA work.
 
-from collections.abc import Iterable
+Needs only the standard library.
+"""
+
 from typing import Any
 
+from .markdown import DASH, left_out_sentences, number, one_line, percent, table
 from .steps import Row
 
-DASH = "–"  # noqa: RUF001
-# At stage 1 of InternImage-T, batch 64, bfloat16: milliseconds, and speed in units of PyTorch's best compiled form.
+# Goals at stage 1 of InternImage-T, batch 64, bfloat16: milliseconds, and speedup over PyTorch's best compiled form.
 FASTEST = {"forward": 0.080, "backward": 0.45}
 TIMES_FASTER = {"forward": 5.0, "backward": 3.0}
 _MOST_LISTED = 30
@@ -16,19 +18,19 @@ _LEGEND = (
     "move (forward: value, offset, mask in, output out; backward: those three and the output's gradient in, three "
     "gradients out) over the bandwidth of a copy on the same device, bytes read and written. Models: medians of time "
     "on the clock, batches of random images of 224x224; ratios are medians of the ratios of neighbouring runs. Peak "
-    "memory is what a call needs beyond its inputs or its model."
+    "memory is the memory of a call beyond its inputs or its model."
 )
 
 
 def to_markdown(result: Row) -> str:
-    """The whole result."""
+    """Return the whole result."""
     steps = {step["name"]: step for step in result["steps"]}
     lines = ["# GPU check", "", *_headline(result, steps), "", f"    {result['command']}", ""]
     if result["quick"] or result["device"] != "cuda":
-        lines += ["**A dry run: no number in here means anything.**", ""]
+        lines += ["**A dry run: the numbers mean nothing.**", ""]
     lines += [*_step_table(result), ""]
     if rows := goals(result):
-        lines += ["## Goals", "", *_table(["Goal", "Found", "Reached"], rows), ""]
+        lines += ["## Goals", "", *table(["Goal", "Measured", "Reached"], [], rows), ""]
     lines += _environment(_rows(steps, "environment"))
     for name in ("operator_tests", "model_tests"):
         lines += _tests(steps[name]["title"], _rows(steps, name)) if name in steps else []
@@ -43,24 +45,24 @@ def to_markdown(result: Row) -> str:
 
 
 def summary(result: Row) -> str:
-    """A short table for the terminal."""
+    """Return a short table for the terminal."""
     lines = [
-        f"{step['title']:28} {step['status']:14} {step['seconds']:6.1f} s  {_short(step['reason'] or '')}".rstrip()
+        f"{step['title']:28} {step['status']:14} {step['seconds']:6.1f} s  {one_line(step['reason'] or '')}".rstrip()
         for step in result["steps"]
     ]
-    lines += [f"{goal:58} {found:>24}  {reached}" for goal, found, reached in goals(result)]
+    lines += [f"{goal:58} {measured:>24}  {reached}" for goal, measured, reached in goals(result)]
     return "\n".join([*lines, "PASSED" if result["passed"] else "FAILED"])
 
 
 def goals(result: Row) -> list[tuple[str, str, str]]:
-    """Each goal that was measured: what it is, what was found, whether it is reached."""
+    """Return each goal that was measured as (goal, measured value, "yes" or "no")."""
     steps = {step["name"]: step for step in result["steps"]}
-    found = []
+    lines = []
     for row in _rows(steps, "operator"):
         if (row.get("size"), row.get("stage"), row.get("dtype"), row.get("offsets")) != ("t", 1, "bfloat16", "normal"):
             continue
         direction = "backward" if row["backward"] else "forward"
-        milliseconds = {name: got["milliseconds"] for name, got in row.get("implementations", {}).items()}
+        milliseconds = {name: timing["milliseconds"] for name, timing in row.get("implementations", {}).items()}
         ours = {name: milliseconds[name] for name in result["backends"] if name in milliseconds}
         compiled = {name: time for name, time in milliseconds.items() if "," in name}
         if not ours:
@@ -68,21 +70,21 @@ def goals(result: Row) -> list[tuple[str, str, str]]:
         name, best = min(ours.items(), key=lambda item: item[1])
         limit = FASTEST[direction]
         text = f"T stage 1, batch 64, bf16, {direction}: at most {limit:g} ms"
-        found.append((text, f"{best:.3g} ms ({name})", _yes(best <= limit)))
+        lines.append((text, f"{best:.3g} ms ({name})", _yes(best <= limit)))
         if compiled:
-            yardstick, time = min(compiled.items(), key=lambda item: item[1])
+            baseline, time = min(compiled.items(), key=lambda item: item[1])
             text = f"{direction}: {TIMES_FASTER[direction]:g} times as fast as compiled PyTorch"
-            found.append((text, f"{time / best:.2f} ({yardstick})", _yes(time / best >= TIMES_FASTER[direction])))
+            lines.append((text, f"{time / best:.2f} ({baseline})", _yes(time / best >= TIMES_FASTER[direction])))
     for row in _rows(steps, "models"):
         if row.get("size") != "t":
             continue
-        speeds = {name: got["images_per_second"] for name, got in row.get("models", {}).items()}
+        speeds = {name: timing["images_per_second"] for name, timing in row.get("models", {}).items()}
         ours = {name: speed for name, speed in speeds.items() if name.startswith("internimage")}
         others = {name: speed for name, speed in speeds.items() if name.startswith("convnext")}
         if ours and others:
             ratio = max(ours.values()) / max(others.values())
-            found.append((f"{row['name']}: ConvNeXt-T's speed", f"{ratio:.2f} times", _yes(ratio >= 1)))
-    return found
+            lines.append((f"{row['name']}: ConvNeXt-T's speed", f"{ratio:.2f} times", _yes(ratio >= 1)))
+    return lines
 
 
 def _headline(result: Row, steps: dict[str, Any]) -> list[str]:
@@ -100,10 +102,10 @@ def _headline(result: Row, steps: dict[str, Any]) -> list[str]:
 
 def _step_table(result: Row) -> list[str]:
     rows = [
-        (step["title"], step["status"], f"{step['seconds']:.0f}", _short(step["reason"] or ""))
+        (step["title"], step["status"], one_line(step["reason"] or ""), f"{step['seconds']:.0f}")
         for step in result["steps"]
     ]
-    return _table(["Step", "Result", "Seconds", "Why"], rows)
+    return table(["Step", "Result", "Reason"], ["Seconds"], rows)
 
 
 def _environment(rows: list[Row]) -> list[str]:
@@ -129,8 +131,8 @@ def _tests(title: str, rows: list[Row]) -> list[str]:
             continue
         counts = f"{row['passed']} passed, {len(row['failed_tests'])} failed, {row['skipped']} skipped"
         lines += [f"- {counts}, {row['not_run']} not run, of {row['collected']}"]
-        lines += [f"- skipped {count}: {_short(reason)}" for reason, count in row["skip_reasons"].items()]
-        failed = [f"- FAILED {name}: {_short(reason)}" for name, reason in row["failed_tests"].items()]
+        lines += [f"- skipped {count}: {one_line(reason)}" for reason, count in row["skip_reasons"].items()]
+        failed = [f"- FAILED {name}: {one_line(reason)}" for name, reason in row["failed_tests"].items()]
         more = [f"- and {len(failed) - _MOST_LISTED} more"] if len(failed) > _MOST_LISTED else []
         lines += [*failed[:_MOST_LISTED], *more]
         slowest = [f"{name.rpartition('::')[2]} {seconds:.0f} s" for name, seconds in row["slowest"].items()]
@@ -144,13 +146,12 @@ def _sanitizer(rows: list[Row]) -> list[str]:
     cells = [
         (
             row["name"],
-            _cell(row.get("calls")),
-            _cell(row.get("errors")),
             next((row[key] for key in ("failed", "not_available", "not_run") if key in row), "passed"),
+            *(DASH if row.get(key) is None else str(row[key]) for key in ("calls", "errors")),
         )
         for row in rows
     ]
-    return ["## compute-sanitizer", "", *_table(["Check", "Calls", "Errors", "Result"], cells), ""]
+    return ["## compute-sanitizer", "", *table(["Check", "Result"], ["Calls", "Errors"], cells), ""]
 
 
 def _operator(rows: list[Row]) -> list[str]:
@@ -164,28 +165,28 @@ def _operator(rows: list[Row]) -> list[str]:
             shortest = row["shortest_call_microseconds"]
             lines += [f"Copy: {speed:.2f} TB/s. A kernel with nothing to do measures {shortest:.1f} us.", ""]
         elif row["name"] == "host time of a call":
-            heads = ["Processor's time of a call, us", "Forward", "with gradients wanted", "and backward"]
+            heads = ["Forward", "with gradients", "and backward"]
             kinds = ("forward", "forward_with_gradients", "forward_and_backward")
             hosts = [
-                (f"`{name}`", *(_number(times[kind]) for kind in kinds)) for name, times in row["microseconds"].items()
+                (f"`{name}`", *(number(times[kind]) for kind in kinds)) for name, times in row["microseconds"].items()
             ]
-            lines += [*_table(heads, hosts), ""]
-        for name, got in row.get("implementations", {}).items():
+            lines += [*table(["Processor's time for a call, us"], heads, hosts), ""]
+        for name, timing in row.get("implementations", {}).items():
             first = next(iter(row["implementations"]))
-            ratio = got[f"time_to_{first}"]["ratio"]
+            ratio = timing[f"time_to_{first}"]["ratio"]
             cells.append(
                 (
                     row["name"],
                     f"`{name}`",
-                    _number(got["milliseconds"] * 1e3),
-                    f"{got['spread']:.1%}",
-                    f"{got['floor_fraction']:.0%}",
-                    _number(ratio),
-                    _number(got["peak_memory_mib"]),
+                    number(timing["milliseconds"] * 1e3),
+                    percent(timing["spread"]),
+                    f"{timing['floor_fraction']:.0%}",
+                    number(ratio),
+                    number(timing["peak_memory_mib"]),
                 )
             )
-    heads = ["Case", "Implementation", "us", "Spread", "Floor / time", "Time (first = 1)", "Peak memory, MiB"]
-    return [*lines, *_table(heads, cells), "", *_left_out(rows)]
+    heads = ["us", "Spread", "Floor / time", "Time (first = 1)", "Peak memory, MiB"]
+    return [*lines, *table(["Case", "Implementation"], heads, cells), *left_out_sentences(rows), ""]
 
 
 def _models(rows: list[Row]) -> list[str]:
@@ -193,27 +194,22 @@ def _models(rows: list[Row]) -> list[str]:
         return []
     cells = []
     for row in rows:
-        for name, got in row.get("models", {}).items():
-            ratio = got.get("time_to_convnext", {})
+        for name, timing in row.get("models", {}).items():
+            ratio = timing.get("time_to_convnext", {})
             speed = 1 / ratio["ratio"] if ratio else None
             cells.append(
                 (
                     row["name"],
                     f"`{name}`",
-                    _number(got["images_per_second"]),
-                    _number(got["milliseconds"]),
-                    f"{got['spread']:.1%}",
-                    _number(speed),
-                    _number(got["peak_memory_mib"]),
+                    number(timing["images_per_second"]),
+                    number(timing["milliseconds"]),
+                    percent(timing["spread"]),
+                    number(speed),
+                    number(timing["peak_memory_mib"]),
                 )
             )
-    heads = ["Case", "Model", "Images/s", "ms", "Spread", "Speed (ConvNeXt = 1)", "Peak memory, MiB"]
-    return ["## Models", "", *_table(heads, cells), "", *_left_out(rows)]
-
-
-def _left_out(rows: list[Row]) -> list[str]:
-    reasons = [(row["name"], *item) for row in rows for item in row.get("left_out", {}).items()]
-    return [text for case, name, why in reasons for text in (f"Left out of {case}: `{name}` ({_short(why)}).", "")]
+    heads = ["Images/s", "ms", "Spread", "Speed (ConvNeXt = 1)", "Peak memory, MiB"]
+    return ["## Models", "", *table(["Case", "Model"], heads, cells), *left_out_sentences(rows), ""]
 
 
 def _not_run(result: Row) -> list[str]:
@@ -229,31 +225,6 @@ def _not_run(result: Row) -> list[str]:
 
 def _rows(steps: dict[str, Any], name: str) -> list[Row]:
     return steps[name]["rows"] if name in steps else []
-
-
-def _table(heads: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    return [_line(heads), _line(["---"] * len(heads)), *(_line(row) for row in rows)]
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
-
-
-def _short(text: str) -> str:
-    """One line of it, not too long."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= 200 else f"{line[:197]}..."
-
-
-def _number(value: float | None) -> str:
-    """Three significant digits, without an exponent; a dash for what was not measured."""
-    if value is None:
-        return DASH
-    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
-
-
-def _cell(value: object) -> str:
-    return DASH if value is None else str(value)
 
 
 def _yes(reached: bool) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How time and memory are measured, for operators and models alike. A step is a call without arguments."""
+"""Measure the time and memory of steps, for operators and models alike. A step is a call without arguments."""
 
 import ctypes
 import gc
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 Step = Callable[[], object]
-MakeStep = Callable[[Any, str, "Settings"], Step]  # of a case and a competitor's name
-Runs = list[dict[str, float]]  # one entry for each round: the seconds of every competitor
+MakeStep = Callable[[Any, str, "Settings"], Step]  # takes a case and the name of a competitor
+Runs = list[dict[str, float]]  # one entry for each round: seconds of every competitor
 
 LEAST_ROUNDS = 5
 SHORTEST_SAMPLE = 5e-3  # seconds; shorter steps are repeated within a sample
@@ -31,40 +31,48 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for a whole series of measurements."""
+    """Settings of a series of measurements.
+
+    Attributes:
+        device, dtype: names of the device and of the type of all tensors.
+        threads: threads of PyTorch on the CPU.
+        seconds: time to repeat each case.
+        mode: "eager" or "compile"; for models only.
+        compiler: backend of torch.compile.
+    """
 
     device: str
     dtype: str
     threads: int = 1
-    seconds: float = 0.0  # how long to repeat each case
-    mode: str = "eager"  # or "compile"; models only
-    compiler: str = "inductor"  # of torch.compile
+    seconds: float = 0.0
+    mode: str = "eager"
+    compiler: str = "inductor"
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype itself."""
+        """Return the dtype of PyTorch."""
         return getattr(torch, self.dtype)
 
 
-def compiled_by_itself(function: Callable[..., torch.Tensor], **options: Any) -> Callable[..., torch.Tensor]:
-    """`function` compiled under a code object of its own.
+def compile_separately(function: Callable[..., torch.Tensor], **options: Any) -> Callable[..., torch.Tensor]:
+    """Return `function` compiled under a code object of its own.
 
-    torch.compile keeps its results by code object, and could serve one competitor with the graph of another that
-    differs only in the operator's backend. In one graph, so that no inner code object is shared either.
+    torch.compile stores its results by code object, and could give one competitor the graph of another that differs
+    only in the operator's backend. Everything is in one graph, so that no inner code object is shared either.
     """
     assert isinstance(function, types.FunctionType)
-    own = types.FunctionType(
+    copy = types.FunctionType(
         function.__code__.replace(), function.__globals__, function.__name__, None, function.__closure__
     )
-    return torch.compile(own, dynamic=False, fullgraph=True, **options)
+    return torch.compile(copy, dynamic=False, fullgraph=True, **options)
 
 
 def start_steps(
-    makers: Mapping[str, Callable[[], Step]], excused: Callable[[str], tuple[type[Exception], ...]]
+    makers: Mapping[str, Callable[[], Step]], allowed_errors: Callable[[str], tuple[type[Exception], ...]]
 ) -> tuple[dict[str, Step], dict[str, str]]:
-    """Make every step and run it once: those that run, and for the others why they do not.
+    """Make every step and run it once; return the steps that run, and the reasons why the others do not.
 
-    Only errors that `excused(name)` lists may leave a competitor out; any other ends the benchmark.
+    Only errors that `allowed_errors(name)` lists may leave a competitor out; any other ends the benchmark.
     """
     steps: dict[str, Step] = {}
     left_out: dict[str, str] = {}
@@ -72,7 +80,7 @@ def start_steps(
         try:
             step = make()
             step()
-        except excused(name) as error:
+        except allowed_errors(name) as error:
             left_out[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
         else:
             steps[name] = step
@@ -80,8 +88,8 @@ def start_steps(
 
 
 def take_turns(steps: dict[str, Step], settings: Settings) -> Runs:
-    """Seconds per call of every step, the steps taking turns (ABCABC...), so that noise meets all of them."""
-    calls = {name: _calls_in_a_sample(step, settings.device) for name, step in steps.items()}
+    """Return the seconds per call of every step; the steps take turns (ABCABC...), and noise affects all of them."""
+    calls = {name: _calls_per_sample(step, settings.device) for name, step in steps.items()}
     runs: Runs = []
     start = time.perf_counter()
     while len(runs) < LEAST_ROUNDS or time.perf_counter() - start < settings.seconds:
@@ -89,63 +97,65 @@ def take_turns(steps: dict[str, Step], settings: Settings) -> Runs:
     return runs
 
 
-def _calls_in_a_sample(step: Step, device: str) -> int:
-    """How often to call a step for one sample that the clock can tell from noise."""
+def _calls_per_sample(step: Step, device: str) -> int:
+    """Return the number of calls for one sample that is long enough for the clock."""
     _seconds(step, device)
     return min(MOST_CALLS, math.ceil(SHORTEST_SAMPLE / max(_seconds(step, device), 1e-9)))
 
 
 def _seconds(step: Step, device: str, calls: int = 1) -> float:
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
         step()
-    _synchronize(device)
+    synchronize(device)
     return (time.perf_counter() - start) / calls
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
+    """Wait until the device has done all its work."""
     if torch.device(device).type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def times(runs: Runs, name: str) -> dict[str, float]:
-    """Median milliseconds, and their spread: interquartile range over median."""
+    """Return the median milliseconds, and their spread: interquartile range over median."""
     seconds = [run[name] for run in runs]
     return {"milliseconds": rounded(statistics.median(seconds) * 1e3), "spread": spread(seconds)}
 
 
 def time_ratio(runs: Runs, name: str, reference: str) -> dict[str, float]:
-    """The median of the ratios of neighbouring runs, and their spread."""
+    """Return the median of the ratios of neighbouring runs, and their spread."""
     ratios = [run[name] / run[reference] for run in runs]
     return {"ratio": rounded(statistics.median(ratios)), "spread": spread(ratios)}
 
 
 def spread(values: list[float]) -> float:
-    """Interquartile range over median."""
+    """Return the interquartile range over the median."""
     first, median, third = statistics.quantiles(values, n=4, method="inclusive")
     return rounded((third - first) / median)
 
 
 def rounded(value: float) -> float:
-    """Four significant digits."""
+    """Return four significant digits of a number."""
     return float(f"{value:.4g}")
 
 
 def peak_memory(make_step: MakeStep, case: Any, name: str, settings: Settings) -> int | None:
-    """Bytes that a step needs at its peak beyond what exists before it, measured in a process of its own.
+    """Return the bytes that a step needs at its peak beyond what exists before it, measured in a process of its own.
 
-    The step's first calls, which load libraries and may compile, do not count. None where the system cannot tell.
+    The step's first calls, which load libraries and may compile, do not count. Returns None where the system cannot
+    tell.
     """
     kind = torch.device(settings.device).type
     if kind != "cuda" and not (kind == "cpu" and os.access(_CLEAR_REFS, os.W_OK)):
         return None
     with ProcessPoolExecutor(1, mp_context=_processes()) as executor:
-        return executor.submit(_peak_memory_here, make_step, case, name, settings).result()
+        return executor.submit(peak_memory_here, make_step, case, name, settings).result()
 
 
 def _processes() -> BaseContext:
-    """New processes that, where the system can, start with the imports done but nothing else."""
+    """Return the way to start new processes; where the system can, they start with the imports done."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -153,20 +163,16 @@ def _processes() -> BaseContext:
     return context
 
 
-def _peak_memory_here(make_step: MakeStep, case: Any, name: str, settings: Settings) -> int:
+def peak_memory_here(make_step: MakeStep, case: Any, name: str, settings: Settings) -> int:
+    """Return the same as `peak_memory`, measured in this process."""
     torch.set_num_threads(settings.threads)
     step = make_step(case, name, settings)
     for _ in range(WARM_UPS):
         step()
     gc.collect()
     if torch.device(settings.device).type == "cuda":
-        torch.cuda.synchronize(settings.device)
-        torch.cuda.reset_peak_memory_stats(settings.device)
-        before = torch.cuda.memory_allocated(settings.device)
-        step()
-        torch.cuda.synchronize(settings.device)
-        return torch.cuda.max_memory_allocated(settings.device) - before
-    # What earlier calls freed must go back to the system, or the next would take it from there unseen.
+        return cuda_peak_memory(step, settings.device)
+    # Memory that earlier calls freed must go back to the system, or the step would reuse it unseen.
     return_free_memory = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if return_free_memory is not None:
         return_free_memory(0)
@@ -174,6 +180,16 @@ def _peak_memory_here(make_step: MakeStep, case: Any, name: str, settings: Setti
     before = _status_bytes("VmRSS")
     step()
     return max(0, _status_bytes("VmHWM") - before)
+
+
+def cuda_peak_memory(step: Step, device: str) -> int:
+    """Return the bytes that a warm step needs on the GPU at its peak beyond what exists before it."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _status_bytes(field: str) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The model part: InternImage beside transformers' ConvNeXt and Swin of the same size, all with random weights."""
+"""Measure InternImage beside transformers' ConvNeXt and Swin of the same size, all with random weights."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -18,11 +18,12 @@ from transformers import (
 )
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification
+from hf_internimage.ops.registry import BACKEND_VARIABLE
 
 from .measuring import (
     Settings,
     Step,
-    compiled_by_itself,
+    compile_separately,
     peak_memory,
     rounded,
     start_steps,
@@ -32,11 +33,11 @@ from .measuring import (
 )
 from .operators import runnable_backends
 
-BACKEND_VARIABLE = "HF_INTERNIMAGE_BACKEND"  # the operator reads it at each call
-PLAIN = " (torch)"  # marks InternImage with the package's PyTorch path forced; other backends likewise
-CHANNELS_LAST = " (channels_last)"  # marks another model with its convolutions' weights in this memory format
-TINY = "tiny"  # a size for trying the benchmark itself
-# Without the type of problem, the first loss would set it, and torch.compile start anew.
+# Ends of a competitor's name.
+PLAIN = " (torch)"  # InternImage with this backend demanded; other backends likewise
+CHANNELS_LAST = " (channels_last)"  # another model, with the weights of its convolutions in this memory format
+TINY = "tiny"  # size for trying the benchmark itself
+# Without the type of problem, the first loss would set it, and torch.compile would compile again.
 COMMON: dict[str, Any] = {"num_labels": 1000, "problem_type": "single_label_classification"}
 
 CONVNEXT: dict[str, dict[str, Any]] = {
@@ -56,7 +57,7 @@ SWIN: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ModelCase:
-    """One batch through a model: in inference, or forward with loss and backward."""
+    """One pass of a batch through a model: inference, or a training step of forward, loss and backward."""
 
     size: str
     name: str
@@ -67,7 +68,7 @@ class ModelCase:
 
 
 def model_cases(size: str) -> list[ModelCase]:
-    """What is measured of each model."""
+    """Return the cases that are measured for each model of a size."""
     if size == TINY:
         return [
             ModelCase(size, "32, batch 1", 1, 32, 32, False),
@@ -82,14 +83,14 @@ def model_cases(size: str) -> list[ModelCase]:
 
 
 def internimage_config(size: str) -> InternImageConfig:
-    """The released architecture, without stochastic depth."""
+    """Return the configuration of the released architecture, without stochastic depth."""
     if size == TINY:
         return InternImageConfig.from_size("t", channels=16, depths=[1, 1], groups=[1, 2], image_size=32, **COMMON)
     return InternImageConfig.from_size(size, **COMMON)
 
 
 def internimage(size: str) -> nn.Module:
-    """InternImage with offsets of about a pixel, as a trained model has; fresh ones would all be zero."""
+    """Build InternImage with offsets of about a pixel, as in a trained model; a new model's offsets are all zero."""
     model = InternImageForImageClassification(internimage_config(size))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -99,13 +100,13 @@ def internimage(size: str) -> nn.Module:
 
 
 def convnext(size: str) -> nn.Module:
-    """ConvNeXt as published, without stochastic depth."""
+    """Build ConvNeXt as published, without stochastic depth."""
     config = {**COMMON, **CONVNEXT[size]}
     return ConvNextForImageClassification(ConvNextConfig(**config))
 
 
 def swin(size: str) -> nn.Module:
-    """Swin with windows of 7 as published, without stochastic depth, as the other two."""
+    """Build Swin with windows of 7 as published, without stochastic depth like the other two."""
     config = {**COMMON, "drop_path_rate": 0.0, **SWIN[size]}
     return SwinForImageClassification(SwinConfig(**config))
 
@@ -115,7 +116,7 @@ REFERENCES = ("convnext", "swin")
 
 
 def model_names(size: str, settings: Settings) -> list[str]:
-    """The competitors. InternImage runs a second time on plain PyTorch where the package has a faster backend."""
+    """Return the names of the competitors; if there is a faster backend, InternImage also runs on plain PyTorch."""
     names = [f"internimage_{size}"]
     if runnable_backends(settings) != ["torch"]:
         names.append(f"internimage_{size}{PLAIN}")
@@ -123,9 +124,9 @@ def model_names(size: str, settings: Settings) -> list[str]:
 
 
 def make_model_step(case: ModelCase, name: str, settings: Settings, learning_rate: float | None = None) -> Step:
-    """One pass of a random batch through the model `name`; a training step leaves no gradients behind.
+    """Return a pass of a random batch through the model `name`; a training step leaves no gradients behind.
 
-    With a learning rate, a training step ends with one of plain gradient descent.
+    With a learning rate, a training step ends with a step of plain gradient descent.
     """
     torch.manual_seed(0)
     device, dtype = settings.device, settings.torch_dtype
@@ -148,7 +149,7 @@ def make_model_step(case: ModelCase, name: str, settings: Settings, learning_rat
 
     function = loss if case.training else logits
     if settings.mode == "compile":
-        function = compiled_by_itself(function, backend=settings.compiler)
+        function = compile_separately(function, backend=settings.compiler)
 
     def infer() -> None:
         with torch.inference_mode(), _operator_backend(backend):
@@ -166,7 +167,7 @@ def make_model_step(case: ModelCase, name: str, settings: Settings, learning_rat
 
 @contextmanager
 def _operator_backend(backend: str | None) -> Iterator[None]:
-    """Have the operator use this backend, or its own choice if None, whatever the environment says."""
+    """Make the operator use this backend, or its own choice if None, whatever the environment says."""
     before = os.environ.pop(BACKEND_VARIABLE, None)
     if backend is not None:
         os.environ[BACKEND_VARIABLE] = backend
@@ -178,19 +179,20 @@ def _operator_backend(backend: str | None) -> Iterator[None]:
             os.environ[BACKEND_VARIABLE] = before
 
 
-def _excused(name: str) -> tuple[type[Exception], ...]:
-    """The other models may be unable to run a case; InternImage may not."""
+def _allowed_errors(name: str) -> tuple[type[Exception], ...]:
+    """Return the errors that may leave a model out: other models may be unable to run a case, InternImage may not."""
     return () if name.startswith("internimage") else (RuntimeError, ValueError)
 
 
 def measure_models(cases: list[ModelCase], settings: Settings) -> Iterator[dict[str, Any]]:
-    """For each case and model: time, images per second, peak memory beyond the model, time in units of the others'."""
+    """Yield a row for each case: time, images per second, ratios to the others' time and peak memory of every model."""
     for case in cases:
         torch.compiler.reset()
         makers = {name: partial(make_model_step, case, name, settings) for name in model_names(case.size, settings)}
-        steps, left_out = start_steps(makers, _excused)
+        steps, left_out = start_steps(makers, _allowed_errors)
         runs = take_turns(steps, settings)
-        references = {f: f"{f}_{case.size}" for f in REFERENCES if f"{f}_{case.size}" in steps}
+        labels = {family: f"{family}_{case.size}" for family in REFERENCES}
+        references = {family: label for family, label in labels.items() if label in steps}
         rows = {}
         for name in steps:
             timing = times(runs, name)
@@ -199,7 +201,7 @@ def measure_models(cases: list[ModelCase], settings: Settings) -> Iterator[dict[
                 "images_per_second": rounded(case.batch / timing["milliseconds"] * 1e3),
                 **{f"time_to_{family}": time_ratio(runs, name, label) for family, label in references.items()},
             }
-        steps.clear()  # room for the measurements of memory
+        steps.clear()  # to free memory for its measurement
         for name, row in rows.items():
             peak = peak_memory(make_model_step, case, name, settings)
             row["peak_memory_mib"] = None if peak is None else rounded(peak / 2**20)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The operator part: DCNv3 by itself, at the shapes of InternImage's stages, by every implementation that runs here.
+"""Measure the DCNv3 operator by itself: every implementation that runs here, at the shapes of InternImage's stages.
 
-The yardstick is a form in the manner of the original's PyTorch version, built on `F.grid_sample`. Inputs are random,
-offsets of about a pixel; the softmax over the mask counts as part of the operator.
+Times are compared with the baseline: DCNv3 written with `F.grid_sample`, like the original's PyTorch version. Inputs
+are random, with offsets of about a pixel; the softmax over the mask is part of the operator.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from hf_internimage.ops import BackendError, dcnv3
 
 from .measuring import Settings, Step, peak_memory, rounded, start_steps, take_turns, time_ratio, times
 
-YARDSTICK = "grid_sample"
+BASELINE = "grid_sample"
 BACKENDS = ("torch", "cpu", "triton", "cuda")
 Operator = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
@@ -38,12 +38,12 @@ class OperatorCase:
 
     @property
     def name(self) -> str:
-        """What `--cases` looks at."""
+        """Return the name that `--cases` searches."""
         return f"stage {self.stage}, batch {self.batch}, {'forward and backward' if self.backward else 'forward'}"
 
 
 def operator_cases(size: str, config: InternImageConfig, batches: tuple[int, ...]) -> list[OperatorCase]:
-    """Forward alone, and forward and backward, at every stage of a model for images of its configured size."""
+    """Return cases of every stage of a model for images of its configured size: forward, and forward and backward."""
     side = config.image_size
     assert isinstance(side, int)
     shapes = [
@@ -59,7 +59,7 @@ def operator_cases(size: str, config: InternImageConfig, batches: tuple[int, ...
 
 
 def dcnv3_by_grid_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, groups: int) -> torch.Tensor:
-    """DCNv3 as the original writes it in PyTorch: every group is an image of its own to sample from.
+    """Compute DCNv3 as the original does in PyTorch: every group is an image of its own to sample from.
 
     3x3 taps, stride 1, padding 1, with the softmax; computed in float32 (float64 for float64).
     """
@@ -88,22 +88,25 @@ def dcnv3_by_grid_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.
 def dcnv3_by_backend(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, groups: int, backend: str
 ) -> torch.Tensor:
-    """The package's operator by one named backend."""
+    """Compute DCNv3 by one named backend of the package."""
     return dcnv3(value, offset, mask, groups=groups, softmax=True, backend=backend)
 
 
 def random_inputs(
     shape: tuple[int, int, int, int], groups: int, dtype: torch.dtype, device: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Value, offset and mask logits, normally distributed."""
+    """Return normally distributed value, offset and mask logits."""
     torch.manual_seed(0)
     features = (shape[3], groups * 9 * 2, groups * 9)
     value, offset, mask = (torch.randn(*shape[:3], count, dtype=dtype, device=device) for count in features)
     return value, offset, mask
 
 
-def check_yardstick() -> None:
-    """AssertionError unless the grid_sample form equals the package's PyTorch path, with all gradients, in float64."""
+def check_baseline() -> None:
+    """Check that the baseline equals the package's PyTorch path, with all gradients, in float64.
+
+    Raises: AssertionError.
+    """
     inputs = random_inputs((2, 5, 7, 12), 3, torch.float64, "cpu")
     for tensor in inputs:
         tensor.requires_grad_()
@@ -117,24 +120,24 @@ def check_yardstick() -> None:
 
 
 def runnable_backends(settings: Settings) -> list[str]:
-    """The package's backends that this device runs in this dtype."""
+    """Return the names of the package's backends that run on this device in this dtype."""
     inputs = random_inputs((1, 4, 4, 32), 2, settings.torch_dtype, settings.device)
-    found = []
+    runnable = []
     for backend in BACKENDS:
         try:
             with torch.inference_mode():
                 dcnv3_by_backend(*inputs, groups=2, backend=backend)
         except (ValueError, BackendError):  # ValueError: this version knows no such backend
             continue
-        found.append(backend)
-    return found
+        runnable.append(backend)
+    return runnable
 
 
 def make_operator_step(case: OperatorCase, name: str, settings: Settings) -> Step:
-    """One call by the implementation `name`, with gradients of all three inputs if the case has a backward pass."""
+    """Return a call of the implementation `name`, with gradients of all inputs if the case has a backward pass."""
     shape = (case.batch, case.height, case.width, case.channels)
     inputs = random_inputs(shape, case.groups, settings.torch_dtype, settings.device)
-    operator: Operator = dcnv3_by_grid_sample if name == YARDSTICK else partial(dcnv3_by_backend, backend=name)
+    operator: Operator = dcnv3_by_grid_sample if name == BASELINE else partial(dcnv3_by_backend, backend=name)
 
     def forward() -> None:
         with torch.inference_mode():
@@ -152,11 +155,11 @@ def make_operator_step(case: OperatorCase, name: str, settings: Settings) -> Ste
 
 
 def measure_operators(cases: list[OperatorCase], settings: Settings) -> Iterator[dict[str, Any]]:
-    """For each case and implementation: time, time in units of the yardstick's, peak memory beyond the inputs."""
-    names = [YARDSTICK, *runnable_backends(settings)]
+    """Yield a row for each case: time, ratio to the baseline's time and peak memory of every implementation."""
+    names = [BASELINE, *runnable_backends(settings)]
     for case in cases:
         makers = {name: partial(make_operator_step, case, name, settings) for name in names}
-        steps, left_out = start_steps(makers, lambda name: () if name in (YARDSTICK, "torch") else (BackendError,))
+        steps, left_out = start_steps(makers, lambda name: () if name in (BASELINE, "torch") else (BackendError,))
         runs = take_turns(steps, settings)
         yield {
             "name": case.name,
@@ -166,7 +169,7 @@ def measure_operators(cases: list[OperatorCase], settings: Settings) -> Iterator
             "implementations": {
                 name: {
                     **times(runs, name),
-                    f"time_to_{YARDSTICK}": time_ratio(runs, name, YARDSTICK),
+                    f"time_to_{BASELINE}": time_ratio(runs, name, BASELINE),
                     **_memory(case, name, settings),
                 }
                 for name in steps
@@ -176,7 +179,7 @@ def measure_operators(cases: list[OperatorCase], settings: Settings) -> Iterator
 
 
 def _memory(case: OperatorCase, name: str, settings: Settings) -> dict[str, float | None]:
-    """Peak MiB beyond value, offset and mask, and the same in units of their size."""
+    """Return the peak memory beyond value, offset and mask in MiB, and its ratio to their size."""
     peak = peak_memory(make_operator_step, case, name, settings)
     if peak is None:
         return {"peak_memory_mib": None, "memory_to_inputs": None}

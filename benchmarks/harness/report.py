@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A result of benchmarks/benchmark.py as Markdown tables and as a chart."""
+"""Show a result of benchmarks/benchmark.py as Markdown tables and as a chart."""
 
 import importlib.util
 from collections.abc import Callable, Iterable
@@ -7,16 +7,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from .markdown import left_out_sentences, number, percent, table
+
 Row = dict[str, Any]
 CHART_DPI = 150
 _LEGEND = (
     "Medians; spread (in parentheses, that of the ratio) is the interquartile range over the median. Ratios are "
-    "medians of the ratios of neighbouring runs. Peak memory is what a step needs beyond its model and inputs."
+    "medians of the ratios of neighbouring runs. Peak memory is the memory of a step beyond its model and inputs."
 )
 
 
 def to_markdown(result: Row) -> str:
-    """The whole result as Markdown: what was run where, then one table for each series."""
+    """Return the whole result as Markdown: the machine and the command, then one table for each series."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [f"{result['device']}, {result['dtype']}; {versions}; {result['date'][:10]}:", ""]
     lines += [f"    {result['command']}", "", _LEGEND, ""]
@@ -30,20 +32,18 @@ def to_markdown(result: Row) -> str:
 
 
 def _system_table(rows: list[Row]) -> list[str]:
-    lines = _header(
-        ["Model", "Input"],
-        ["Parameters, M", "Threads", "Seconds an image", "Peak memory, GiB", "Seconds to load"],
-    )
+    cells = []
     for row in rows:
         numbers = (row["parameters"] / 1e6, row["seconds"], row["peak_memory_mib"] / 1024, row["load_seconds"])
-        millions, seconds, memory, load = map(_number, numbers)
+        millions, seconds, memory, load = map(number, numbers)
         size = f"{row['height']}x{row['width']}"
-        lines.append(_line(f"`{row['name']}`", size, millions, str(row["threads"]), seconds, memory, load))
-    return lines
+        cells.append((f"`{row['name']}`", size, millions, str(row["threads"]), seconds, memory, load))
+    heads = ["Parameters, M", "Threads", "Seconds an image", "Peak memory, GiB", "Seconds to load"]
+    return table(["Model", "Input"], heads, cells)
 
 
 def _series(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
-    """Neighbouring rows of one size, mode and number of threads, under a label."""
+    """Group neighbouring rows of one size, mode and number of threads, under a label."""
     return [(label, list(group)) for label, group in groupby(rows, key=_series_label)]
 
 
@@ -53,75 +53,46 @@ def _series_label(row: Row) -> str:
 
 
 def _model_table(rows: list[Row]) -> list[str]:
-    lines = _header(
-        ["Case", "Model"],
-        ["Images/s", "Milliseconds", "Spread", "Time (ConvNeXt = 1)", "Time (Swin = 1)", "Peak memory, MiB"],
-    )
+    cells = []
     for row in rows:
-        for name, got in row["models"].items():
-            speed = (_number(got["images_per_second"]), _number(got["milliseconds"]), _percent(got["spread"]))
-            ratios = [_ratio(name, got, family) for family in ("convnext", "swin")]
-            lines.append(_line(row["name"], f"`{name}`", *speed, *ratios, _number(got["peak_memory_mib"])))
-    return lines + _left_out(rows)
+        for name, result in row["models"].items():
+            speed = (number(result["images_per_second"]), number(result["milliseconds"]), percent(result["spread"]))
+            ratios = [_ratio(name, result, family) for family in ("convnext", "swin")]
+            cells.append((row["name"], f"`{name}`", *speed, *ratios, number(result["peak_memory_mib"])))
+    heads = ["Images/s", "Milliseconds", "Spread", "Time (ConvNeXt = 1)", "Time (Swin = 1)", "Peak memory, MiB"]
+    return table(["Case", "Model"], heads, cells) + left_out_sentences(rows)
 
 
 def _operator_table(rows: list[Row]) -> list[str]:
-    lines = _header(
-        ["Case", "Input", "Implementation"],
-        ["Milliseconds", "Spread", "Time (grid_sample = 1)", "Peak memory, MiB", "Peak memory (inputs = 1)"],
-    )
+    cells = []
     for row in rows:
         shape = f"{row['height']}x{row['width']}x{row['channels']}"
-        for name, got in row["implementations"].items():
-            cells = (_number(got["milliseconds"]), _percent(got["spread"]), _ratio(name, got, "grid_sample"))
-            memory = (_number(got["peak_memory_mib"]), _number(got["memory_to_inputs"]))
-            lines.append(_line(row["name"], shape, f"`{name}`", *cells, *memory))
-    return lines + _left_out(rows)
+        for name, result in row["implementations"].items():
+            speed = (number(result["milliseconds"]), percent(result["spread"]), _ratio(name, result, "grid_sample"))
+            memory = (number(result["peak_memory_mib"]), number(result["memory_to_inputs"]))
+            cells.append((row["name"], shape, f"`{name}`", *speed, *memory))
+    heads = ["Milliseconds", "Spread", "Time (grid_sample = 1)", "Peak memory, MiB", "Peak memory (inputs = 1)"]
+    return table(["Case", "Input", "Implementation"], heads, cells) + left_out_sentences(rows)
 
 
-def _header(texts: list[str], numbers: list[str]) -> list[str]:
-    return [_line(*texts, *numbers), _line(*["---"] * len(texts), *["---:"] * len(numbers))]
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _left_out(rows: list[Row]) -> list[str]:
-    """A sentence for each competitor that could not run a case."""
-    reasons = [(row["name"], name, reason) for row in rows for name, reason in row["left_out"].items()]
-    return [line for case, name, reason in reasons for line in ("", f"Left out of {case}: `{name}` ({reason}).")]
-
-
-def _number(value: float | None) -> str:
-    """Three significant digits, without an exponent; a dash for what was not measured."""
-    if value is None:
-        return "–"  # noqa: RUF001
-    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
-
-
-def _percent(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def _ratio(name: str, got: Row, reference: str) -> str:
-    """The time in units of the reference's, with the spread of that ratio."""
-    ratio = got.get(f"time_to_{reference}")
+def _ratio(name: str, result: Row, reference: str) -> str:
+    """Return the ratio to the reference's time, with the spread of that ratio."""
+    ratio = result.get(f"time_to_{reference}")
     if ratio is None:
-        return _number(None)
-    return "1" if name.startswith(reference) else f"{ratio['ratio']:.2f} ({_percent(ratio['spread'])})"
+        return number(None)
+    return "1" if name.startswith(reference) else f"{ratio['ratio']:.2f} ({percent(ratio['spread'])})"
 
 
 def can_plot() -> bool:
-    """Whether matplotlib is installed."""
+    """Return True if matplotlib is installed."""
     try:
         return importlib.util.find_spec("matplotlib") is not None
-    except ValueError:  # something else stands under that name
+    except ValueError:  # another object has that name in sys.modules
         return False
 
 
 def plot(result: Row, path: Path) -> None:
-    """Two panels, where there are rows for them: models relative to ConvNeXt, and the operator's speedups."""
+    """Draw a panel of the models' times relative to ConvNeXt and a panel of the operator's speedups, if measured."""
     from matplotlib.figure import Figure
 
     panels = [draw for part, draw in (("models", _draw_models), ("operator", _draw_operator)) if result[part]]
@@ -135,11 +106,14 @@ def plot(result: Row, path: Path) -> None:
 
 
 def _draw_models(axis: Any, result: Row) -> None:
-    """Time of each model in units of ConvNeXt's."""
+    """Draw the ratio of each model's time to ConvNeXt's."""
 
     def bars(row: Row) -> dict[str, float]:
-        named = {name.replace(f"_{row['size']}", ""): got for name, got in row["models"].items()}
-        return {name: got["time_to_convnext"]["ratio"] for name, got in named.items() if "time_to_convnext" in got}
+        return {
+            name.replace(f"_{row['size']}", ""): result["time_to_convnext"]["ratio"]
+            for name, result in row["models"].items()
+            if "time_to_convnext" in result
+        }
 
     _draw_bars(axis, result["models"], bars)
     axis.set_ylabel("time (ConvNeXt = 1)")
@@ -147,12 +121,12 @@ def _draw_models(axis: Any, result: Row) -> None:
 
 
 def _draw_operator(axis: Any, result: Row) -> None:
-    """How many times faster than the grid_sample form each implementation is."""
+    """Draw the speedup of each implementation over the one with grid_sample."""
 
     def bars(row: Row) -> dict[str, float]:
         return {
-            name: 1 / got["time_to_grid_sample"]["ratio"]
-            for name, got in row["implementations"].items()
+            name: 1 / result["time_to_grid_sample"]["ratio"]
+            for name, result in row["implementations"].items()
             if name != "grid_sample"
         }
 
@@ -162,7 +136,7 @@ def _draw_operator(axis: Any, result: Row) -> None:
 
 
 def _draw_bars(axis: Any, rows: list[Row], bars: Callable[[Row], dict[str, float]]) -> None:
-    """One group of bars for each row, one colour for each name; a line at 1."""
+    """Draw one group of bars for each row, in one colour for each name, and a line at 1."""
     groups = [bars(row) for row in rows]
     names = list(dict.fromkeys(name for group in groups for name in group))
     width = 0.8 / max(1, len(names))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Running the steps of benchmarks/gpu_check.py, each in a process of its own that may crash, hang or be out of time.
+"""Run the steps of benchmarks/gpu_check.py, each in a process of its own that may crash, hang or run out of time.
 
-A step prints rows, each on a line of its own behind `ROW`; a later row of the same name replaces an earlier one. All
-else that it prints is log. Needs Python alone.
+A step prints rows, each on its own line after `ROW`; a later row replaces an earlier one of the same name. Everything
+else that it prints is its log. Needs only the standard library.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from typing import Any
 
 Row = dict[str, Any]
 ROW = "@row "
-LOG_KEPT = 4000  # characters, from the end
-_GRACE = 3.0  # seconds between asking a process to end and ending it
+LOG_LENGTH = 4000  # characters, from the end
+_GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 
 _processes: set[subprocess.Popen[str]] = set()
 _lock = threading.Lock()
@@ -29,19 +29,27 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Step:
-    """One part of the check; `command` follows the Python interpreter."""
+    """One part of the check.
+
+    Attributes:
+        name, title: names for programs and for people.
+        command: arguments of the Python interpreter.
+        seconds: time limit.
+        required: False if being out of time is no failure.
+        worth_starting: the step is not run with less time left, in seconds.
+    """
 
     name: str
     title: str
     command: tuple[str, ...]
-    seconds: float  # at most
-    required: bool = True  # False: being out of time is no failure
-    worth_starting: float = 5.0  # with less time left it is not run
+    seconds: float
+    required: bool = True
+    worth_starting: float = 5.0
 
 
 @dataclass
 class Outcome:
-    """What became of a step: "passed", "failed", "crashed", "timed out", "not available" or "not run", and why."""
+    """The result of a step: "passed", "failed", "crashed", "timed out", "not available" or "not run", and why."""
 
     name: str
     title: str
@@ -54,38 +62,45 @@ class Outcome:
 
     @property
     def is_good(self) -> bool:
-        """Whether the whole check may pass with this."""
+        """True if the whole check may pass with this result."""
         good = ("passed", "not available") if self.required else ("passed", "not available", "not run", "timed out")
         return self.status in good
 
 
 def emit(row: Row) -> None:
-    """Hand a row to the process that runs this step."""
-    sys.stdout.write(f"\n{ROW}{json.dumps(row)}\n")  # other output may have left its line unfinished
+    """Send a row to the process that runs this step."""
+    sys.stdout.write(f"\n{ROW}{json.dumps(row)}\n")  # other output may lack its line break
     sys.stdout.flush()
 
 
 class Budget:
-    """The seconds a step has left, and how long its kinds of work took so far."""
+    """The seconds that a step has left, and the time that each kind of work took so far."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
         self._longest: dict[str, float] = {}
 
     def left(self) -> float:
+        """Return the seconds that are left."""
         return self._end - time.monotonic()
 
-    def refusal(self, kind: str, guess: float) -> str | None:
-        """None if there is time for work of this kind, which takes about `guess` seconds until one was seen."""
-        needed = 1.2 * self._longest.get(kind, guess)
+    def refusal(self, kind: str, expected: float) -> str | None:
+        """Return None if there is time for work of this kind, else the reason.
+
+        Work takes about `expected` seconds, or as long as the longest of its kind so far.
+        """
+        needed = 1.2 * self._longest.get(kind, expected)
         return None if needed <= self.left() else f"needs about {needed:.0f} s, {max(0, self.left()):.0f} s were left"
 
-    def took(self, kind: str, seconds: float) -> None:
+    def record(self, kind: str, seconds: float) -> None:
+        """Note how long a piece of work took."""
         self._longest[kind] = max(seconds, self._longest.get(kind, 0.0))
 
 
-def run_step(step: Step, seconds: float, environment: Mapping[str, str], changed: Callable[[Outcome], None]) -> Outcome:
-    """Run a step for at most so many seconds; `changed` hears of every row and of the end."""
+def run_step(
+    step: Step, seconds: float, environment: Mapping[str, str], on_change: Callable[[Outcome], None]
+) -> Outcome:
+    """Run a step for at most so many seconds; call `on_change` after every row and at the end."""
     outcome = Outcome(step.name, step.title, step.required, status="running")
     start = time.monotonic()
     process = start_python(step.command, environment)
@@ -96,22 +111,22 @@ def run_step(step: Step, seconds: float, environment: Mapping[str, str], changed
         if line.startswith(ROW):
             add_row(outcome.rows, line)
         elif line.strip():
-            outcome.log = (outcome.log + line)[-LOG_KEPT:]
+            outcome.log = (outcome.log + line)[-LOG_LENGTH:]
         outcome.seconds = round(time.monotonic() - start, 1)
         if line.startswith(ROW):
-            changed(outcome)
+            on_change(outcome)
     end(process)
     outcome.seconds = round(time.monotonic() - start, 1)
     if outcome.status == "running":
         outcome.status, outcome.reason = _verdict(process.returncode, outcome)
     if outcome.status == "passed":
         outcome.log = ""
-    changed(outcome)
+    on_change(outcome)
     return outcome
 
 
 def add_row(rows: list[Row], line: str) -> None:
-    """Append the row of a line, or put it in the place of the one of that name."""
+    """Append the row of a line, or replace the row of the same name."""
     row = json.loads(line[len(ROW) :])
     for index, other in enumerate(rows):
         if other["name"] == row["name"]:
@@ -121,8 +136,8 @@ def add_row(rows: list[Row], line: str) -> None:
 
 
 def _verdict(code: int, outcome: Outcome) -> tuple[str, str | None]:
-    """The status of a step that has ended by itself, and the reason."""
-    last = (outcome.log.strip().splitlines() or ["it said nothing"])[-1]
+    """Return the status of a step that has ended by itself, and the reason."""
+    last = (outcome.log.strip().splitlines() or ["it printed nothing"])[-1]
     if code < 0:
         return "crashed", f"{signal.Signals(-code).name}: {last}"
     if code:
@@ -139,11 +154,11 @@ def _verdict(code: int, outcome: Outcome) -> tuple[str, str | None]:
 
 
 def start_python(
-    command: Iterable[str], environment: Mapping[str, str], apart: bool = True, quiet: bool = False
+    command: Iterable[str], environment: Mapping[str, str], own_group: bool = True, quiet: bool = False
 ) -> subprocess.Popen[str]:
-    """Python, with output and errors in one pipe or, if `quiet`, nowhere.
+    """Start Python, with output and errors in one pipe, or nowhere if `quiet`.
 
-    `apart`: in a process group of its own, else it ends with ours.
+    With `own_group` it gets a process group of its own; else it ends with this process.
     """
     process = subprocess.Popen(
         [sys.executable, *command],
@@ -153,7 +168,7 @@ def start_python(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=apart,
+        start_new_session=own_group,
     )
     with _lock:
         _processes.add(process)
@@ -161,11 +176,11 @@ def start_python(
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """End a process and what it started, unless it is over."""
+    """End a process and its children, unless it has ended."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-        except (ProcessLookupError, PermissionError):  # over, or in our own group
+        except (ProcessLookupError, PermissionError):  # it has ended, or is in our own group
             process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
@@ -175,7 +190,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def end_all() -> None:
-    """End every process that was started here and still runs."""
+    """End every process that was started here and is still running."""
     with _lock:
         running = list(_processes)
     for process in running:
@@ -183,7 +198,7 @@ def end_all() -> None:
 
 
 def _lines(process: subprocess.Popen[str], deadline: float) -> Iterable[str | None]:
-    """The lines a process prints, until it ends; a last None if the deadline came first."""
+    """Yield the lines that a process prints, until it ends; yield None at last if the deadline comes first."""
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
@@ -212,36 +227,40 @@ def run_groups(
     groups: Iterable[list[Step]],
     seconds: float,
     environment: Mapping[str, str],
-    changed: Callable[[Outcome], None],
-    before: Callable[[int], str | None] = lambda index: None,
+    on_change: Callable[[Outcome], None],
+    before_group: Callable[[int], str | None] = lambda index: None,
 ) -> None:
-    """Run groups of steps one after the other, the steps of a group at once, in so many seconds altogether.
+    """Run groups of steps one after the other, the steps of a group at the same time, in so many seconds altogether.
 
-    `changed` hears of every change, `before` of every group about to start; it may give a reason not to. Calls do not
-    overlap.
+    Args:
+        groups: the steps.
+        seconds: time limit of everything.
+        environment: variables for all steps.
+        on_change: called with the outcome of a step after every change; calls do not overlap.
+        before_group: called with the number of a group before it starts; may return a reason not to run it.
     """
     deadline = time.monotonic() + seconds
-    quiet = threading.Lock()
+    lock = threading.Lock()
 
-    def hear(outcome: Outcome) -> None:
-        with quiet:
-            changed(outcome)
+    def report(outcome: Outcome) -> None:
+        with lock:
+            on_change(outcome)
 
     def run(step: Step) -> None:
         left = deadline - time.monotonic()
         if left < step.worth_starting:
             reason = f"{max(0.0, left):.0f} s were left, {step.worth_starting:.0f} s are the least it needs"
-            hear(Outcome(step.name, step.title, step.required, reason=reason))
+            report(Outcome(step.name, step.title, step.required, reason=reason))
             return
         limit = min(step.seconds, left)
-        # A step plans its own work by this, and ends a little before it would be ended.
-        own = {"GPU_CHECK_SECONDS": f"{max(1.0, limit - 3):.1f}"}
-        run_step(step, limit, {**environment, **own}, hear)
+        # With this limit, a step plans its own work and ends shortly before it would be ended.
+        own_limit = {"GPU_CHECK_SECONDS": f"{max(1.0, limit - 3):.1f}"}
+        run_step(step, limit, {**environment, **own_limit}, report)
 
     for index, group in enumerate(groups):
-        if reason := before(index):
+        if reason := before_group(index):
             for step in group:
-                hear(Outcome(step.name, step.title, step.required, reason=reason))
+                report(Outcome(step.name, step.title, step.required, reason=reason))
             continue
         threads = [threading.Thread(target=run, args=(step,), daemon=True) for step in group]
         for thread in threads:

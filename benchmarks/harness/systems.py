@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The systems part: one image through converted segmentation and detection models, each in a process of its own."""
+"""Measure converted segmentation and detection models on one image, each in a process of its own."""
 
 import multiprocessing
 import resource
@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoImageProcessor
 
 import hf_internimage  # noqa: F401  makes the Auto classes know InternImage
 
-from .measuring import Settings, rounded
+from .measuring import Settings, rounded, synchronize
 
-PICTURE = (480, 640)  # height and width of the image that is measured with, a usual one of ADE20K and COCO
+IMAGE_SIZE = (480, 640)  # height and width of the image, a usual size in ADE20K and COCO
 _AUTO_CLASSES = {
     "mask2former": "AutoModelForUniversalSegmentation",
     "upernet": "AutoModelForSemanticSegmentation",
@@ -26,10 +26,10 @@ _AUTO_CLASSES = {
 
 
 def measure_systems(folders: list[Path], settings: Settings) -> Iterator[dict[str, Any]]:
-    """For each folder that `scripts/convert_checkpoint.py` wrote: parameters, input size, seconds, peak memory.
+    """Yield a row for each folder that `scripts/convert_checkpoint.py` wrote: parameters, input size, seconds, memory.
 
     An image of 480x640 pixels goes through the folder's image processor and the model. Peak memory is that of the whole
-    process, weights included; on a GPU, what PyTorch allocated there.
+    process, weights included; on a GPU, the memory that PyTorch allocated there.
     """
     for folder in folders:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
@@ -41,19 +41,18 @@ def _measure(folder: Path, settings: Settings) -> dict[str, Any]:
     torch.set_num_threads(settings.threads)
     start = time.perf_counter()
     config = AutoConfig.from_pretrained(folder)
-    auto = getattr(transformers, _AUTO_CLASSES.get(config.model_type, "AutoModelForObjectDetection"))
-    model = auto.from_pretrained(folder, dtype=settings.torch_dtype).eval().to(settings.device)
-    loaded = time.perf_counter() - start
-    picture = np.random.default_rng(0).integers(0, 256, (*PICTURE, 3), np.uint8)
-    inputs = AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt").to(settings.device)
+    auto_class = getattr(transformers, _AUTO_CLASSES.get(config.model_type, "AutoModelForObjectDetection"))
+    model = auto_class.from_pretrained(folder, dtype=settings.torch_dtype).eval().to(settings.device)
+    load_seconds = time.perf_counter() - start
+    image = np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 3), np.uint8)
+    inputs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt").to(settings.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(settings.torch_dtype)
     model(**{name: tensor[..., :64, :64] for name, tensor in inputs.items()})  # the first call loads libraries
     seconds: list[float] = []
     while not seconds or sum(seconds) < settings.seconds:
         start = time.perf_counter()
         model(**inputs)
-        if torch.device(settings.device).type != "cpu":
-            torch.accelerator.synchronize(settings.device)
+        synchronize(settings.device)
         seconds.append(time.perf_counter() - start)
     return {
         "name": folder.name,
@@ -63,13 +62,14 @@ def _measure(folder: Path, settings: Settings) -> dict[str, Any]:
         "width": inputs["pixel_values"].shape[-1],
         "threads": settings.threads,
         "runs": len(seconds),
-        "load_seconds": rounded(loaded),
+        "load_seconds": rounded(load_seconds),
         "seconds": rounded(float(np.median(seconds))),
         "peak_memory_mib": rounded(_peak_memory(settings.device) / 2**20),
     }
 
 
 def _peak_memory(device: str) -> int:
+    """Return the most bytes that this process has used so far, on the GPU or in the main memory."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

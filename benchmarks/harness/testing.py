@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The test parts of benchmarks/gpu_check.py: pytest in several processes, of which one may die without loss."""
+"""Run pytest in several processes, for benchmarks/gpu_check.py; a process that dies loses no result."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from typing import Any
 from . import pytest_shards
 from .steps import Budget, Row
 
-_LOOK_EVERY = 2.0  # seconds
+_POLL_SECONDS = 2.0
 _MOST_RESTARTS = 10
-_TEXT_KEPT = 4000  # characters of a failure
+_TEXT_LENGTH = 4000  # characters of a failure, from the end
 
 
 class Shards:
@@ -41,7 +41,7 @@ class Shards:
             return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
     def running(self) -> bool:
-        """Whether a test may still come; starts a process anew that broke."""
+        """Return True while processes run; start a process again that broke."""
         for number, process in list(self._processes.items()):
             code = process.poll()
             if code is None:
@@ -53,33 +53,35 @@ class Shards:
         return bool(self._processes)
 
     def stop(self) -> None:
+        """End all processes."""
         for process in self._processes.values():
             process.kill()
             process.wait()
 
     def results(self) -> tuple[dict[str, dict[str, Any]], int]:
-        """What is known of each test that was started, by name, and how many there are altogether."""
-        found: dict[str, dict[str, Any]] = {}
+        """Return the result of each test that was started, by name, and the number of all tests."""
+        results: dict[str, dict[str, Any]] = {}
         collected = 0
         for path in sorted(self._folder.glob("results_*.jsonl")):
-            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # the last may be half written
+            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:  # the last line may be incomplete
                 entry = json.loads(line)
                 if "collected" in entry:
                     collected = max(collected, entry["collected"])
                 elif "started" in entry:
-                    found.setdefault(entry["started"], {"outcome": "started", "seconds": 0.0, "reason": None})
-                elif found.get(entry["test"], {}).get("outcome") != "failed":  # a failure stays one
-                    found[entry["test"]] = entry
-        return found, collected
+                    results.setdefault(entry["started"], {"outcome": "started", "seconds": 0.0, "reason": None})
+                elif results.get(entry["test"], {}).get("outcome") != "failed":  # a failure stays one
+                    results[entry["test"]] = entry
+        return results, collected
 
     def output(self) -> str:
+        """Return everything that pytest printed."""
         return (self._folder / "output.txt").read_text(encoding="utf-8", errors="replace")
 
 
 def run_tests(
     files: list[str], backends: tuple[str, ...], count: int, budget: Budget, log: Path, root: Path, only: str | None
 ) -> Iterator[Row]:
-    """A row with the counts, again and again while tests run, then one for each backend that must have run."""
+    """Yield a row with the counts, again and again while tests run, then one for each backend that must have run."""
     missing = [file for file in files if not (root / file).is_file()]
     arguments = [f"--rootdir={root}", *(str(root / file) for file in files if file not in missing)]
     arguments += ["-k", only] if only else []
@@ -87,7 +89,7 @@ def run_tests(
         shards = Shards(arguments, count, Path(folder))
         try:
             while (running := shards.running()) and budget.left() > 0:
-                time.sleep(min(_LOOK_EVERY, max(0.0, budget.left())))
+                time.sleep(min(_POLL_SECONDS, max(0.0, budget.left())))
                 results, collected = shards.results()
                 yield {"name": "tests", **_counts(results, collected)}
         finally:
@@ -113,7 +115,7 @@ def run_tests(
 
 
 def _is_about(backend: str, name: str) -> bool:
-    """Whether a test's parameters name a backend."""
+    """Return True if the parameters of a test name a backend."""
     return re.search(rf"[\[-]{backend}[-\]_]", name) is not None
 
 
@@ -136,11 +138,11 @@ def _counts(results: dict[str, dict[str, Any]], collected: int) -> Row:
 
 
 def write_log(log: Path, results: dict[str, dict[str, Any]], output: str) -> None:
-    """Append every failure in full, every test that was not finished, a line for every test, and pytest's own words."""
+    """Append every failure in full, every unfinished test, a line for every test, and the output of pytest."""
     lines = []
     for name, entry in sorted(results.items()):
         if entry["outcome"] == "failed":
-            lines += [f"FAILED {name}", entry["text"][-_TEXT_KEPT:], ""]
+            lines += [f"FAILED {name}", entry["text"][-_TEXT_LENGTH:], ""]
         elif entry["outcome"] == "started":
             lines += [f"NOT FINISHED {name}", ""]
     lines += [f"{entry['outcome']:8} {entry['seconds']:7.2f} s  {name}" for name, entry in sorted(results.items())]

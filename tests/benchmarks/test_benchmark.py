@@ -238,7 +238,7 @@ def test_operator_tests_exist() -> None:
 
 
 def test_wrong_yardstick_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    operators.check_yardstick()
+    operators.check_baseline()
     right = operators.dcnv3_by_grid_sample
 
     def slightly_wrong(*arguments: Any) -> torch.Tensor:
@@ -246,7 +246,7 @@ def test_wrong_yardstick_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(operators, "dcnv3_by_grid_sample", slightly_wrong)
     with pytest.raises(AssertionError):
-        operators.check_yardstick()
+        operators.check_baseline()
 
 
 @pytest.mark.parametrize(("shape", "groups"), [((1, 1, 1, 4), 1), ((3, 4, 9, 32), 2), ((2, 8, 3, 15), 5)])
@@ -394,7 +394,7 @@ def test_competitors_take_turns() -> None:
     order: list[str] = []
     steps = {name: lambda name=name: order.append(name) for name in "abc"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "_calls_in_a_sample", lambda step, device: 1)
+        patch.setattr(measuring, "_calls_per_sample", lambda step, device: 1)
         runs = measuring.take_turns(steps, SETTINGS)
     assert order == list("abc") * measuring.LEAST_ROUNDS
     assert [list(run) for run in runs] == [list("abc")] * measuring.LEAST_ROUNDS

@@ -19,7 +19,7 @@ from support.paths import BENCHMARKS, ROOT
 from hf_internimage.ops import native
 
 gpu_check = importlib.import_module("gpu_check")
-environment = importlib.import_module("harness.environment")
+hostile_calls = importlib.import_module("harness.hostile_calls")
 gpu = importlib.import_module("harness.gpu")
 gpu_models = importlib.import_module("harness.gpu_models")
 gpu_operators = importlib.import_module("harness.gpu_operators")
@@ -87,7 +87,7 @@ def check_correctness(rows: dict[str, dict[str, Any]]) -> None:
         assert counts["not_run"] == 0
         assert counts["failed_tests"] == {}
         assert rows[name][f"tests of {BACKEND}"]["passed"] > 0
-    assert rows["sanitizer"][f"unwatched, {BACKEND}"]["calls"] == len(environment.hostile_calls())
+    assert rows["sanitizer"][f"unwatched, {BACKEND}"]["calls"] == len(hostile_calls.hostile_calls())
 
 
 def check_measurements(rows: dict[str, dict[str, Any]]) -> None:
@@ -338,7 +338,7 @@ CHECKED = "checked 24 calls of cuda, 0 wrong\n"
     ],
 )
 def test_what_the_sanitizer_says(text: str | None, code: int, key: str, part: Any) -> None:
-    row = sanitizing.judge(text, code, watched=True)
+    row = sanitizing.verdict(text, code, watched=True)
     if key == "errors":
         assert row == {"calls": 24, "wrong": 0, "errors": 0}
     else:
@@ -360,15 +360,15 @@ def test_how_the_sanitizer_is_called(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def test_wrong_results_are_seen(monkeypatch: Any) -> None:
-    call = environment.hostile_calls()[0]
-    assert environment.wrong_result(call, BACKEND, "cpu") is None
-    right = environment.dcnv3
+    call = hostile_calls.hostile_calls()[0]
+    assert hostile_calls.wrong_result(call, BACKEND, "cpu") is None
+    right = hostile_calls.dcnv3
 
     def slightly_wrong(*tensors: Any, backend: str, **arguments: Any) -> torch.Tensor:
         return right(*tensors, backend="torch", **arguments) * (1 if tensors[0].dtype == torch.float64 else 1.001)
 
-    monkeypatch.setattr(environment, "dcnv3", slightly_wrong)
-    assert "output is off by" in environment.wrong_result(call, BACKEND, "cpu")
+    monkeypatch.setattr(hostile_calls, "dcnv3", slightly_wrong)
+    assert "output is off by" in hostile_calls.wrong_result(call, BACKEND, "cpu")
 
 
 # What is measured
@@ -402,7 +402,7 @@ def test_the_first_model_comes_first() -> None:
 def test_work_that_does_not_fit_is_named() -> None:
     budget = steps.Budget(0.5)
     cases = gpu_models.gpu_model_cases(("tiny",))[:1]
-    budget.took("eager", 10.0)
+    budget.record("eager", 10.0)
     rows = list(gpu_models.measure_gpu_models(cases, (BACKEND,), "cpu", budget, 0.0))
     assert [row["name"] for row in rows] == ["TINY, eager, 32, batch 2"]
     assert rows[0]["not_run"].startswith("needs about 12 s")
@@ -452,12 +452,12 @@ def test_order_of_what_is_timed(monkeypatch: Any) -> None:
     order: list[str] = []
     clock = gpu.Clock("cpu")
     clock.is_cuda = True
-    for name in ("_start", "_stop", "_others"):
+    for name in ("_start", "_stop", "_other_data"):
         setattr(clock, name, Told(order, name))
     monkeypatch.setattr(torch.cuda, "_sleep", Told(order, "sleep"))
     monkeypatch.setattr(torch.cuda, "synchronize", Told(order, "synchronize"))
     seconds = clock.seconds(gpu.Timed(Told(order, "run"), Told(order, "prepare")))
-    assert order == ["prepare", "sleep", "_others", "_start", "run", "_stop", "synchronize"]
+    assert order == ["prepare", "sleep", "_other_data", "_start", "run", "_stop", "synchronize"]
     assert seconds == 2.5e-3
 
 

@@ -59,7 +59,7 @@ def test_gradient_checkpointing(size):
         pixels, labels = torch.zeros(2, 3, 64, 64), torch.zeros(2, dtype=torch.long)
     saved = script.SavedTensors(model)
     # the blocks' own hooks would also see what they recompute
-    with script._Watch(), torch.autograd.graph.saved_tensors_hooks(saved._pack, lambda tensor: tensor):
+    with script.GpuPath(), torch.autograd.graph.saved_tensors_hooks(saved.add, lambda tensor: tensor):
         model(pixels, labels=labels)
     assert saved.everything() == expected.kept()
     assert expected.kept() < expected.everything() / 4
@@ -137,13 +137,13 @@ def test_a_real_process_needs_what_is_planned():
                 parameter.grad = torch.zeros_like(parameter)
 
             def step():
-                with plan_memory._Watch():
+                with plan_memory.GpuPath():
                     model(pixels, labels=labels).loss.backward()
 
             return step
 
         for checkpointing in (False, True):
-            print(measuring._peak_memory_here(make_step, checkpointing, "", measuring.Settings("cpu", "float32")))
+            print(measuring.peak_memory_here(make_step, checkpointing, "", measuring.Settings("cpu", "float32")))
         """,
         MALLOC_MMAP_THRESHOLD_="65536",  # every tensor by itself, so that no memory is kept for later
         OMP_NUM_THREADS="1",
