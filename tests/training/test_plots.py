@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_internimage.training import plot_style, plots
+from hf_internimage.training.classification import plots as classification_plots
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def random_result(classes, count=2000):
 def test_confusions_are_readable(kind, figures, tmp_path):
     names = NAMES[kind]
     truth, predicted = random_result(len(names))
-    plots.draw_confusions(truth, predicted, names, tmp_path / "a.png")
+    classification_plots.draw_confusions(truth, predicted, names, tmp_path / "a.png")
     (figure,) = figures
     assert not overlaps(figure)
     assert any(f"{(truth == predicted).sum():,} of 2,000" in text for text in texts(figure))
@@ -122,7 +123,7 @@ def test_confusions_are_readable(kind, figures, tmp_path):
 
 def test_confusion_matrix_counts(figures, tmp_path):
     truth, predicted = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.array([0, 0, 0, 1, 0, 0, 1, 1])
-    plots.draw_confusions(truth, predicted, ["cat", "dog", "ape"], tmp_path / "a.png")
+    classification_plots.draw_confusions(truth, predicted, ["cat", "dog", "ape"], tmp_path / "a.png")
     axis = figures[0].axes[0]
     shares = axis.images[0].get_array()
     assert shares.tolist() == [[0.75, 0.25, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]]
@@ -133,12 +134,12 @@ def test_confusion_matrix_counts(figures, tmp_path):
 def test_most_frequent_confusions_come_first(figures, tmp_path):
     truth = np.array([7] * 10 + [3] * 4 + list(range(50)))
     predicted = np.array([8] * 6 + [7] * 4 + [4] * 4 + list(range(50)))
-    plots.draw_confusions(truth, predicted, [f"n{index}" for index in range(50)], tmp_path / "a.png")
+    classification_plots.draw_confusions(truth, predicted, [f"n{index}" for index in range(50)], tmp_path / "a.png")
     axis = figures[0].axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["n7  →  n8", "n3  →  n4"]
     assert [text.get_text().split() for text in axis.texts] == [["6", "(55%)"], ["4", "(80%)"]]
     assert axis.get_ylim()[0] > axis.get_ylim()[1]  # downwards
-    plots.draw_confusions(truth, truth, [f"n{index}" for index in range(50)], tmp_path / "b.png")
+    classification_plots.draw_confusions(truth, truth, [f"n{index}" for index in range(50)], tmp_path / "b.png")
     assert "64 of 64 images are classified right" in texts(figures[1])
 
 
@@ -146,9 +147,9 @@ def test_worst_mistakes_are_the_surest():
     truth = np.array([0, 1, 2, 3, 4])
     classes = np.array([[0, 1], [0, 1], [0, 2], [3, 1], [0, 4]])
     scores = np.array([[0.9, 0.1], [0.5, 0.1], [0.8, 0.1], [0.9, 0.1], [0.5, 0.4]])
-    assert plots.worst_mistakes(truth, classes, scores) == [2, 1, 4]
-    assert plots.worst_mistakes(truth, classes, scores, count=1) == [2]
-    assert plots.worst_mistakes(truth[:1], classes[:1], scores[:1]) == []
+    assert classification_plots.worst_mistakes(truth, classes, scores) == [2, 1, 4]
+    assert classification_plots.worst_mistakes(truth, classes, scores, count=1) == [2]
+    assert classification_plots.worst_mistakes(truth[:1], classes[:1], scores[:1]) == []
 
 
 @pytest.mark.parametrize("kind", ["2", "100 long", "formulas", "scripts", "no font"])
@@ -156,7 +157,7 @@ def test_sheet_of_mistakes(kind, figures, tmp_path):
     names = NAMES[kind]
     images = [Image.new("RGB", (40 + 30 * index, 90), (10 * index, 0, 0)) for index in range(7)]
     truth, predicted = [index % len(names) for index in range(7)], [(index + 1) % len(names) for index in range(7)]
-    plots.draw_mistakes(images, truth, predicted, [0.123] * 7, names, tmp_path / "a.png", "title")
+    classification_plots.draw_mistakes(images, truth, predicted, [0.123] * 7, names, tmp_path / "a.png", "title")
     (figure,) = figures
     assert not overlaps(figure)
     assert "title" in texts(figure)
@@ -170,7 +171,7 @@ def test_sheet_of_mistakes(kind, figures, tmp_path):
 
 
 def test_no_mistakes(tmp_path):
-    plots.draw_mistakes([], [], [], [], ["a", "b"], tmp_path / "a.png", "No mistakes.")
+    classification_plots.draw_mistakes([], [], [], [], ["a", "b"], tmp_path / "a.png", "No mistakes.")
     assert Image.open(tmp_path / "a.png").width > 50
 
 

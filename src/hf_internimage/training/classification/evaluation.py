@@ -14,9 +14,9 @@ from ...hub import cards
 from ...hub import repository as hub
 from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
 from ..images import decode_image, target_size
-from ..plots import draw_confusions, draw_mistakes, worst_mistakes
 from ..publish import base_repository, model_id_of, write_repository
 from .data import ClassificationData, ClassificationDataArguments
+from .plots import draw_confusions, draw_mistakes, worst_mistakes
 from .trainer import ClassificationTrainer
 
 _METRICS = ("accuracy", "top5_accuracy", "mean_average_precision", "f1", "loss")
