@@ -3,6 +3,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -34,6 +35,18 @@ torch.set_num_threads(THREADS)
 def _fresh():
     torch.manual_seed(0)
     torch.compiler.reset()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _short_garbage_collections():
+    """Exempt what lives on after a module (imports, compiled graphs) from later collections, which grow to seconds."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """Let Python free everything at its end, as usual."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
