@@ -82,7 +82,7 @@ def changed(path, value):
 
 
 def check(text, task="image-classification"):
-    """What the Hub asks of a card, and more: metadata that it knows, and a text without holes. Returns the metadata."""
+    """Check that the Hub takes a card: known metadata, and a text without holes. Return the metadata."""
     assert text.startswith("---\n")
     assert text.endswith("\n")
     assert not text.endswith("\n\n")
@@ -403,7 +403,7 @@ def test_names_that_are_no_repository(field, value):
 
 
 def test_values_are_no_template(tmp_path):
-    """What an evaluation says is shown as it is, and never run."""
+    """Values of an evaluation are shown unchanged, and never run as a template."""
     text = str(evaluated_card(changed("device", "{{ 7 * 7 }} {% raw %}"), model_id="me/model"))
     assert "| Device | {{ 7 * 7 }} {% raw %} |" in text
 

@@ -34,7 +34,8 @@ _PIPELINE_USES = {
     "image-classification": ("classify", 'print(classify("cat.jpg"))'),
     "object-detection": (
         "detect",
-        'for found in detect("street.jpg", threshold=0.3):\n    print(found["label"], found["score"], found["box"])',
+        'for detection in detect("street.jpg", threshold=0.3):\n'
+        '    print(detection["label"], detection["score"], detection["box"])',
     ),
 }
 _SEGMENT = """\

@@ -46,8 +46,8 @@ from transformers import pipeline
 
 classify = pipeline("image-classification", model="{repository}")
 names = imagenet_1k_labels()  # the published configuration has none
-for found in classify("cat.jpg"):
-    print(names[int(found["label"].removeprefix("LABEL_"))], found["score"])"""
+for prediction in classify("cat.jpg"):
+    print(names[int(prediction["label"].removeprefix("LABEL_"))], prediction["score"])"""
 
 _WITHOUT_PACKAGE = """
 Without the package, `pipeline("image-classification", model="{repository}", trust_remote_code=True)` runs the source

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from transformers import BaseImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
 from ..models import auto
 from ..models.image_processing_pil_internimage import image_processor_for
 from ..tensors import check_tensors, shapes_of
+from .card_blocks import INTERNIMAGE, RUNS_OWN_CODE, card_metadata, pipeline_code, plain_card, python_block
 
 AUTO_MAPS = {model_type: entry.auto_map for model_type, entry in auto.MODELS.items() if entry.travels}
 MAX_SHARD_SIZE = "5GB"
@@ -35,8 +36,8 @@ _CLASSES = {
     if auto_class != "AutoConfig"
 }
 _PIPELINES = {
-    "AutoModelForImageClassification": ("image-classification", "classify"),
-    "AutoModelForObjectDetection": ("object-detection", "detect"),
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForObjectDetection": "object-detection",
 }
 # Image processors of ours -> the one of transformers that gives the same pixels and is named in their place: it needs
 # neither this package nor trust in any code.
@@ -200,37 +201,22 @@ def short_card(model: PreTrainedModel, model_id: str, *, license: str | None = N
         model_id: repository on the Hub, or name of the folder.
         license: SPDX identifier in lower case, as the Hub writes it; None to state none.
     """
-    build = type(model).__name__
-    auto_class = _CLASSES[build][1]
-    task, verb = _PIPELINES.get(auto_class, ("image-feature-extraction", ""))
-    data = ModelCardData(
-        license=license, library_name="transformers", pipeline_tag=task, tags=["internimage", task, "dcnv3", "vision"]
-    )
-    use = f'''from transformers import AutoImageProcessor, {auto_class}
+    name = type(model).__name__
+    auto_class = _CLASSES[name][1]
+    task = _PIPELINES.get(auto_class, "image-feature-extraction")
+    if auto_class in _PIPELINES:
+        code = pipeline_code(task, model_id, first_line=None)
+    else:
+        code = f"""from transformers import AutoImageProcessor, {auto_class}
 
 processor = AutoImageProcessor.from_pretrained("{model_id}")
-model = {auto_class}.from_pretrained("{model_id}", trust_remote_code=True)'''
-    if verb:
-        use = f'''from transformers import pipeline
-
-{verb} = pipeline("{task}", model="{model_id}", trust_remote_code=True)
-print({verb}("cat.jpg"))'''
-    return ModelCard(f"""---
-{data.to_yaml()}
----
-
-# {model_id.rpartition("/")[2]}
-
-An [InternImage](https://arxiv.org/abs/2211.05778) model (`{build}`) with {model.num_parameters():,} parameters.
-
-```python
-{use}
-```
-
-This runs the source files of this repository: in plain PyTorch, or with the faster operator of the package
-`hf_internimage` where that is installed. After `import hf_internimage` the package's own classes are taken, and
-`trust_remote_code` is not needed.
-""")
+model = {auto_class}.from_pretrained("{model_id}", trust_remote_code=True)"""
+    paragraphs = [
+        f"An {INTERNIMAGE} model (`{name}`) with {model.num_parameters():,} parameters.",
+        python_block(code),
+        RUNS_OWN_CODE,
+    ]
+    return plain_card(card_metadata([task], license=license), model_id, paragraphs)
 
 
 def _checked(

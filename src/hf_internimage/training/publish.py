@@ -2,11 +2,11 @@
 """Make the folder of a trained model a repository with its card, and push it if asked to."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 from transformers.utils import logging
 
@@ -74,23 +74,6 @@ def write_repository(
     logger.warning(f"Pushed to {commit.repo_url}.")
 
 
-def card_data(tasks: Sequence[str], *, base_model: str | None, license: str | None) -> ModelCardData:
-    """Return the head of a model card.
-
-    Args:
-        tasks: as tags of the Hub; the first is its pipeline.
-        base_model: see `base_repository`.
-        license: SPDX identifier in lower case; not stated if None.
-    """
-    return ModelCardData(
-        license=license,
-        library_name="transformers",
-        pipeline_tag=tasks[0],
-        base_model=base_model,
-        tags=["internimage", *tasks, "dcnv3", "vision"],
-    )
-
-
 def images_of(evaluation: Mapping[str, Any]) -> str:
     """Return the number of images of an evaluation (`evaluation_result`) and their source, as Markdown."""
     source = str(evaluation["dataset"]["name"])
@@ -98,25 +81,10 @@ def images_of(evaluation: Mapping[str, Any]) -> str:
     return f"{evaluation['samples']:,} images of {name}"
 
 
-def score_table(evaluation: Mapping[str, Any], names: Mapping[str, str], digits: int) -> str:
-    """Return the measures of an evaluation as a Markdown table, in percent.
-
-    Args:
-        evaluation: see `evaluation_results.evaluation_result`.
-        names: name of a measure -> its name for people; those that were not measured are left out.
-        digits: after the point.
-    """
-    metrics = evaluation["metrics"]
-    rows = [f"| {label} | {100 * metrics[name]:.{digits}f} % |\n" for name, label in names.items() if name in metrics]
-    return "".join(["| | |\n|---|---|\n", *rows])
-
-
 __all__ = [
     "base_repository",
-    "card_data",
     "images_of",
     "model_id_of",
     "publish_by_trainer",
-    "score_table",
     "write_repository",
 ]

@@ -4,19 +4,13 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from transformers import AutoModelForObjectDetection
 
+from ...hub.card_blocks import score_table
+from ...hub.system_cards import trained_system_card
 from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
-from ..publish import (
-    base_repository,
-    card_data,
-    images_of,
-    model_id_of,
-    publish_by_trainer,
-    score_table,
-    write_repository,
-)
+from ..publish import base_repository, images_of, model_id_of, publish_by_trainer, write_repository
 from .coco_map import CocoMap
 from .data import DetectionData, DetectionDataArguments
 from .plots import draw_overlays
@@ -128,51 +122,27 @@ def publish(
         PushError: if the Hub does not take it; the folder keeps everything.
     """
     model_id = model_id_of(trainer.args, "detector")
-    data = card_data(["object-detection"], base_model=base_repository(base_model), license=license)
+    has_code = trainer.model.config.model_type == "internimage_dino"
+    scores = ""
+    if evaluation is not None:
+        table = score_table(evaluation["metrics"], _CARD_METRICS, 1)
+        scores = f"By COCO's measure, on {images_of(evaluation)} ({evaluation['dataset']['split']}):\n\n{table}"
 
     def make_card(model: Any) -> ModelCard:
-        return _card(model, model_id, evaluation, data)
+        return trained_system_card(
+            model,
+            model_id,
+            task="object-detection",
+            has_code=has_code,
+            base_model=base_repository(base_model),
+            license=license,
+            scores=scores,
+        )
 
-    if trainer.model.config.model_type == "internimage_dino":
+    if has_code:
         write_repository(trainer, AutoModelForObjectDetection, model_id, make_card)
     else:
         publish_by_trainer(trainer, make_card(trainer.model))
-
-
-def _card(model: Any, model_id: str, evaluation: dict[str, Any] | None, data: ModelCardData) -> ModelCard:
-    """Return the card of a detector: its class and size, how to load it, its scores."""
-    measured = ""
-    if evaluation is not None:
-        table = score_table(evaluation, _CARD_METRICS, 1)
-        split = evaluation["dataset"]["split"]
-        measured = f"\nBy COCO's measure, on {images_of(evaluation)} ({split}):\n\n{table}"
-    remote = model.config.model_type == "internimage_dino"
-    trust = ", trust_remote_code=True" if remote else ""
-    first = "" if remote else "import hf_internimage  # pip install hf-internimage; knows the backbone\n"
-    note = (
-        "This runs the source files of this repository. After `import hf_internimage` the package's own classes and\n"
-        "faster operator are taken, and `trust_remote_code` is not needed."
-        if remote
-        else "Without `import hf_internimage` transformers does not know the backbone, and says so with a `KeyError`."
-    )
-    return ModelCard(f"""---
-{data.to_yaml()}
----
-
-# {model_id.rpartition("/")[2]}
-
-Object detection with an [InternImage](https://arxiv.org/abs/2211.05778) backbone: `{type(model).__name__}`,
-{model.num_parameters():,} parameters, {model.config.num_labels} classes.
-
-```python
-{first}from transformers import pipeline
-
-detect = pipeline("object-detection", "{model_id}"{trust})
-detect("street.jpg", threshold=0.4)  # label, score and box of each object
-```
-
-{note}
-{measured}""")
 
 
 __all__ = ["curves", "evaluate_and_report", "publish"]

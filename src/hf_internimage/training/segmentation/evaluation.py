@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from huggingface_hub import ModelCard
 
+from ...hub.card_blocks import score_table
+from ...hub.system_cards import trained_system_card
 from ...segmentation import SemanticSegmenter
 from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
 from ..metric_modules import load_metric_module
 from ..plot_style import rows_to_draw
-from ..publish import base_repository, card_data, images_of, model_id_of, publish_by_trainer, score_table
+from ..publish import base_repository, images_of, model_id_of, publish_by_trainer
 from .data import DatasetTransform, SegmentationData, SegmentationDataArguments
 from .plots import draw_masks
 from .trainer import MEAN_IOU, SegmentationTrainer
@@ -183,34 +184,19 @@ def publish(
         license: SPDX identifier in lower case; not stated if None.
     """
     model, model_id = trainer.model, model_id_of(trainer.args, "internimage-segmentation")
-    tasks = ["image-segmentation", "semantic-segmentation"]
-    data = card_data(tasks, base_model=base_repository(base_model), license=license)
-    measured = ""
+    scores = ""
     if evaluation is not None:
-        table = score_table(evaluation, _CARD_METRICS, 2)
-        measured = f"\nOn {images_of(evaluation)}, at their own size:\n\n{table}"
-    card = ModelCard(f"""---
-{data.to_yaml()}
----
-
-# {model_id.rpartition("/")[2]}
-
-Semantic segmentation with an [InternImage](https://arxiv.org/abs/2211.05778) backbone: `{type(model).__name__}` of
-transformers, {model.num_parameters():,} parameters, {model.config.num_labels} classes.
-
-```python
-import hf_internimage  # pip install hf-internimage; has to be imported before the model is loaded
-from hf_internimage.segmentation import SemanticSegmenter
-from PIL import Image
-from transformers import AutoImageProcessor, {type(model).__name__}
-
-processor = AutoImageProcessor.from_pretrained("{model_id}")
-model = {type(model).__name__}.from_pretrained("{model_id}").eval()
-labels = SemanticSegmenter(model, processor)(Image.open("street.jpg"))  # (height, width), a class of each pixel
-```
-
-Without `import hf_internimage` transformers does not know the backbone, and says so with a `KeyError`.
-{measured}""")
+        table = score_table(evaluation["metrics"], _CARD_METRICS, 2)
+        scores = f"On {images_of(evaluation)}, at their own size:\n\n{table}"
+    card = trained_system_card(
+        model,
+        model_id,
+        task="semantic-segmentation",
+        has_code=False,
+        base_model=base_repository(base_model),
+        license=license,
+        scores=scores,
+    )
     publish_by_trainer(trainer, card)
 
 
