@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Train, save, reload and use a small InternImage, from nothing and without a network.
+"""Train, save, reload and use a small InternImage, from scratch and without a network.
 
 The data are scikit-learn's digits: 1797 scans of handwritten digits of 8x8 pixels, which come with that package
 (E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository). One in five
-is held out. Writes the model and a sheet of predictions; ends with status 1 if too few held-out digits are read right.
+is held out. Writes the model and a sheet of predictions; ends with status 1 if too many held-out digits are read wrong.
 
     pip install ".[demo]" && python scripts/demo.py
 """
@@ -46,7 +46,7 @@ SHEET_COLUMNS, SHEET_ROWS = 8, 6
 
 
 def load_data(seed: int) -> DatasetDict:
-    """The digits as PIL images and class labels, in "train" and "test"; every digit is in both to the same share."""
+    """Load the digits as PIL images and class labels, in "train" and "test"; both have equal shares of each digit."""
     digits = load_digits()
     images = [PILImage.fromarray(np.round(scan * (255 / 16)).astype(np.uint8)) for scan in digits.images]
     features = Features({"image": Image(), "label": ClassLabel(names=[str(name) for name in digits.target_names])})
@@ -55,14 +55,14 @@ def load_data(seed: int) -> DatasetDict:
 
 
 def augment(image: PILImage.Image) -> PILImage.Image:
-    """A little rotated and shifted. Never mirrored: a mirrored digit is another digit, or none."""
+    """Rotate and shift an image a little. It is never mirrored: a mirrored digit is another digit, or none."""
     enlarged = image.resize((SIZE, SIZE), PILImage.Resampling.BICUBIC)  # finer shifts than the scan's own pixels allow
     shift = (random.randint(-3, 3), random.randint(-3, 3))
     return enlarged.rotate(random.uniform(-12, 12), PILImage.Resampling.BICUBIC, translate=shift)
 
 
 def make_transform(processor: Any, augmented: bool) -> Callable[[dict[str, list]], dict[str, Any]]:
-    """What `Dataset.with_transform` does to a batch of examples each time it is read."""
+    """Return the function that `Dataset.with_transform` applies to a batch of examples each time it is read."""
 
     def transform(batch: dict[str, list]) -> dict[str, Any]:
         images = [augment(image) for image in batch["image"]] if augmented else batch["image"]
@@ -72,11 +72,12 @@ def make_transform(processor: Any, augmented: bool) -> Callable[[dict[str, list]
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return the share of images whose class is right."""
     return {"accuracy": float(np.mean(np.argmax(prediction.predictions, axis=-1) == prediction.label_ids))}
 
 
 class OneLinePerEpoch(ProgressCallback):
-    """The Trainer's progress bar, with its log entries shortened to what matters here."""
+    """Show the Trainer's progress bar, and one short line after each epoch."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "eval_accuracy" in logs and self.training_bar is not None:
@@ -86,7 +87,7 @@ class OneLinePerEpoch(ProgressCallback):
 
 
 def train(data: DatasetDict, processor: Any, epochs: int, seed: int, scratch: Path) -> PreTrainedModel:
-    """A new model, trained on `data["train"]` and reporting its accuracy on `data["test"]` after each epoch."""
+    """Train a new model on `data["train"]`, and print its accuracy on `data["test"]` after each epoch."""
     set_seed(seed)  # the initial weights, too
     names = data["train"].features["label"].names
     config = InternImageConfig(
@@ -130,13 +131,13 @@ def train(data: DatasetDict, processor: Any, epochs: int, seed: int, scratch: Pa
 
 @torch.inference_mode()
 def predict(model: torch.nn.Module, processor: Any, images: list[PILImage.Image]) -> torch.Tensor:
-    """Logits (images, classes)."""
+    """Return the logits (images, classes)."""
     batches = [images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE)]
     return torch.cat([model(**processor(batch, return_tensors="pt")).logits for batch in batches])
 
 
-def draw_sheet(images: list[PILImage.Image], truth: list[str], found: list[dict], title: str) -> PILImage.Image:
-    """One tile for each image: the scan, and below it the label and score found; red where that is wrong."""
+def draw_sheet(images: list[PILImage.Image], truth: list[str], predictions: list[dict], title: str) -> PILImage.Image:
+    """Draw one tile for each image: the scan, and below it the predicted label and its score; mistakes are red."""
     side, gap, margin, header, caption = 96, 16, 32, 88, 28
     ink, grey, red = "#1d2733", "#5b6770", "#c8102e"
     large, small = ImageFont.load_default(size=24), ImageFont.load_default(size=16)
@@ -145,8 +146,10 @@ def draw_sheet(images: list[PILImage.Image], truth: list[str], found: list[dict]
     sheet = PILImage.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((margin, 22), title, fill=ink, font=large)
-    draw.text((margin, 54), "below each scan: label found and its score; mistakes come first", fill=grey, font=small)
-    for index, (image, label, best) in enumerate(zip(images, truth, found, strict=True)):
+    draw.text(
+        (margin, 54), "below each scan: predicted label and its score; mistakes come first", fill=grey, font=small
+    )
+    for index, (image, label, best) in enumerate(zip(images, truth, predictions, strict=True)):
         left = margin + index % SHEET_COLUMNS * (side + gap)
         top = header + index // SHEET_COLUMNS * (side + caption + gap)
         sheet.paste(image.convert("RGB").resize((side, side), PILImage.Resampling.BICUBIC), (left, top))
@@ -159,10 +162,13 @@ def draw_sheet(images: list[PILImage.Image], truth: list[str], found: list[dict]
 
 
 def run_demo(data: DatasetDict, output_dir: Path, epochs: int, seed: int) -> float:
-    """Train on `data`, write `model` and `predictions.png` to `output_dir`; the reloaded model's held-out accuracy."""
+    """Train on `data`, write `model` and `predictions.png` to `output_dir`, return the held-out accuracy.
+
+    The accuracy is that of the model as it was saved and loaded again.
+    """
     processor = InternImageImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     output_dir.mkdir(parents=True, exist_ok=True)
-    # Everything is made in a folder of its own, so that a failure leaves what an earlier run wrote as it was.
+    # Everything is written to a temporary folder first, so that a failure leaves the files of an earlier run unchanged.
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=output_dir) as scratch_name:
         scratch = Path(scratch_name)
         trained = train(data, processor, epochs, seed, scratch / "trainer")
@@ -186,11 +192,11 @@ def run_demo(data: DatasetDict, output_dir: Path, epochs: int, seed: int) -> flo
         order.sort(key=lambda index: bool(right[index]))  # a stable sort: mistakes first, each part in random order
         chosen = order[: SHEET_COLUMNS * SHEET_ROWS]
         classify = pipeline("image-classification", model=model, image_processor=reloaded_processor, device="cpu")
-        found = [best for (best,) in classify([images[index] for index in chosen], top_k=1)]
+        predictions = [best for (best,) in classify([images[index] for index in chosen], top_k=1)]
         draw_sheet(
             [images[index] for index in chosen],
             [model.config.id2label[int(labels[index])] for index in chosen],
-            found,
+            predictions,
             f"InternImage reads {int(right.sum())} of {len(images)} held-out digits right ({accuracy:.1%})",
         ).save(scratch / "predictions.png")
 
@@ -200,7 +206,7 @@ def run_demo(data: DatasetDict, output_dir: Path, epochs: int, seed: int) -> flo
 
 
 def replace(target: Path, by: Path) -> None:
-    """Move `by` to `target`; what was there before becomes `by`'s neighbour, or comes back if the move fails."""
+    """Move `by` to `target`. The former target goes to the folder of `by`, or comes back if the move fails."""
     former = by.with_name(f"former-{by.name}")
     if target.exists():
         target.rename(former)
@@ -213,16 +219,17 @@ def replace(target: Path, by: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, or 1 if the accuracy is too low."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("demo_output"), help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=12, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of split, weights and training; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of split, weights and training; default: %(default)s")
     options = parser.parse_args(argv)
 
     started = time.perf_counter()
-    logging.disable_progress_bar()  # those of saving and loading; the Trainer's bar stays
-    # Each operation on images this small takes microseconds: more threads gain little, and where other programs use the
-    # cores too, the threads wait for each other so long that training takes ten times the time.
+    logging.disable_progress_bar()  # of saving and loading; the Trainer's bar stays
+    # Each operation on images this small takes microseconds, so more threads gain little. If other programs use the
+    # cores too, the threads wait for each other, and training takes ten times as long.
     torch.set_num_threads(1)
     accuracy = run_demo(load_data(options.seed), options.output_dir, options.epochs, options.seed)
     print(f"held-out accuracy  {accuracy:.2%}, of the model saved and loaded again")

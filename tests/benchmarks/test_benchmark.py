@@ -418,7 +418,7 @@ def test_only_excused_errors_leave_a_competitor_out() -> None:
 
 
 def make_allocating_step(megabytes: int, name: str, settings: Any) -> Any:
-    """A step that fills so much memory, twice, one after the other."""
+    """Return a step that fills so much memory two times, one after the other."""
 
     def step() -> None:
         for _ in range(2):

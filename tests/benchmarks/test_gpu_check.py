@@ -50,12 +50,12 @@ def test_dry_run(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == FILES
 
     result = json.loads((out / "gpu_check.json").read_text())
-    found = {step["name"]: step for step in result["steps"]}
-    assert list(found) == ["environment", "operator_tests", "model_tests", "sanitizer", "operator", "models"]
-    statuses = {name: step["status"] for name, step in found.items()}
-    assert statuses == {name: "not available" if name == "sanitizer" else "passed" for name in found}
+    by_name = {step["name"]: step for step in result["steps"]}
+    assert list(by_name) == ["environment", "operator_tests", "model_tests", "sanitizer", "operator", "models"]
+    statuses = {name: step["status"] for name, step in by_name.items()}
+    assert statuses == {name: "not available" if name == "sanitizer" else "passed" for name in by_name}
     assert result["passed"]
-    rows = {name: {row["name"]: row for row in step["rows"]} for name, step in found.items()}
+    rows = {name: {row["name"]: row for row in step["rows"]} for name, step in by_name.items()}
     check_correctness(rows)
     check_measurements(rows)
 
@@ -76,11 +76,11 @@ def test_dry_run(tmp_path: Path) -> None:
 
 
 def check_correctness(rows: dict[str, dict[str, Any]]) -> None:
-    known = rows["environment"]
-    assert known["versions"]["torch"] == torch.__version__
-    assert "dcnv3 on cpu, float32" in known["report"]["text"]
+    environment = rows["environment"]
+    assert environment["versions"]["torch"] == torch.__version__
+    assert "dcnv3 on cpu, float32" in environment["report"]["text"]
     for state in ("cold", "warm"):
-        assert known[f"first calls, {BACKEND}, {state} cache"]["forward_seconds"] >= 0
+        assert environment[f"first calls, {BACKEND}, {state} cache"]["forward_seconds"] >= 0
     for name in ("operator_tests", "model_tests"):
         counts = rows[name]["tests"]
         assert counts["passed"] == counts["collected"] > 0
@@ -148,12 +148,12 @@ def test_a_step_that_goes_wrong_loses_nothing_else(fault: str, tmp_path: Path, m
     )
     code = gpu_check.main([str(tmp_path)])
     result = json.loads((tmp_path / "gpu_check.json").read_text())
-    found = {part["name"]: part for part in result["steps"]}
-    assert found["wrong"]["status"] == status
-    assert reason in found["wrong"]["reason"]
+    by_name = {part["name"]: part for part in result["steps"]}
+    assert by_name["wrong"]["status"] == status
+    assert reason in by_name["wrong"]["reason"]
     if fault != "says nothing":
-        assert found["wrong"]["rows"][0] == {"name": "one", "value": 1}
-    assert found["beside"]["status"] == found["after"]["status"] == "passed"
+        assert by_name["wrong"]["rows"][0] == {"name": "one", "value": 1}
+    assert by_name["beside"]["status"] == by_name["after"]["status"] == "passed"
     assert result["passed"] == (status == "not available")
     assert code == (0 if result["passed"] else 1)
     assert reason in (tmp_path / "gpu_check.md").read_text()
@@ -181,9 +181,9 @@ def test_without_a_device_nothing_else_is_tried(tmp_path: Path, monkeypatch: Any
 
 def test_steps_know_how_long_they_may_take() -> None:
     code = "import os, json; print('@row ' + json.dumps({'name': 'limit', 'value': os.environ['GPU_CHECK_SECONDS']}))"
-    found: list[Any] = []
-    steps.run_groups([[step("short", code, 20.0)], [step("long", code, 500.0)]], 100.0, os.environ, found.append)
-    limits = {outcome.name: float(outcome.rows[0]["value"]) for outcome in found if outcome.status == "passed"}
+    outcomes: list[Any] = []
+    steps.run_groups([[step("short", code, 20.0)], [step("long", code, 500.0)]], 100.0, os.environ, outcomes.append)
+    limits = {outcome.name: float(outcome.rows[0]["value"]) for outcome in outcomes if outcome.status == "passed"}
     assert limits["short"] == 17
     assert 60 < limits["long"] <= 97
 
@@ -196,7 +196,7 @@ def test_a_later_row_replaces_one_of_its_name() -> None:
 
 
 def test_ended_from_outside(tmp_path: Path) -> None:
-    """What is known is written, and nothing runs on."""
+    """Results so far are written, and no process is left running."""
     code = f"""
         import sys
         sys.path.insert(0, {str(BENCHMARKS)!r})
@@ -284,13 +284,13 @@ def test_every_kind_of_test(tmp_path: Path) -> None:
             os.abort()
         """,
     )
-    found = rows["tests"]
+    counts = rows["tests"]
     assert sorted(map(int, (tmp_path / "ran").read_text().split())) == list(range(20))
-    assert (found["collected"], found["passed"], found["skipped"], found["not_run"]) == (24, 20, 1, 0)
-    assert found["skip_reasons"] == {"no such thing": 1}
-    assert {name.rpartition("::")[2] for name in found["failed_tests"]} == {"test_wrong", "test_breaks_the_context"}
-    assert "2 tests failed, see pytest.log" in found["failed"]
-    assert "crashed in test_these.py::test_aborts" in found["failed"]
+    assert (counts["collected"], counts["passed"], counts["skipped"], counts["not_run"]) == (24, 20, 1, 0)
+    assert counts["skip_reasons"] == {"no such thing": 1}
+    assert {name.rpartition("::")[2] for name in counts["failed_tests"]} == {"test_wrong", "test_breaks_the_context"}
+    assert "2 tests failed, see pytest.log" in counts["failed"]
+    assert "crashed in test_these.py::test_aborts" in counts["failed"]
     assert rows["tests of mine"] == {"name": "tests of mine", "passed": 20}
     log = (tmp_path / "pytest.log").read_text()
     assert "assert 1 == 2" in log

@@ -42,8 +42,8 @@ def test_shapes_on_the_meta_device_are_real(name, precision):
         real, meta = (script.save_forward(tiny(name), image_size, 2, precision, device) for device in ("cpu", "meta"))
         if name in ("h", "g"):
             # the attention of the head has another kernel, which keeps a few numbers for each query
-            for found, expected in zip(counts(meta), counts(real), strict=True):
-                assert found == pytest.approx(expected, rel=0.02)
+            for planned, actual in zip(counts(meta), counts(real), strict=True):
+                assert planned == pytest.approx(actual, rel=0.02)
         else:
             assert counts(meta) == counts(real)
 
@@ -70,14 +70,14 @@ def test_gradient_checkpointing(size):
 @pytest.mark.parametrize("precision", script.PRECISIONS)
 def test_activations_are_those_of_one_image(precision):
     config = tiny("l")
-    found = script.activations(config, (64, 64), precision)
+    image = script.activations(config, (64, 64), precision)
     one, four = (script.save_forward(config, (64, 64), batch, precision) for batch in (1, 4))
     # of layer norms' statistics and the loss, some bytes do not grow evenly
-    assert four.everything() == pytest.approx(one.everything() + 3 * found.everything, rel=1e-3)
-    assert four.kept() == pytest.approx(one.kept() + 3 * found.kept, rel=1e-3)
+    assert four.everything() == pytest.approx(one.everything() + 3 * image.everything, rel=1e-3)
+    assert four.kept() == pytest.approx(one.kept() + 3 * image.kept, rel=1e-3)
     # beside the copies of weights, which stay the same
     grown = max(more - less for less, more in zip(one.recomputed(), four.recomputed(), strict=True))
-    assert grown == pytest.approx(3 * found.recomputed, rel=1e-3)
+    assert grown == pytest.approx(3 * image.recomputed, rel=1e-3)
 
 
 def test_copies_of_weights_under_autocast():
@@ -159,8 +159,8 @@ def test_a_real_process_needs_what_is_planned():
 def test_a_gpu_saves_what_is_planned(precision):
     config = InternImageConfig.from_size("t")
     real, meta = (script.save_forward(config, (96, 64), 2, precision, device) for device in ("cuda", "meta"))
-    for found, expected in zip(counts(meta), counts(real), strict=True):
-        assert found == pytest.approx(expected, rel=0.02)
+    for planned, actual in zip(counts(meta), counts(real), strict=True):
+        assert planned == pytest.approx(actual, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_a_gpu_saves_what_is_planned(precision):
     ],
 )
 def test_state_of_1000_parameters(precision, strategy, gpus, average, expected):
-    found = script.state_bytes(1000, precision, strategy, gpus, unit=100, copies=77, average=average)
-    assert found == expected
+    held = script.state_bytes(1000, precision, strategy, gpus, unit=100, copies=77, average=average)
+    assert held == expected
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
@@ -222,15 +222,15 @@ def test_script(tmp_path, capsys):
     command = ["--sizes", "t", "--image-size", "64", "--gpus", "1", "8", "--output", str(output)]
     assert script.main(command) == 0
     printed = capsys.readouterr().out
-    (found,) = json.loads(output.read_text())
-    assert (found["size"], found["image_size"], found["parameters"]) == ("t", [64, 64], 29_918_424)
-    assert [(row["precision"], row["strategy"]) for row in found["rows"][::2]] == [
+    (plan,) = json.loads(output.read_text())
+    assert (plan["size"], plan["image_size"], plan["parameters"]) == ("t", [64, 64], 29_918_424)
+    assert [(row["precision"], row["strategy"]) for row in plan["rows"][::2]] == [
         *(("mixed", name) for name in ("DDP", "ZeRO-1", "ZeRO-2", "ZeRO-3", "FSDP")),
         ("bf16", "DDP"),
         ("bf16", "FSDP"),
     ]
-    for row in found["rows"]:
-        image = found["activations"]["bf16" if row["strategy"].startswith("ZeRO") else row["precision"]]
+    for row in plan["rows"]:
+        image = plan["activations"]["bf16" if row["strategy"].startswith("ZeRO") else row["precision"]]
         assert row["state_total"] == sum(row["state"].values())
         assert row["image_without"] == image["everything"]
         assert row["image_with_checkpointing"] == image["kept"] + image["recomputed"]

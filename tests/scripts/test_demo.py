@@ -58,7 +58,7 @@ def short_run(small_data: DatasetDict, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the demo skip training: its model is new each time, and differs with the seed."""
+    """Make the demo skip training: its model is new each time, and differs with the seed."""
 
     def fake_train(data: Any, processor: Any, epochs: int, seed: int, scratch: Path) -> torch.nn.Module:
         torch.manual_seed(seed)
@@ -99,8 +99,8 @@ def test_transform_augments_only_when_asked(data: DatasetDict) -> None:
 
 def test_short_run_learns_and_writes_what_it_says(short_run: SimpleNamespace, small_data: DatasetDict) -> None:
     files = contents(short_run.folder)
-    wanted = {"model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "predictions.png"}
-    assert wanted <= set(files)
+    expected = {"model/config.json", "model/model.safetensors", "model/preprocessor_config.json", "predictions.png"}
+    assert expected <= set(files)
     assert {path.name for path in short_run.folder.iterdir()} == {"model", "predictions.png"}
 
     model = AutoModelForImageClassification.from_pretrained(short_run.folder / "model").eval()
@@ -133,8 +133,8 @@ def test_short_run_shows_its_mistakes(short_run: SimpleNamespace) -> None:
 @pytest.mark.parametrize("wrong", [None, 0, 9])
 def test_sheet_frames_exactly_the_mistakes(wrong: int | None) -> None:
     truth = [str(index % 10) for index in range(11)]
-    found = [{"label": "x" if index == wrong else label, "score": 0.5} for index, label in enumerate(truth)]
-    sheet = demo.draw_sheet([Image.new("L", (8, 8))] * 11, truth, found, "title")
+    predictions = [{"label": "x" if index == wrong else label, "score": 0.5} for index, label in enumerate(truth)]
+    sheet = demo.draw_sheet([Image.new("L", (8, 8))] * 11, truth, predictions, "title")
     red = {(x, y) for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) == RED}
     if wrong is None:
         assert not red
