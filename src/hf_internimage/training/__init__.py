@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The original's training recipe for transformers' Trainer, and the data around it. Needs the extra `train`."""
+"""Train by the original's recipes with transformers' Trainer: data, augmentation, trainers. Needs the extra `train`."""

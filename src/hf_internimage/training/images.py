@@ -152,8 +152,8 @@ class RowTransform:
     Each task derives its `DatasetTransform` with its own `one`.
 
     Attributes:
-        prepare: an image with its annotations and a key -> what a model takes. The key is a list of integers that
-            belongs to the image: the CRC-32 of its encoded bytes, and what `one` is given behind the row.
+        prepare: an image with its annotations and a key -> inputs of a model. The key is a list of integers that
+            belongs to the image: the CRC-32 of its encoded bytes, and the key that `one` is called with.
         max_pixels: see `decode_image`.
     """
 
@@ -177,7 +177,7 @@ class Augmented:
     other parts and the list of seed, epoch and key.
 
     Args:
-        augmentation: an example's parts and a list of seeds -> what a model takes.
+        augmentation: an example's parts and a list of seeds -> inputs of a model.
         seed: of the whole training.
 
     Attributes:

@@ -46,7 +46,7 @@ class Task:
         build_trainer: (arguments, data, model, processor) -> trainer, see `trainer_with_data`.
         evaluate_and_report: (trainer, data, split, arguments.data, model_name=, **evaluate_options) -> evaluation.
         publish: (trainer, evaluation or None, base_model=, license=).
-        apply_data_settings: (arguments, data): set what follows from the data, refuse what does not fit them.
+        apply_data_settings: (arguments, data): adapt the settings to the data, refuse those that do not fit.
         evaluate_options: arguments -> further options of `evaluate_and_report`.
         curves: Trainer's log -> the part of it to draw.
     """
@@ -179,8 +179,8 @@ def trainer_with_data(
         trainer_class: of the task.
         arguments: the ScriptArguments of the task.
         data: of the task; a stream of training data needs `arguments.data.shuffle_buffer`.
-        model, processor: what is trained, and the image processor for evaluation.
-        augmentation: an example's parts and a list of seeds -> what the model takes; not needed without training data.
+        model, processor: the model to train, and the image processor for evaluation.
+        augmentation: an example's parts and a list of seeds -> inputs of the model; not needed without training data.
         callbacks, options: of the trainer.
     """
     training, train, validation = arguments.training, data.train, data.validation

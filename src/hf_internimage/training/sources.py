@@ -82,7 +82,7 @@ class SourceArguments:
         """Return the name of train, validation or test among the splits of `dataset_name`; None if it is not there.
 
         Raises:
-            ValueError: if the name that was given is not among them.
+            ValueError: if the name in the arguments is not among them.
         """
         name = getattr(self, f"{split}_split_name")
         if name is not None and name not in present:

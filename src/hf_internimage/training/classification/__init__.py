@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Image classification: data, augmentation, trainer, metrics, evaluation."""
+"""Image classification: data, augmentation, trainer, metrics, evaluation, and the script's main function."""

@@ -224,9 +224,9 @@ def load_data(
     datasets = read_splits(arguments, splits, partial(_read_split, arguments))
     first: Any = datasets.get("train", next(iter(datasets.values())))
     image_column = find_image_column(first.features, arguments.image_column_name)
-    label_column = find_label_column(first.features, arguments.label_column_name)
     file = arguments.label_names_file
     names = read_label_names(file, unique=False) if file else None
+    label_column = find_label_column(first.features, arguments.label_column_name)
     vocabulary = read_vocabulary(first, label_column, arguments.multi_label, arguments.num_classes, names)
     test = datasets.get("test")
     if test is not None and len(datasets) > 1 and not has_labels(test, label_column):

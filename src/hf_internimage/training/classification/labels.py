@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Labels of any kind -> class indices, the same for every split."""
+"""Read labels of any kind as class indices, the same for every split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class Vocabulary:
     """The classes of a data set, in the order of the model's outputs.
 
     Attributes:
-        keys: what the data hold for each class: strings, or integers where classes have no names.
-        names: what people read.
-        multi_label: whether an image has a list of classes.
+        keys: values of the classes in the data: strings, or integers where classes have no names.
+        names: of the classes, for people.
+        multi_label: True if an image has a list of classes.
     """
 
     keys: tuple[Any, ...]
@@ -31,7 +31,7 @@ class Vocabulary:
     multi_label: bool
 
     def raw_values(self, feature: Any) -> list[Any]:
-        """What a split with this feature holds for each class; None for a class it does not know."""
+        """Return the value of each class in a split with this feature; None for a class that it does not know."""
         leaf = leaf_of(feature)
         if not isinstance(leaf, ClassLabel):
             is_index = pa.types.is_integer(leaf.pa_type) and isinstance(self.keys[0], str)
@@ -43,20 +43,20 @@ class Vocabulary:
 
 
 def leaf_of(feature: Any) -> Any:
-    """The feature of a single label."""
+    """Return the feature of a single label."""
     return feature.feature if isinstance(feature, (List, LargeList)) else feature
 
 
-def find_label_column(features: Features, wanted: str | None) -> str:
-    """The column of the labels: the one wanted, one with a usual name, or the only one with class names.
+def find_label_column(features: Features, name: str | None) -> str:
+    """Return the column of the labels: the one given, one with a usual name, or the only one with class names.
 
     Raises:
         ValueError: listing the columns, if there is none.
     """
-    if wanted is not None:
-        if wanted not in features:
-            raise ValueError(f"There is no column {wanted!r}; set label_column_name to one of {sorted(features)}.")
-        return wanted
+    if name is not None:
+        if name not in features:
+            raise ValueError(f"There is no column {name!r}; set label_column_name to one of {sorted(features)}.")
+        return name
     usual = [name for name in _WELL_KNOWN if name in features]
     if usual:
         return usual[0]
@@ -73,14 +73,14 @@ def read_vocabulary(
     classes: int | None,
     names: Sequence[str] | None,
 ) -> Vocabulary:
-    """The classes of a split: of its feature, of `names`, of `classes`, or of its labels, which are read for that.
+    """Find the classes of a split from its feature, `names` or `classes`, or else by reading its labels.
 
     Args:
         dataset: the split that defines the classes.
         column: its column of labels.
         multi_label: None to find out; anything else must agree with the data.
         classes: number of classes where the data hold indices, which a stream cannot be read for.
-        names: what to call the classes, in their order; where the data hold strings, these strings in the order wanted.
+        names: of the classes, in their order; where the data hold strings, these strings in the order to use.
 
     Raises:
         ValueError: if the labels are neither strings nor integers, or these arguments disagree with them.
@@ -89,8 +89,8 @@ def read_vocabulary(
     leaf = leaf_of(feature)
     is_list = leaf is not feature
     if multi_label is not None and multi_label != is_list:
-        what = "lists of labels" if is_list else "one label an image"
-        raise ValueError(f"multi_label is {multi_label}, but column {column!r} holds {what}; leave multi_label out.")
+        kind = "lists of labels" if is_list else "one label an image"
+        raise ValueError(f"multi_label is {multi_label}, but column {column!r} holds {kind}; leave multi_label out.")
     keys: list[Any]
     if isinstance(leaf, ClassLabel):
         keys = list(leaf.names or range(leaf.num_classes))
@@ -125,7 +125,7 @@ def _is_text(leaf: Any) -> bool:
 
 
 def _values(dataset: Dataset | IterableDataset, column: str) -> pa.Array:
-    """All labels of a split as one Arrow array; no image is touched."""
+    """Return all labels of a split as one Arrow array, without reading images."""
     if isinstance(dataset, IterableDataset):
         raise ValueError(
             f"Column {column!r} of a stream has no class names, and a stream is not read twice to find them: "
@@ -154,14 +154,14 @@ def _largest(dataset: Dataset | IterableDataset, column: str) -> int:
 
 
 def has_labels(dataset: Dataset | IterableDataset, column: str) -> bool:
-    """Whether there is any label in a split: test data are often published without, as nulls or as -1."""
+    """Return True if a split has any label; test data are often published without, as nulls or as -1."""
     return column in dataset.features and not _unique(dataset, column) <= {None, -1, ""}
 
 
 def encode_labels(
     dataset: Any, split: str, column: str, image_column: str, vocabulary: Vocabulary
 ) -> Dataset | IterableDataset:
-    """The split with class indices of `vocabulary` in its column of labels: int64, or lists of it.
+    """Return the split with class indices of `vocabulary` in its column of labels: int64, or lists of it.
 
     A stream is encoded, and its labels checked, while it is read.
 
@@ -185,7 +185,8 @@ def encode_labels(
     repeated = vocabulary.multi_label and any(len(set(row)) < len(row) for row in values.to_pylist() if row)
     if values.null_count or indices.null_count or repeated:
         for row, label in enumerate(values.to_pylist()):
-            check({column: label, image_column: dataset[row][image_column]} if check.wrong(label) else {}, leaf)
+            if check.problem(label):
+                check({column: label, image_column: dataset[row][image_column]}, leaf)
     new: Any = indices.to_numpy(zero_copy_only=False)
     if vocabulary.multi_label:
         ends = np.cumsum([len(row) for row in values.to_pylist()])
@@ -197,15 +198,15 @@ def encode_labels(
 
 @dataclass(frozen=True)
 class _Labels:
-    """Encodes the labels of single examples; made for `IterableDataset.map`."""
+    """Encode the labels of single examples; made for `IterableDataset.map`."""
 
     table: dict[Any, int]
     split: str
     column: str
     image_column: str
 
-    def wrong(self, label: Any) -> str | None:
-        """What is wrong with a label, if anything."""
+    def problem(self, label: Any) -> str | None:
+        """Return the error of a label as text; None for a good one."""
         if label is None or label == "":
             return "has no label"
         labels = label if isinstance(label, list) else [label]
@@ -217,10 +218,8 @@ class _Labels:
         return None
 
     def __call__(self, example: dict[str, Any], leaf: Any = None) -> dict[str, Any]:
-        if not example:
-            return example
         label = example[self.column]
-        problem = self.wrong(label)
+        problem = self.problem(label)
         if problem is not None:
             if isinstance(leaf, ClassLabel) and leaf.names and isinstance(label, int) and 0 <= label < len(leaf.names):
                 problem = f"has the label {leaf.names[label]!r}, which the training data lack"
@@ -233,7 +232,7 @@ class _Labels:
 
 
 def label_array(dataset: Dataset, column: str) -> np.ndarray:
-    """The labels of an encoded split one after the other, (N,) int64; of all lists, where an image has several."""
+    """Return the labels of an encoded split one after the other, (N,) int64; lists of labels are joined."""
     return _flat(_values(dataset, column)).to_numpy(zero_copy_only=False)
 
 

@@ -182,7 +182,7 @@ def build_trainer(
 
 
 def apply_data_settings(arguments: ScriptArguments, data: ClassificationData) -> None:
-    """Check the images if asked to, and set what follows from the data.
+    """Check the images if asked to, and adapt the settings to the data.
 
     Raises:
         UsageError: listing all images that cannot be used; for settings that do not fit together.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Object detection: data, augmentation, trainer, metrics, evaluation."""
+"""Object detection: data, augmentation, trainer, metrics, evaluation, and the script's main function."""

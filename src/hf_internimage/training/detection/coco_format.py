@@ -88,7 +88,7 @@ def read_column(
 
     Args:
         dataset: any split that `datasets` has read.
-        source: what to call it.
+        source: its name, for messages.
         image_column: the first one of images if None.
         objects_column: name of the column.
         box_format: xywh or xyxy.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Semantic segmentation: data, augmentation, trainer, metrics, evaluation."""
+"""Semantic segmentation: data, augmentation, trainer, metrics, evaluation, and the script's main function."""

@@ -272,11 +272,11 @@ def read_pairs(folder: Path, image_suffix: str | None = None, mask_suffix: str |
     """
     images = _by_stem(folder / _IMAGES, image_suffix)
     masks = _by_stem(folder / _MASKS, mask_suffix)
-    for these, others, what, place in ((images, masks, "map", _MASKS), (masks, images, "image", _IMAGES)):
+    for these, others, partner, place in ((images, masks, "map", _MASKS), (masks, images, "image", _IMAGES)):
         alone = [these[stem] for stem in these if stem not in others]
         if alone:
             raise ValueError(
-                f"{listed(alone)}: has no {what} of its name in {folder / place}; add it, or remove the file."
+                f"{listed(alone)}: has no {partner} of its name in {folder / place}; add it, or remove the file."
             )
     kind = ImageFeature(decode=False)
     features = Features({_IMAGE_COLUMN: kind, _LABEL_COLUMN: kind})
