@@ -162,7 +162,7 @@ def test_bad_files(file, tiny_t, capsys, recwarn):
     make(tiny_t / file)
     before = sorted(tiny_t.iterdir())
     assert convert(tiny_t / file, tiny_t / "out", "--config", tiny_t / "config.json") == 1
-    assert_refused(capsys, before, tiny_t, message, re.escape(str(tiny_t / file)))
+    assert_refused(capsys, before, tiny_t, message, re.escape(f"error: {tiny_t / file}: "))
     assert [str(warning.message) for warning in recwarn] == []
 
 
@@ -217,7 +217,7 @@ def test_bad_options(case, tiny_t, capsys):
     config = () if option == "--config" else ("--config", tiny_t / "config.json")
     before = sorted(tiny_t.iterdir())
     assert convert(tiny_t / "good.pth", tiny_t / "out", *config, option, tiny_t / file) == 1
-    assert_refused(capsys, before, tiny_t, message, re.escape(str(tiny_t / file)))
+    assert_refused(capsys, before, tiny_t, message, re.escape(f"error: {tiny_t / file}: "))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_sizes_the_projector_cannot_take_are_refused(tmp_path, capsys):
     config = save_config(tmp_path / "config.json", "tiny_h")
     before = sorted(tmp_path.iterdir())
     assert convert(tmp_path / "h.pth", tmp_path / "out", "--config", config, "--image-size", 80) == 1
-    assert_refused(capsys, before, tmp_path, "image size is 80x80, .* multiple of 32")
+    assert_refused(capsys, before, tmp_path, "error: The image size is 80x80, .* multiple of 32")
 
 
 def test_values_too_large_for_half_precision(tiny_t, capsys):

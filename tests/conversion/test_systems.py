@@ -125,7 +125,9 @@ def test_released_file_is_known_by_its_name(tmp_path, capsys):
     assert (processor.size_divisor, processor.do_reduce_labels) == (1, False)
 
     assert convert(path, tmp_path / "few", "--dtype", "float16", "--num-labels", 19, "--size", "T") == 0
-    assert "19 classes (names of the file)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "19 classes (names of the file)" in printed
+    assert f"as tested by the authors ({CITYSCAPES_T})" in printed
     written = load_file(tmp_path / "few" / "model.safetensors")
     assert written["decode_head.classifier.weight"].shape == (19, 512, 1, 1)
     assert written["auxiliary_head.classifier.bias"].shape == (19,)
