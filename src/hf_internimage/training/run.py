@@ -136,6 +136,14 @@ def checkpoint_labels(arguments: ModelArguments) -> list[str] | None:
     return [config.id2label[index] for index in sorted(config.id2label)]
 
 
+def label_fields(label_names: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a model's configuration that name its classes."""
+    return {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: index for index, name in enumerate(label_names)},
+    }
+
+
 def required_splits(training: TrainingArguments) -> list[str]:
     """Return the names of the splits that training, evaluation and prediction read."""
     required = {
@@ -168,7 +176,7 @@ def trainer_with_data(
     data: Any,
     model: Any,
     processor: Any,
-    augmentation: Callable[..., Any] | None,
+    make_augmentation: Callable[[], Callable[..., Any]],
     *,
     callbacks: Sequence[Any] = (),
     **options: Any,
@@ -180,12 +188,13 @@ def trainer_with_data(
         arguments: the ScriptArguments of the task.
         data: of the task; a stream of training data needs `arguments.data.shuffle_buffer`.
         model, processor: the model to train, and the image processor for evaluation.
-        augmentation: an example's parts and a list of seeds -> inputs of the model; not needed without training data.
+        make_augmentation: makes the augmentation (an example's parts and a list of seeds -> inputs of the model); it is
+            called if there are training data.
         callbacks, options: of the trainer.
     """
     training, train, validation = arguments.training, data.train, data.validation
-    if train is not None and augmentation is not None:
-        augmented = Augmented(augmentation, training.seed)
+    if train is not None:
+        augmented = Augmented(make_augmentation(), training.seed)
         callbacks = [EpochCallback(augmented.epoch), *callbacks]
         transform = data.training_transform(augmented)
         if isinstance(train, IterableDataset):
@@ -212,6 +221,7 @@ __all__ = [
     "checkpoint_labels",
     "find_checkpoint",
     "keep_last_model",
+    "label_fields",
     "refuse_missing_splits",
     "required_splits",
     "run_training",

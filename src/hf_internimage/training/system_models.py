@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from .command_line import UsageError, json_object
+from .run import label_fields
 
 
 @dataclass
@@ -61,14 +62,6 @@ class SystemModelArguments:
         return backbone_fields, head_fields
 
 
-def label_fields(label_names: Sequence[str]) -> dict[str, Any]:
-    """Return the fields of a configuration that name the classes."""
-    return {
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {name: index for index, name in enumerate(label_names)},
-    }
-
-
 def load_model(
     arguments: SystemModelArguments,
     backbone_fields: dict[str, Any],
@@ -97,4 +90,4 @@ def load_model(
     return auto_class.from_pretrained(name, revision=revision, config=config, ignore_mismatched_sizes=True)
 
 
-__all__ = ["SystemModelArguments", "label_fields", "load_model"]
+__all__ = ["SystemModelArguments", "load_model"]

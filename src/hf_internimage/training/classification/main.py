@@ -28,8 +28,7 @@ from ...models.configuration_internimage import InternImageConfig
 from ...models.image_processing_pil_internimage import InternImageImageProcessorPil
 from ..command_line import UsageError, json_object, parse, run_script
 from ..images import check_images, target_size
-from ..run import Task, run_training, trainer_with_data
-from ..system_models import label_fields
+from ..run import Task, label_fields, run_training, trainer_with_data
 from .augmentation import Augmentation, AugmentationArguments
 from .data import ClassificationData, ClassificationDataArguments, collate, load_data
 from .evaluation import evaluate_and_report, publish
@@ -162,9 +161,11 @@ def build_trainer(
     arguments: ScriptArguments, data: ClassificationData, model: PreTrainedModel, processor: Any
 ) -> ClassificationTrainer:
     """Build the trainer with its data, augmented in training and prepared by the image processor in evaluation."""
-    augmentation = Augmentation(
-        target_size(processor), list(processor.image_mean), list(processor.image_std), arguments.augmentation
-    )
+
+    def make_augmentation() -> Augmentation:
+        mean, std = list(processor.image_mean), list(processor.image_std)
+        return Augmentation(target_size(processor), mean, std, arguments.augmentation)
+
     patience = arguments.run.early_stopping_patience
     return trainer_with_data(
         ClassificationTrainer,
@@ -172,7 +173,7 @@ def build_trainer(
         data,
         model,
         processor,
-        augmentation,
+        make_augmentation,
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
         class_weights=data.class_weights() if arguments.run.class_weighting else None,
         data_collator=collate,

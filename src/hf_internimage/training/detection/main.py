@@ -194,7 +194,7 @@ def build_trainer(
         data,
         model,
         processor,
-        DetectionAugmentation(processor, arguments.augmentation),
+        lambda: DetectionAugmentation(processor, arguments.augmentation),
         data_collator=collate,
         compute_metrics=None if data.validation is None else CocoMap(data.validation, data.label_names),
     )

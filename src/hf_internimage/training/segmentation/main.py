@@ -162,11 +162,13 @@ def build_trainer(
     arguments: ScriptArguments, data: SegmentationData, model: PreTrainedModel, processor: Any
 ) -> SegmentationTrainer:
     """Build the trainer with its data, augmented in training and prepared by the image processor in evaluation."""
-    training, augmentation = arguments.training, None
-    if data.train is not None:
-        edges = processor.size["shortest_edge"], processor.size["longest_edge"]
+
+    def make_augmentation() -> SegmentationAugmentation:
+        short, long = processor.size["shortest_edge"], processor.size["longest_edge"]
         mean, std = list(processor.image_mean), list(processor.image_std)
-        augmentation = SegmentationAugmentation(*edges, mean, std, arguments.augmentation)
+        return SegmentationAugmentation(short, long, mean, std, arguments.augmentation)
+
+    training = arguments.training
     checkpoint_backbone(model, training)
     if training.world_size > 1 and training.device.type == "cuda":
         # The original's heads normalise over the images of all devices, which have one or two each.
@@ -177,7 +179,7 @@ def build_trainer(
         data,
         model,
         processor,
-        augmentation,
+        make_augmentation,
         data_collator=collate,
         compute_metrics=ComputeMeanIoU(len(data.label_names)),
     )
