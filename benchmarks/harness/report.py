@@ -13,7 +13,7 @@ Row = dict[str, Any]
 CHART_DPI = 150
 _LEGEND = (
     "Medians; spread (in parentheses, that of the ratio) is the interquartile range over the median. Ratios are "
-    "medians of the ratios of neighbouring runs. Peak memory is the memory of a step beyond its model and inputs."
+    "medians of the ratios of neighbouring runs. Peak memory is what a step needs beyond its model and inputs."
 )
 
 
