@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""benchmarks/benchmark.py: a quick run of all of it, what it refuses, its yardstick, tables and charts; never speed."""
+"""benchmarks/benchmark.py: a quick run of all of it, what it refuses, its baseline, tables and charts; never speed."""
 
 import importlib
 import importlib.util
@@ -237,7 +237,7 @@ def test_operator_tests_exist() -> None:
     assert benchmark.OPERATOR_TESTS.is_file()
 
 
-def test_wrong_yardstick_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_baseline_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     operators.check_baseline()
     right = operators.dcnv3_by_grid_sample
 
@@ -250,7 +250,7 @@ def test_wrong_yardstick_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("shape", "groups"), [((1, 1, 1, 4), 1), ((3, 4, 9, 32), 2), ((2, 8, 3, 15), 5)])
-def test_yardstick_equals_the_operator(shape: tuple[int, int, int, int], groups: int) -> None:
+def test_baseline_equals_the_operator(shape: tuple[int, int, int, int], groups: int) -> None:
     inputs = operators.random_inputs(shape, groups, torch.float64, "cpu")
     inputs = [tensor.mul(3).requires_grad_() for tensor in inputs]  # many samples leave the image
     got, expected = (
@@ -264,7 +264,7 @@ def test_yardstick_equals_the_operator(shape: tuple[int, int, int, int], groups:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-def test_yardstick_takes_low_precision() -> None:
+def test_baseline_takes_low_precision() -> None:
     inputs = operators.random_inputs((1, 6, 6, 16), 2, torch.bfloat16, "cpu")
     got = operators.dcnv3_by_grid_sample(*inputs, 2)
     assert got.dtype == torch.bfloat16
