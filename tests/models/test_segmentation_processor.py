@@ -224,7 +224,8 @@ def test_pipeline_of_a_folder(name, tmp_path):
     processor.save_pretrained(tmp_path)
     segments = pipeline("image-segmentation", model=str(tmp_path))(image)
 
-    scores = semantic_maps.semantic_scores(model(**processor(image, return_tensors="pt")))
+    with torch.no_grad():  # as the pipeline: with gradients the last bits differ, and decide ties
+        scores = semantic_maps.semantic_scores(model(**processor(image, return_tensors="pt")))
     labels = resize(resize(scores, (64, 96)), (50, 75)).argmax(dim=1)[0]
     assert len(segments) == len(labels.unique()) > 1
     for segment in segments:
