@@ -5,14 +5,23 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 KERNELS := $(shell find kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
 RELEASE := $(VENV)/release
+LATEST := .venv-latest
 
-.PHONY: demo test check benchmark wheel clean
+.PHONY: demo test test-fast test-latest check benchmark wheel clean
 
 demo: $(VENV)/.demo  ## fine-tune a small InternImage on real images, save, reload, classify (a minute, no network)
 	$(BIN)/python scripts/demo.py --output-dir demo_output
 
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
 test: $(VENV)/.dev  ## all tests
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python $(PYTEST)
+
+test-fast: $(VENV)/.dev  ## all tests except the slow ones
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+test-latest: $(LATEST)/.dev  ## all tests with the newest releases of torch, torchvision and transformers
+	HF_INTERNIMAGE_TEST_REQUIRE=torchvision $(LATEST)/bin/python $(PYTEST)
 
 check: $(VENV)/.dev  ## lint, format, imports, types
 	$(BIN)/ruff check
@@ -30,7 +39,7 @@ wheel: $(RELEASE)/.tools  ## dist/: the sdist, and a wheel for this kind of Linu
 	mv build/release/*.tar.gz dist
 
 clean:
-	rm -rf $(VENV) build dist demo_output src/hf_internimage/ops/_dcnv3_cpu.*
+	rm -rf $(VENV) $(LATEST) build dist demo_output src/hf_internimage/ops/_dcnv3_cpu.*
 
 # torch first and by itself, so that no other package chooses a build of several gigabytes.
 $(VENV)/.torch: constraints.txt
@@ -46,6 +55,13 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml $(KERNELS)
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml $(KERNELS)
 	$(INSTALL) --editable ".[dev]"
 	touch $@ $(VENV)/.demo
+
+# torchvision must be the one built for this torch.
+$(LATEST)/.dev: constraints-latest.txt pyproject.toml $(KERNELS)
+	test -d $(LATEST) || $(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< torch torchvision
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $< --editable ".[dev,torchvision]"
+	touch $@
 
 # Without torch, in a place of their own: nothing else needs these.
 $(RELEASE)/.tools:

@@ -44,6 +44,15 @@ def _short_garbage_collections():
     gc.freeze()
 
 
+def pytest_configure():
+    """Fail at once where tests that `make test-latest` must run would be skipped."""
+    if os.environ.get("HF_INTERNIMAGE_TEST_REQUIRE") == "torchvision":
+        from support.rcnn_tools import why_no_torchvision
+
+        if reason := why_no_torchvision():
+            raise pytest.UsageError(f"HF_INTERNIMAGE_TEST_REQUIRE is torchvision, but {reason}")
+
+
 def pytest_unconfigure():
     """Let Python free everything at its end, as usual."""
     gc.unfreeze()
