@@ -15,7 +15,7 @@ from transformers.models.auto import image_processing_auto, modeling_auto
 from transformers.models.auto.configuration_auto import AutoConfig
 
 # The lists of names behind a pipeline's message "model is not supported".
-_PIPELINE_NAMES = {
+_PIPELINE_NAMES: dict[str, Any] = {
     "AutoModelForImageClassification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForObjectDetection": modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
 }
