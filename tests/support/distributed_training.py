@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""A short training, run by tests in one process or several: `torchrun distributed_training.py SETTINGS.json`.
+"""Short trainings in one process or several, of a process that imports everything once and forks for each.
+
+Reads the path of a settings file from each line of its input, and prints the exit code of each training. Processes are
+started and watched as by torchrun, but forked.
 
 accelerate refuses FSDP without a GPU; PyTorch itself does not. For the test of FSDP2 on CPUs the processes are
 therefore declared to be of a kind that accelerate shards.
 """
 
+import gc
 import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
@@ -101,5 +107,43 @@ def main(settings: dict) -> None:
         Path(settings["output_dir"], "result.json").write_text(json.dumps(result))
 
 
+def launch(settings: dict) -> None:
+    """Train in this process, or in several below it; what they print goes to a file in the output's folder."""
+    log = os.open(Path(settings["output_dir"], "log.txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if settings["processes"] == 1:
+        main(settings)
+        return
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=settings["processes"],
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=str(os.getpid()),
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(config, main)(settings)
+
+
+def serve() -> None:
+    gc.freeze()  # children need not visit what was imported
+    for line in sys.stdin:
+        process = os.fork()
+        if process == 0:
+            status = 1
+            try:
+                launch(json.loads(Path(line.strip()).read_text()))
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+
+
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    serve()

@@ -3,6 +3,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 
@@ -18,29 +19,36 @@ from hf_internimage.training.trainer import last_complete_checkpoint
 MODES = {"one": 1, "ddp": 2, "fsdp2": 2}
 
 
-def run(folder, mode, processes=None, *, fails=False, **settings):
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "settings.json"
-    file.write_text(json.dumps({"mode": mode, "output_dir": str(folder), **settings}))
-    processes = MODES[mode] if processes is None else processes
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [
-        *(launcher if processes > 1 else [sys.executable]),
-        str(TESTS / "support" / "distributed_training.py"),
-        str(file),
-    ]
+@pytest.fixture(scope="module")
+def run():
+    """A function that runs a training; all of them are forked from one process, which imports everything once."""
+    command = [sys.executable, str(TESTS / "support" / "distributed_training.py")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
-    if fails:
-        assert done.returncode != 0
-        return done.stderr
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "result.json").read_text())
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def train(folder, mode, processes=None, *, fails=False, **settings):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "settings.json"
+        processes = MODES[mode] if processes is None else processes
+        file.write_text(json.dumps({"mode": mode, "processes": processes, "output_dir": str(folder), **settings}))
+        server.stdin.write(f"{file}\n")
+        server.stdin.flush()
+        assert select.select([server.stdout], [], [], 240)[0], "no result in 240 seconds"
+        status, log = server.stdout.readline().strip(), (folder / "log.txt").read_text()
+        if fails:
+            assert status not in ("", "0")
+            return log
+        assert status == "0", log[-4000:]
+        return json.loads((folder / "result.json").read_text())
+
+    yield train
+    server.kill()
+    server.communicate()
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """The same training in one process, in two with DDP, in two with FSDP2."""
+def results(run, tmp_path_factory):
+    """Run the same training in one process, in two with DDP, and in two with FSDP2."""
     folder = tmp_path_factory.mktemp("distributed")
     return folder, {mode: run(folder / mode, mode) for mode in MODES}
 
@@ -51,14 +59,14 @@ def weights(folder):
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
 def test_two_processes_are_one(results, mode):
-    folder, found = results
-    assert found[mode]["world"] == 2
-    assert found[mode]["sharded"].startswith("FSDP" if mode == "fsdp2" else "InternImage")
+    folder, runs = results
+    assert runs[mode]["world"] == 2
+    assert runs[mode]["sharded"].startswith("FSDP" if mode == "fsdp2" else "InternImage")
     for key in ("losses", "norms"):
-        got, expected = torch.tensor(found[mode][key]), torch.tensor(found["one"][key])
+        got, expected = torch.tensor(runs[mode][key]), torch.tensor(runs["one"][key])
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-    assert found[mode]["eval_loss"] == pytest.approx(found["one"]["eval_loss"], rel=1e-4)
-    assert found["one"]["losses"][-1] != found["one"]["losses"][0]
+    assert runs[mode]["eval_loss"] == pytest.approx(runs["one"]["eval_loss"], rel=1e-4)
+    assert runs["one"]["losses"][-1] != runs["one"]["losses"][0]
     model, info = InternImageForImageClassification.from_pretrained(folder / mode / "final", output_loading_info=True)
     assert not any(info.values())
     assert model.config.architectures == ["InternImageForImageClassification"]
@@ -71,20 +79,20 @@ def test_two_processes_are_one(results, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_resuming_gives_the_same_bits(results, mode, tmp_path):
-    folder, found = results
+def test_resuming_gives_the_same_bits(run, results, mode, tmp_path):
+    folder, runs = results
     again = run(tmp_path, mode, resume=str(folder / mode / "checkpoint-3"))
-    assert again == found[mode]
+    assert again == runs[mode]
     for name, tensor in weights(folder / mode / "final").items():
         assert torch.equal(weights(tmp_path / "final")[name], tensor), name
 
 
-def test_shards_fit_other_numbers_of_processes(results, tmp_path):
-    """A checkpoint of two processes goes on in four, and makes one whole model without any."""
-    folder, found = results
+def test_shards_fit_other_numbers_of_processes(run, results, tmp_path):
+    """A checkpoint of two processes continues in four, and can be merged into one whole model."""
+    folder, runs = results
     again = run(tmp_path / "four", "fsdp2", 4, resume=str(folder / "fsdp2" / "checkpoint-3"))
     assert again["world"] == 4
-    got, expected = torch.tensor(again["losses"]), torch.tensor(found["fsdp2"]["losses"])
+    got, expected = torch.tensor(again["losses"]), torch.tensor(runs["fsdp2"]["losses"])
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     checkpoint = folder / "fsdp2" / "checkpoint-6"
     merge_fsdp_weights(checkpoint / "pytorch_model_fsdp_0", tmp_path / "whole")
@@ -101,13 +109,15 @@ def test_shards_fit_other_numbers_of_processes(results, tmp_path):
     assert torch.equal(loaded.head.weight, whole["head.weight"])
 
 
-def test_gradient_checkpointing_with_shards(results, tmp_path):
-    _, found = results
+def test_gradient_checkpointing_with_shards(run, results, tmp_path):
+    _, runs = results
     again = run(tmp_path, "fsdp2", gradient_checkpointing=True)
-    torch.testing.assert_close(torch.tensor(again["losses"]), torch.tensor(found["fsdp2"]["losses"]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(again["losses"]), torch.tensor(runs["fsdp2"]["losses"]), rtol=1e-5, atol=0
+    )
 
 
-def test_a_killed_process_ends_the_job_and_the_job_resumes(results, tmp_path):
+def test_a_killed_process_ends_the_job_and_the_job_resumes(run, results, tmp_path):
     folder, found = results
     message = run(tmp_path, "ddp", kill=[1, 5], fails=True)
     assert "SIGKILL" in message or "exitcode  : -9" in message
