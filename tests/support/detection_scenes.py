@@ -13,7 +13,7 @@ NAMES = ["square", "disc"]
 
 
 def scene(seed, width=48, height=40):
-    """A red square and a green disc on gray noise; boxes (left, top, width, height) in this order."""
+    """Draw a red square and a green disc on gray noise; return the image and their boxes (left, top, width, height)."""
     generator = np.random.default_rng(seed)
     pixels = generator.integers(90, 130, (height, width, 3))
     down, across = np.mgrid[:height, :width]
@@ -26,7 +26,7 @@ def scene(seed, width=48, height=40):
 
 
 def coco(folder, count, first=0, ids=(3, 8), names=NAMES):
-    """A folder of scenes with annotations.json; gives what is in the file."""
+    """Write a folder of scenes with annotations.json; return the content of that file."""
     (folder / "images").mkdir(parents=True)
     content = {"images": [], "annotations": [], "categories": []}
     content["categories"] = [{"id": key, "name": name} for key, name in zip(ids, names, strict=True)]

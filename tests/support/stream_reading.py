@@ -32,7 +32,7 @@ def note_shards(event: str, arguments: tuple) -> None:
 
 
 class Recorder(nn.Module):
-    """A model that keeps what it is given: pairs of an image's key and a pass."""
+    """A model that keeps its inputs: pairs of an image's key and the number of a pass."""
 
     def __init__(self) -> None:
         super().__init__()

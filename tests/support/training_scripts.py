@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What tests of the training scripts share."""
+"""Helpers of the tests of the training scripts."""
 
 import sys
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from support.paths import SCRIPTS
 
 
 def load_script(name):
-    """The script as a module; sys.path, off which it takes its folder, comes back."""
+    """Return the script as a module, with sys.path as before: the script takes its folder off it."""
     before = list(sys.path)
     try:
         return load_module(SCRIPTS / name)
@@ -18,10 +18,10 @@ def load_script(name):
 
 
 def only_labels(names, multi_label=False):
-    """Stand-in for loaded data, of which building a model needs the labels alone."""
+    """Return a stand-in for loaded data with the labels alone, enough to build a model."""
     return SimpleNamespace(label_names=list(names), multi_label=multi_label)
 
 
 def as_arguments(settings):
-    """Settings as arguments of a script; those that are None are left out."""
+    """Return settings as arguments of a script, without those that are None."""
     return [f"--{name}={value}" for name, value in settings.items() if value is not None]

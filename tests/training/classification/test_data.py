@@ -36,7 +36,7 @@ COUNT = 24
 
 @pytest.fixture(scope="module", autouse=True)
 def _datasets(tmp_path_factory):
-    """Leaves nothing in the user's cache, and does not sleep after each pass over Parquet files."""
+    """Leave nothing in the user's cache, and do not sleep after each pass over Parquet files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets_config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
         patch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
@@ -47,11 +47,11 @@ def _datasets(tmp_path_factory):
 
 @pytest.fixture
 def warnings(monkeypatch):
-    """What is logged as a warning."""
-    found = []
+    """Collect the warnings that are logged."""
+    messages = []
     for module in (data_module, sources):
-        monkeypatch.setattr(module.logger, "warning", found.append)
-    return found
+        monkeypatch.setattr(module.logger, "warning", messages.append)
+    return messages
 
 
 def encoded(image, kind="PNG", **options):
@@ -67,7 +67,7 @@ def digit(index):
 
 @pytest.fixture(scope="module")
 def digits():
-    """Encoded images, all different, and the label of each."""
+    """Return encoded images, all different, and the label of each."""
     images = [digit(index) for index in range(COUNT)]
     assert len(set(images)) == COUNT
     return images, [index % 3 for index in range(COUNT)]
@@ -115,7 +115,7 @@ def load(folder, **options):
 
 
 def pairs(split, data):
-    """(CRC-32 of the image, label) of every example, as the transform gives them."""
+    """Return (CRC-32 of the image, label) of every example, as the transform makes them."""
     transform = data.training_transform(lambda image, key: torch.tensor(key[0]))
     return sorted((int(row["pixel_values"]), row["labels"]) for row in map(transform.one, split))
 
@@ -218,7 +218,7 @@ def test_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("pillow_refuses", [False, True])
 def test_giant_images(pillow_refuses, monkeypatch, tmp_path):
-    """A JPEG is decoded at a reduced size, others are refused; also where Pillow itself would stop before."""
+    """A JPEG is decoded at a reduced size, others are refused, even if Pillow would refuse them first."""
     if pillow_refuses:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     options = {"max_pixels": 2000}
@@ -282,8 +282,8 @@ def test_every_kind_of_label(kind, digits, tmp_path, warnings):
     data = load(tmp_path / "a")
     assert data.label_names == names
     assert not data.multi_label
-    wanted = [NAMES.index(value) if isinstance(value, str) else int(value) for value in values]
-    assert data.train["label"] == wanted
+    expected = [NAMES.index(value) if isinstance(value, str) else int(value) for value in values]
+    assert data.train["label"] == expected
     assert warnings == (["There is no training image of dog."] if "without" in kind else [])
 
 
@@ -393,7 +393,7 @@ def test_zeros_and_ones_are_no_list_of_labels(digits, tmp_path):
 
 
 def broken(kind, folder, digits, validation):
-    """Make data with something wrong; the options to load them with."""
+    """Write data with an error of this kind; return the options to load them with."""
     images, labels = digits
     if kind == "empty class":
         write_classes(folder, images, labels)
@@ -489,13 +489,13 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("kind", ERRORS)
-def test_what_is_wrong_is_named(kind, digits, tmp_path):
+def test_errors_name_the_problem(kind, digits, tmp_path):
     options = broken(kind, tmp_path / "data", digits, tmp_path / "validation")
     with pytest.raises(ValueError, match=ERRORS[kind]):
         load(tmp_path / "data", **options)
 
 
-def test_a_stream_names_a_wrong_label_when_it_is_read(digits, tmp_path):
+def test_a_stream_reports_a_wrong_label_when_it_is_read(digits, tmp_path):
     write_parquet(tmp_path / "a", digits[0][:3], [0, None, 1])
     data = load(tmp_path / "a", streaming=True)
     with pytest.raises(ValueError, match=r"1\.png: has no label"):
@@ -617,8 +617,8 @@ def test_evaluation_transform_is_the_processor(digits, tmp_path):
     split = data.train.with_transform(data.evaluation_transform(processor))
     loader = torch.utils.data.DataLoader(split, batch_size=5, num_workers=1)
     (batch, *_) = loader
-    wanted = processor([decode_image(image) for image in digits[0][:5]], return_tensors="pt")["pixel_values"]
-    assert torch.equal(batch["pixel_values"], wanted)
+    expected = processor([decode_image(image) for image in digits[0][:5]], return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch["pixel_values"], expected)
     assert batch["labels"].tolist() == digits[1][:5]
 
 
@@ -638,17 +638,17 @@ def test_check_lists_every_bad_image(streaming, digits, tmp_path):
     images[3], images[20] = b"", images[20][:60]
     write_parquet(tmp_path / "a", images, digits[1])
     data = load(tmp_path / "a", streaming=streaming)
-    found = list(check_images(data.train, data.image_column))
-    assert [row for row, _ in found] == [3, 20]
-    assert found[0][1].startswith("3.png: is empty")
-    assert found[1][1].startswith("20.png: cannot be decoded")
+    errors = list(check_images(data.train, data.image_column))
+    assert [row for row, _ in errors] == [3, 20]
+    assert errors[0][1].startswith("3.png: is empty")
+    assert errors[1][1].startswith("20.png: cannot be decoded")
 
 
 # ---- Streams ----
 
 
 def test_stream_resumes_where_it_was(digits, tmp_path):
-    """Also in the middle of a later pass, with gradients accumulated over the end of a pass."""
+    """Resuming works also in the middle of a later pass, with gradients accumulated over the end of a pass."""
     write_parquet(tmp_path / "a", *digits, shards=3)
 
     def train(name, **arguments):
@@ -676,15 +676,15 @@ def test_stream_resumes_where_it_was(digits, tmp_path):
     whole = train("whole")
     assert len(whole) == 60
     for number in (0, 1):
-        found = [key for key, pass_number in whole if pass_number == number]
-        assert sorted(found) == sorted(map(zlib.crc32, digits[0]))
+        keys = [key for key, pass_number in whole if pass_number == number]
+        assert sorted(keys) == sorted(map(zlib.crc32, digits[0]))
     assert [key for key, _ in whole[:COUNT]] != [key for key, _ in whole[COUNT : 2 * COUNT]]
     assert train("again", resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4")) == whole[40:]
 
 
 @pytest.fixture(scope="module")
 def two_processes(digits, tmp_path_factory):
-    """Trainings on streams, of two processes with two workers each."""
+    """Run trainings on streams in two processes with two workers each."""
     folder = tmp_path_factory.mktemp("streams")
     images = [*digits[0], *(digit(index) for index in range(COUNT, 80))]
     labels = [index % 10 for index in range(80)]
@@ -710,7 +710,7 @@ def two_processes(digits, tmp_path_factory):
 
 
 def first_pass(results, name):
-    """Of each process, the keys of the images it was given in its first pass."""
+    """Return for each process the keys of the images in its first pass."""
     seen = [json.loads((results / name / f"seen-{rank}.json").read_text()) for rank in range(2)]
     return [[key for key, number in rows if number == 0] for rows in seen]
 

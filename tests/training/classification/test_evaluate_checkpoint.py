@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""scripts/evaluate.py: its numbers against a plain loop, labels by name, any model, several processes, errors."""
+"""Evaluation of a checkpoint: its numbers against a plain loop, labels by name, any model, processes, errors."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def work(tmp_path_factory, images):
 
 
 def expected(folder, images, order):
-    """Top-1, top-5 and loss by a plain loop over single images; `order` are the model's classes of the data's."""
+    """Compute top-1, top-5 and loss by a plain loop over images; `order` gives the model's class for the data's."""
     kind = ConvNextForImageClassification if folder.name == "convnext" else InternImageForImageClassification
     model, processor = kind.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder, backend="pil")
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_several_labels(tmp_path, images):
 
 
 def test_processes_share_the_images(work, images, tmp_path):
-    """Run as a script, beside which the package `evaluate` has to be found; 50 images on 2 x 7 are not even."""
+    """The script finds the package `evaluate`, not itself; 50 images do not divide evenly into 2 x 7."""
     output = tmp_path / "result.json"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
     options = ["--model", work / "model", "--validation_dir", work / "data", "--batch_size", 7, "--output", output]
@@ -164,7 +164,7 @@ def test_processes_share_the_images(work, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data_names", "model_names", "how", "wanted"),
+    ("data_names", "model_names", "match", "expected"),
     [
         (["a", "b"], ["a", "b"], "auto", ([0, 1], "name")),
         (["b", "a"], ["a", "b", "c"], "auto", ([1, 0], "name")),
@@ -175,12 +175,12 @@ def test_processes_share_the_images(work, images, tmp_path):
         (["1", "0"], ["0", "1"], "auto", ([1, 0], "name")),
     ],
 )
-def test_labels_are_matched(data_names, model_names, how, wanted):
-    assert script.match_labels(data_names, model_names, how) == wanted
+def test_labels_are_matched(data_names, model_names, match, expected):
+    assert script.match_labels(data_names, model_names, match) == expected
 
 
 @pytest.mark.parametrize(
-    ("data_names", "model_names", "how", "message"),
+    ("data_names", "model_names", "match", "message"),
     [
         (["a", "dog"], ["a", "b"], "auto", r"1 of 2 classes .* \('dog'; the model's begin 'a', 'b'\).*match_labels"),
         (["a", "b", "c"], ["LABEL_0", "LABEL_1"], "auto", "3 classes, the model 2"),
@@ -189,9 +189,9 @@ def test_labels_are_matched(data_names, model_names, how, wanted):
         (["0", "1"], ["a", "b"], "name", "'0', '1'"),
     ],
 )
-def test_labels_that_do_not_match(data_names, model_names, how, message):
+def test_labels_that_do_not_match(data_names, model_names, match, message):
     with pytest.raises(ValueError, match=message):
-        script.match_labels(data_names, model_names, how)
+        script.match_labels(data_names, model_names, match)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_bad_image_is_named(images, work, tmp_path, capsys):
 
 
 def test_labels_as_numbers(work, images, tmp_path):
-    """A column of numbers goes by index, with a model that has names."""
+    """A column of numbers is matched by index, also with a model that has names."""
     features = Features({"image": ImageFeature(), "label": Value("int64")})
     (tmp_path / "data").mkdir()
     Dataset.from_dict(dict(zip(("image", "label"), images, strict=True)), features=features).to_parquet(

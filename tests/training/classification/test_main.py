@@ -220,7 +220,7 @@ def test_refuses(arguments, message, digits, tmp_path, monkeypatch, capsys):
 
 
 def model_arguments(**kwargs):
-    """Return arguments of the script, of which building a model and its image processor needs the model's alone."""
+    """Make arguments of the script with those of the model alone, enough for `build_model` and `build_processor`."""
     return SimpleNamespace(model=script.ModelArguments(**kwargs))
 
 
@@ -297,9 +297,9 @@ def test_a_run_writes_everything(trained):
 def test_the_model_of_a_run_works(trained, digits):
     classify = pipeline("image-classification", model=str(trained))
     files = sorted((digits / "test").glob("*/*.png"))
-    found = [best[0]["label"] for best in classify([str(file) for file in files], top_k=1)]
+    predicted = [best[0]["label"] for best in classify([str(file) for file in files], top_k=1)]
     rows = {row["file"]: row["found"] for row in csv.DictReader((trained / "test_predictions.csv").open())}
-    assert found == [rows[str(file)] for file in files]
+    assert predicted == [rows[str(file)] for file in files]
 
 
 def test_evaluation_only_gives_the_same(trained, digits, tmp_path):
@@ -311,7 +311,7 @@ def test_evaluation_only_gives_the_same(trained, digits, tmp_path):
 
 
 def test_evaluation_of_other_classes_is_refused(trained, digits, tmp_path, capsys):
-    """Without training, a head for other classes would be random, and one of another order wrong."""
+    """Without training, a head for other classes would be random, and one in another order wrong."""
     arguments = settings(digits, tmp_path, model_name_or_path=trained, train_dir=None, config_overrides=None)
     shutil.copytree(digits / "validation", tmp_path / "other")
     (tmp_path / "other" / "zero").rename(tmp_path / "other" / "a zero")
@@ -322,7 +322,7 @@ def test_evaluation_of_other_classes_is_refused(trained, digits, tmp_path, capsy
 
 
 def test_resuming_gives_the_same_bits(trained, digits, tmp_path):
-    """A run that lost its end goes on from its last whole checkpoint, with augmentation and mixing as they were."""
+    """An interrupted run continues from its last complete checkpoint, with the same augmentation and mixing."""
     output = tmp_path / trained.name
     shutil.copytree(trained, output)
     checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
@@ -400,7 +400,7 @@ def test_several_labels_an_image(digits, tmp_path):
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     assert model.config.problem_type == "multi_label_classification"
     assert sorted(model.config.id2label.values()) == ["loop", "one", "two", "zero"]
-    best = {found["label"]: found["score"] for found in pipeline("image-classification", model=str(tmp_path / "out"))(
+    best = {entry["label"]: entry["score"] for entry in pipeline("image-classification", model=str(tmp_path / "out"))(
         str(next((tmp_path / "validation").glob("zero-*.png"))))}  # fmt: skip
     assert best["zero"] + best["loop"] > 1.1  # each label has its own probability
 
@@ -449,10 +449,10 @@ def test_pushing_and_loading_without_the_package(digits, tmp_path, loopback_hub)
         from transformers import pipeline
 
         classify = pipeline("image-classification", model="hf-internimage-tests/digits", trust_remote_code=True)
-        print([(found["label"], round(found["score"], 5)) for found in classify({str(picture)!r})])
+        print([(entry["label"], round(entry["score"], 5)) for entry in classify({str(picture)!r})])
         """),
         **environment,
     )
     classify = pipeline("image-classification", model=str(tmp_path / "out"))
-    expected = [(found["label"], round(found["score"], 5)) for found in classify(str(picture))]
+    expected = [(entry["label"], round(entry["score"], 5)) for entry in classify(str(picture))]
     assert printed.strip().splitlines()[-1] == str(expected)

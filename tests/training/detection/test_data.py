@@ -56,10 +56,10 @@ def test_other_splits_are_matched_by_name(scenes, tmp_path):
     coco(tmp_path / "other", 2, names=["square", "ring"])
     with pytest.raises(ValueError, match="'validation' has objects of the class 'ring', which is none of square, disc"):
         load(train_dir=scenes / "train", validation_dir=tmp_path / "other")
-    wanted = ["owl", "disc", "square"]
+    names = ["owl", "disc", "square"]
     arguments = DetectionDataArguments(validation_dir=str(scenes / "validation"))
-    data = load_data(arguments, splits=["validation"], label_names=wanted)
-    assert data.label_names == wanted
+    data = load_data(arguments, splits=["validation"], label_names=names)
+    assert data.label_names == names
     assert data.validation[0]["classes"] == [2, 1]
 
 
@@ -80,7 +80,7 @@ def test_a_share_is_held_out(scenes):
 
 
 def broken(change):
-    """What `change` makes of a good annotation file."""
+    """Return a function that damages a good annotation file by `change`."""
 
     def of(content, folder):
         change(content)
@@ -130,7 +130,7 @@ def test_validation_without_an_object_is_refused(scenes, tmp_path):
 
 
 def test_objects_that_cannot_be_trained_on(tmp_path, caplog):
-    """Named once, never drawn; COCO's measure still has them."""
+    """They are reported once and left out of training; COCO's measure still has them."""
     content = coco(tmp_path / "train", 3)
     content["annotations"][0]["bbox"] = [60, 5, 10, 10]  # right of the image
     content["annotations"][3]["bbox"] = [5, 5, 0, 10]
@@ -170,7 +170,7 @@ def test_an_image_of_another_size_than_annotated_is_named(tmp_path):
 
 
 def test_large_jpeg_images_are_refused(tmp_path):
-    """Read at a reduced size, as for classification, their boxes would be wrong."""
+    """At a reduced size, as for classification, their boxes would be wrong."""
     coco(tmp_path / "train", 1)
     content = json.loads((tmp_path / "train" / "annotations.json").read_text())
     content["images"] = [{"id": 100, "file_name": "00.jpg"}]
@@ -224,9 +224,9 @@ def test_data_sets_with_a_column_of_objects(kind, tmp_path):
     ] or kind.startswith("lists of")
     example = loaded.train.with_transform(augmented(loaded, flip_probability=0.0))[1]
     x, y, w, h = scene(1)[1][0]
-    wanted = [(x + w / 2) / 48, (y + h / 2) / 40, w / 48, h / 40]
+    expected = [(x + w / 2) / 48, (y + h / 2) / 40, w / 48, h / 40]
     order = example["labels"]["class_labels"].tolist().index(row["classes"][0])
-    torch.testing.assert_close(example["labels"]["boxes"][order], torch.tensor(wanted), atol=1e-6, rtol=0)
+    torch.testing.assert_close(example["labels"]["boxes"][order], torch.tensor(expected), atol=1e-6, rtol=0)
 
 
 def test_corners_and_wrong_columns(tmp_path):

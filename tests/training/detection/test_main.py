@@ -81,7 +81,7 @@ def processor_size(height, width):
 
 
 class Echo(torch.nn.Module):
-    """Finds what is annotated."""
+    """A detector that returns the annotated boxes."""
 
     def __init__(self):
         super().__init__()
@@ -98,7 +98,7 @@ class Echo(torch.nn.Module):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_detections_are_measured_at_the_images_own_size(batch, tmp_path):
-    """Images of several shapes, resized and padded; what finds all that is annotated gets everything."""
+    """Images of several shapes are resized and padded; a detector that returns the annotations scores 1."""
     coco(tmp_path / "validation", 4)
     content = json.loads((tmp_path / "validation" / "annotations.json").read_text())
     for index, (width, height) in enumerate([(48, 90), (130, 40), (64, 64)]):
@@ -120,11 +120,11 @@ def test_detections_are_measured_at_the_images_own_size(batch, tmp_path):
     )  # fmt: skip
     prediction = trainer.predict(data.validation.with_transform(data.evaluation_transform(processor)))
     assert prediction.metrics["test_map"] == pytest.approx(1)
-    found = prediction.predictions[:, :2, 2:]
-    wanted = np.array([row["boxes"] for row in data.validation])
-    wanted[..., 2:] += wanted[..., :2]
-    order = np.argsort(found[..., 0], 1)[..., None]
-    np.testing.assert_allclose(np.take_along_axis(found, order, 1), wanted, atol=1e-3)
+    detected = prediction.predictions[:, :2, 2:]
+    expected = np.array([row["boxes"] for row in data.validation])
+    expected[..., 2:] += expected[..., :2]
+    order = np.argsort(detected[..., 0], 1)[..., None]
+    np.testing.assert_allclose(np.take_along_axis(detected, order, 1), expected, atol=1e-3)
     assert prediction.label_ids.reshape(-1).tolist() == [0, 1, 2, 3]
 
 
@@ -158,14 +158,14 @@ def test_recipes_are_the_originals(name, tmp_path):
     recipe = SCRIPTS / "recipes" / "detection" / f"{name}.yaml"
     arguments = script.read_arguments([str(recipe), "--train_dir=images", f"--output_dir={tmp_path}", "--use_cpu=true"])
     training, own, augmentation = arguments.training, arguments.recipe, arguments.augmentation
-    wanted = TABLE[name]
-    assert (training.max_steps if training.max_steps > 0 else training.num_train_epochs) == wanted[0]
-    assert own.lr_drops == pytest.approx(wanted[1], abs=1e-6)
+    expected = TABLE[name]
+    assert (training.max_steps if training.max_steps > 0 else training.num_train_epochs) == expected[0]
+    assert own.lr_drops == pytest.approx(expected[1], abs=1e-6)
     rates = (own.layer_decay, own.backbone_lr_scale, own.sampling_lr_scale, training.weight_decay)
-    assert rates == wanted[2:6]
-    assert arguments.model.drop_path_rate == wanted[6]
-    assert (arguments.model.shortest_edge, arguments.model.longest_edge) == wanted[7]
-    assert training.gradient_checkpointing is wanted[8]
+    assert rates == expected[2:6]
+    assert arguments.model.drop_path_rate == expected[6]
+    assert (arguments.model.shortest_edge, arguments.model.longest_edge) == expected[7]
+    assert training.gradient_checkpointing is expected[8]
     assert arguments.model.max_detections == (None if name == "dino_t" else 300)
     assert training.learning_rate == 1e-4
     assert (training.warmup_steps, own.warmup_start_ratio, training.max_grad_norm) == (500, 1e-3, 0.1)
@@ -242,7 +242,7 @@ def test_refuses(changes, message, scenes, tmp_path, monkeypatch, capsys):
 
 
 def model_arguments(**kwargs):
-    """Return arguments of the script, of which building a model and its image processor needs the model's alone."""
+    """Make arguments of the script with those of the model alone, enough for `build_model` and `build_processor`."""
     return SimpleNamespace(model=script.ModelArguments(**{"config_overrides": SMALL, **kwargs}))
 
 
@@ -273,7 +273,7 @@ def test_dino_on_a_backbone_gets_its_weights(tmp_path):
 
 
 def tiny_trainer(head, overrides, scenes, tmp_path):
-    """As the script builds it, with gradient checkpointing."""
+    """Build the trainer as the script does, with gradient checkpointing."""
     options = settings(
         scenes, tmp_path / "out", head=head, head_overrides=json.dumps(overrides), shortest_edge=64,
         gradient_checkpointing=True,
@@ -287,7 +287,7 @@ def tiny_trainer(head, overrides, scenes, tmp_path):
 
 @pytest.mark.parametrize("head", ["dino", "rt_detr"])
 def test_gradient_checkpointing_is_asked_for_once(head, scenes, tmp_path):
-    """Of the backbone where the head has none; else of all by Trainer."""
+    """It is switched on in the backbone if the head does not support it, else in all of the model by Trainer."""
     trainer, training = tiny_trainer(head, HEAD if head == "dino" else RT_DETR, scenes, tmp_path)
     blocks = [block for level in heads.find_backbone(trainer.model)[1].levels for block in level.blocks]
     assert all(block.gradient_checkpointing for block in blocks) is (head != "dino")
@@ -296,7 +296,7 @@ def test_gradient_checkpointing_is_asked_for_once(head, scenes, tmp_path):
 
 
 def test_batches_without_an_object_and_several_processes(scenes, tmp_path):
-    """RT-DETR's embedding of denoising queries gets no gradient of such a batch, all else does; DDP has to bear it."""
+    """RT-DETR's embedding of denoising queries gets no gradient from such a batch, which DDP has to allow."""
     trainer, training = tiny_trainer("rt_detr", RT_DETR, scenes, tmp_path)
     assert training.ddp_find_unused_parameters
     none = {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
@@ -362,11 +362,11 @@ def test_a_run_writes_everything(trained):
         "all_results.json", "trainer_state.json", "modeling_internimage_dino.py",
         "image_processing_internimage_detection.py",
     } <= names  # fmt: skip
-    found = sorted(path.name for path in (trained / "overlays").iterdir())
-    assert found == [
+    names = sorted(path.name for path in (trained / "overlays").iterdir())
+    assert names == [
         "eval_000000_08.png", "eval_000003_11.png", "test_000000_00.png", "test_000007_07.png",
     ]  # fmt: skip
-    assert min(Image.open(trained / "overlays" / found[0]).size) > 300
+    assert min(Image.open(trained / "overlays" / names[0]).size) > 300
     evaluation = json.loads((trained / "eval_evaluation.json").read_text())
     assert evaluation["samples"] == 4
     assert evaluation["image_size"] == [40, 67]
@@ -385,16 +385,16 @@ def test_a_run_writes_everything(trained):
 
 def test_the_model_of_a_run_works(trained, scenes):
     image = Image.open(scenes / "train" / "images" / "03.png")
-    found = pipeline("object-detection", model=str(trained))(image, threshold=0.0)
-    assert found
-    assert {entry["label"] for entry in found} <= set(NAMES)
+    detections = pipeline("object-detection", model=str(trained))(image, threshold=0.0)
+    assert detections
+    assert {entry["label"] for entry in detections} <= set(NAMES)
     width, height = image.size
-    assert all(-1 <= entry["box"]["xmin"] <= entry["box"]["xmax"] <= width + 1 for entry in found)
-    assert all(-1 <= entry["box"]["ymin"] <= entry["box"]["ymax"] <= height + 1 for entry in found)
+    assert all(-1 <= entry["box"]["xmin"] <= entry["box"]["xmax"] <= width + 1 for entry in detections)
+    assert all(-1 <= entry["box"]["ymin"] <= entry["box"]["ymax"] <= height + 1 for entry in detections)
 
 
 def test_evaluation_alone_gives_the_same(trained, scenes, tmp_path):
-    """In other batches, with classes in another order in the file, and with boxes that no size of a batch moves."""
+    """Batches of another size and classes in another order in the file change nothing."""
     coco(tmp_path / "validation", 4, first=8, ids=(9, 5))
     arguments = settings(
         scenes, tmp_path / "again", model_name_or_path=trained, train_dir=None, config_overrides=None,
@@ -412,7 +412,7 @@ def test_evaluation_alone_gives_the_same(trained, scenes, tmp_path):
 
 
 def test_evaluation_needs_the_models_classes(trained, scenes, tmp_path, capsys):
-    """Without training, a classifier for other classes would be a random one."""
+    """Without training, a classifier for other classes would be random."""
     shutil.copytree(trained, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     arguments = settings(
@@ -431,7 +431,7 @@ def test_evaluation_needs_the_models_classes(trained, scenes, tmp_path, capsys):
 
 
 def test_resuming_gives_the_same_bits(trained, scenes, tmp_path):
-    """A run that lost its end goes on from its last whole checkpoint, with the same augmentation."""
+    """An interrupted run continues from its last complete checkpoint, with the same augmentation."""
     output = tmp_path / trained.name
     shutil.copytree(trained, output)
     assert sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
@@ -484,7 +484,7 @@ def test_pushing_and_loading_without_the_package(scenes, tmp_path, loopback_hub)
         from transformers import pipeline
 
         detect = pipeline("object-detection", model=MODEL, trust_remote_code=True)
-        print([(found["label"], round(found["score"], 4)) for found in detect({picture!r}, threshold=0.0)][:5])
+        print([(entry["label"], round(entry["score"], 4)) for entry in detect({picture!r}, threshold=0.0)][:5])
         """
     here = run_python(
         f"""
@@ -523,7 +523,7 @@ def test_overlays_show_boxes_where_they_are(tmp_path):
         panels = drawn[:, :half], drawn[:, half:]
 
         def lines(panel, colour, axis):
-            """Columns (axis 0) or rows of which a good part has a colour."""
+            """Return the columns (axis 0) or rows that have a colour in more than a quarter of their pixels."""
             return np.flatnonzero((abs(panel - colour).sum(-1) < 12).mean(axis) > 0.25)
 
         assert not len(lines(panels[1 - side], blue, 0))
@@ -531,8 +531,8 @@ def test_overlays_show_boxes_where_they_are(tmp_path):
         scale = np.array([columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1] * 2) / [60, 40, 60, 40]
         assert scale[0] == pytest.approx(scale[1], rel=0.02)
         columns, rows = lines(panels[side], blue, 0) - columns[0], lines(panels[side], blue, 1) - rows[0]
-        found = np.array([columns[0], rows[-1] - 20 * scale[1], columns[-1], rows[-1]])  # above is the label
-        np.testing.assert_allclose(found / scale, box, atol=0.4)
+        drawn_box = np.array([columns[0], rows[-1] - 20 * scale[1], columns[-1], rows[-1]])  # above is the label
+        np.testing.assert_allclose(drawn_box / scale, box, atol=0.4)
 
 
 def test_overlays_are_of_images_spread_over_a_split(scenes, tmp_path, monkeypatch):
@@ -542,8 +542,8 @@ def test_overlays_are_of_images_spread_over_a_split(scenes, tmp_path, monkeypatc
     split = data.train.select([7, 1, 2, 3, 4])
     rows = np.array([[0.9, 1, 3, 4, 5, 6], [0.3, 0, 1, 2, 3, 4], [-1, -1, -1, -1, -1, -1]])
     detections = {number: rows + np.array([0, 0, number, 0, 0, 0]) for number in range(8)}
-    found = box_overlays.draw_overlays(split, detections, NAMES, tmp_path / "o", prefix="x_", count=3, threshold=0.5)
-    assert [path.name for path in found] == ["x_000007_07.png", "x_000002_02.png", "x_000004_04.png"]
+    paths = box_overlays.draw_overlays(split, detections, NAMES, tmp_path / "o", prefix="x_", count=3, threshold=0.5)
+    assert [path.name for path in paths] == ["x_000007_07.png", "x_000002_02.png", "x_000004_04.png"]
     for number, (image, truth, kept, names, path) in zip((7, 2, 4), drawn, strict=True):
         assert np.array_equal(np.asarray(image), np.asarray(scene(number)[0]))
         boxes = np.array(scene(number)[1])

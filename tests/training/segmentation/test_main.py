@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""scripts/run_semantic_segmentation.py: its data, arguments and recipes, and whole runs on a few tiny scenes."""
+"""scripts/run_semantic_segmentation.py: its arguments and recipes, and whole runs on a few tiny scenes."""
 
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import Dataset, Features
-from datasets import Image as ImageFeature
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from support.paths import SCRIPTS
+from support.segmentation_scenes import NAMES, scene, write_all
+from support.segmentation_scenes import arguments as data_arguments
 from support.training_scripts import as_arguments, only_labels
 from transformers import (
     AutoImageProcessor,
@@ -30,55 +29,17 @@ from hf_internimage.training.command_line import json_object
 from hf_internimage.training.metric_modules import load_metric_module
 from hf_internimage.training.segmentation import main as script
 from hf_internimage.training.segmentation import plots as overlays
-from hf_internimage.training.segmentation.data import (
-    SegmentationDataArguments,
-    decode_mask,
-    load_data,
-    read_pairs,
-)
+from hf_internimage.training.segmentation.data import load_data
 from hf_internimage.training.segmentation.trainer import MEAN_IOU, SegmentationTrainer
-from hf_internimage.training.sources import read_label_names
 from hf_internimage.training.system_trainer import SystemRecipe
 
 RECIPES = sorted((SCRIPTS / "recipes" / "segmentation").glob("*.yaml"))
-NAMES = ["background", "square", "disc"]
 SMALL = '{"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}'
-
-
-def scene(seed, height=32, width=32):
-    """A red square and a green disc on gray noise, and the map of them."""
-    generator = np.random.default_rng(seed)
-    pixels = generator.integers(90, 130, (height, width, 3))
-    labels = np.zeros((height, width), np.uint8)
-    down, across = np.mgrid[:height, :width]
-    top, left = generator.integers(2, height // 2), generator.integers(2, width // 3)
-    inside = (abs(down - top - 6) < 9) & (abs(across - left - 4) < 9)
-    labels[inside] = 1
-    inside = (down - height + 9) ** 2 + (across - width + 9) ** 2 < 120
-    labels[inside] = 2
-    pixels[labels == 1] = (220, 40, 40)
-    pixels[labels == 2] = (30, 200, 60)
-    labels[:2] = 255
-    return Image.fromarray(pixels.astype(np.uint8)), Image.fromarray(labels)
-
-
-def write(folder, count, first=0, **size):
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True)
-    for index in range(first, first + count):
-        image, mask = scene(index, **size)
-        image.save(folder / "images" / f"{index:02d}.png")
-        mask.save(folder / "masks" / f"{index:02d}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    write(folder / "train", 8, height=40, width=48)
-    write(folder / "validation", 3, 100, height=40, width=48)
-    (folder / "names.txt").write_text("\n".join(NAMES))
-    return folder
+    return write_all(tmp_path_factory.mktemp("scenes"))
 
 
 def settings(scenes, output, **changes):
@@ -106,158 +67,6 @@ def settings(scenes, output, **changes):
 
 def scores(output):
     return json.loads((output / "eval_evaluation.json").read_text())
-
-
-# ---- Data ----
-
-
-def test_pairs_by_name(scenes, tmp_path):
-    found = read_pairs(scenes / "train")
-    assert [Path(row["image"]["path"]).name for row in found] == [f"{index:02d}.png" for index in range(8)]
-    assert all(Path(row["label"]["path"]).parts[-2:] == ("masks", Path(row["image"]["path"]).name) for row in found)
-    # names as Cityscapes has them, in folders
-    for name, end in (("images/bonn/a", "_left.png"), ("masks/bonn/a", "_ids.png"), ("masks/bonn/a", "_color.png")):
-        path = tmp_path / f"{name}{end}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (4, 4)).save(path)
-    (row,) = read_pairs(tmp_path, "_left.png", "_ids.png")
-    assert (Path(row["image"]["path"]).name, Path(row["label"]["path"]).name) == ("a_left.png", "a_ids.png")
-
-
-def arguments(folder, **changes):
-    return SegmentationDataArguments(
-        **{"train_dir": str(folder / "train"), "label_names_file": str(folder / "names.txt"), **changes}
-    )
-
-
-def examples(loaded, split):
-    transform = loaded.training_transform(lambda image, labels, key: {"image": image, "labels": labels, "key": key})
-    return getattr(loaded, split).with_transform(transform)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder: (folder / "masks/01.png").unlink(), "images/01.png: has no map of its name in"),
-        (lambda folder: (folder / "images/03.png").unlink(), "masks/03.png: has no image of its name in"),
-        (lambda folder: (folder / "masks/01.bmp").write_bytes(b""), "are both called 01"),
-        (lambda folder: shutil.rmtree(folder / "masks"), "masks: is not a folder"),
-        (lambda folder: [path.unlink() for path in (folder / "images").iterdir()], "images: holds no images"),
-    ],
-)
-def test_refuses_folders(damage, message, tmp_path):
-    damage(write(tmp_path / "train", 4))
-    with pytest.raises(ValueError, match=message):
-        read_pairs(tmp_path / "train")
-
-
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        (Image.new("L", (30, 32)), r"masks/01.png: has 30x32 pixels, its image .*images/01.png 32x32"),
-        (Image.new("L", (32, 32), 3), "masks/01.png: holds class 3, but there are 3 class names"),
-        (Image.new("RGB", (32, 32)), "masks/01.png: is RGB, but a map has"),
-        (None, "masks/01.png: cannot be decoded"),
-    ],
-    ids=["size", "class", "channels", "damaged"],
-)
-def test_refuses_maps(mask, message, tmp_path, scenes):
-    write(tmp_path / "train", 4)
-    path = tmp_path / "train" / "masks" / "01.png"
-    path.write_bytes(b"nothing") if mask is None else mask.save(path)
-    loaded = load_data(arguments(tmp_path, label_names_file=str(scenes / "names.txt"), train_val_split=0))
-    rows = examples(loaded, "train")
-    assert rows[0]["labels"].shape == (32, 32)
-    with pytest.raises(ValueError, match=message):
-        rows[1]
-
-
-def test_maps_of_any_kind_are_numbers(tmp_path):
-    wanted = np.array([[0, 1], [7, 255]], np.uint8)
-    plain, palette, wide = tmp_path / "l.png", tmp_path / "p.png", tmp_path / "i.png"
-    Image.fromarray(wanted).save(plain)
-    coloured = Image.fromarray(wanted).convert("P")
-    coloured.putpalette([value for index in range(256) for value in (255 - index, index, 3)])
-    coloured.putdata(wanted.ravel().tolist())
-    coloured.save(palette)
-    Image.fromarray(wanted.astype(np.uint16) + 300).save(wide)
-    for path, shift in ((plain, 0), (palette, 0), (wide, 300)):
-        found = decode_mask({"bytes": None, "path": str(path)})
-        assert found.dtype == np.int64
-        assert (found == wanted.astype(int) + shift).all()
-
-
-def test_reduced_labels(scenes):
-    names = ["square", "disc"]
-    loaded = load_data(
-        arguments(scenes, label_names_file=None, reduce_labels=True, train_val_split=0), label_names=names
-    )
-    whole = load_data(arguments(scenes, train_val_split=0))
-    reduced, full = examples(loaded, "train")[0]["labels"], examples(whole, "train")[0]["labels"]
-    assert set(np.unique(full)) == {0, 1, 2, 255}
-    assert (reduced == np.select([full == 1, full == 2], [0, 1], 255)).all()
-
-
-def test_held_out_and_chosen(scenes):
-    loaded = load_data(arguments(scenes, train_val_split=0.25, max_train_samples=4), seed=1)
-    again = load_data(arguments(scenes, train_val_split=0.25, max_train_samples=4), seed=1)
-    paths = [[row["image"]["path"] for row in split] for split in (loaded.train, loaded.validation, again.train)]
-    assert (len(paths[0]), len(paths[1])) == (4, 2)
-    assert not set(paths[0]) & set(paths[1])
-    assert paths[0] == paths[2]
-
-
-def test_datasets_with_two_columns_of_images(scenes, tmp_path):
-    rows = read_pairs(scenes / "train")
-    columns = {
-        "picture": [{"bytes": Path(row["image"]["path"]).read_bytes(), "path": None} for row in rows],
-        "annotation": [{"bytes": Path(row["label"]["path"]).read_bytes(), "path": None} for row in rows],
-        "number": list(range(8)),
-    }
-    features = Features({"picture": ImageFeature(), "annotation": ImageFeature(), "number": rows.features.get("n")})
-    features = Features({name: kind for name, kind in features.items() if kind is not None})
-    data = Dataset.from_dict({name: columns[name] for name in features}, features=features)
-    (tmp_path / "repository").mkdir()
-    data.to_parquet(tmp_path / "repository" / "train.parquet")
-    options = {
-        "train_dir": None,
-        "dataset_name": str(tmp_path / "repository"),
-        "label_names_file": str(scenes / "names.txt"),
-        "data_cache_dir": str(tmp_path / "cache"),
-    }
-    with pytest.raises(ValueError, match=r"No column is recognised; set image_column_name to one of \['picture'"):
-        load_data(arguments(scenes, **options))
-    with pytest.raises(ValueError, match=r"'number' is none of images; set label_column_name"):
-        load_data(arguments(scenes, **options, image_column_name="picture", label_column_name="number"))
-    loaded = load_data(arguments(scenes, **options, image_column_name="picture", train_val_split=0))
-    found, expected = examples(loaded, "train")[3], scene(3, 40, 48)
-    assert (np.asarray(found["image"]) == np.asarray(expected[0])).all()
-    assert (found["labels"] == np.asarray(expected[1])).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.txt", "\n", "is empty"),
-        ("a.txt", "one\ntwo\none\n", "names one twice"),
-        ("a.json", '{"0": "one", "2": "two"}', "number its 2 classes from 0 to 1"),
-        ("a.json", '"one"', "holds no names"),
-        ("a.json", "[1", "cannot be read"),
-        ("missing.txt", None, "cannot be read"),
-    ],
-)
-def test_refuses_names(name, text, message, tmp_path):
-    if text is not None:
-        (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_label_names(tmp_path / name)
-
-
-def test_names(tmp_path):
-    (tmp_path / "a.json").write_text('{"1": "b", "0": "a"}')
-    assert read_label_names(tmp_path / "a.json") == ["a", "b"]
-    (tmp_path / "b.json").write_text('["a", "b"]')
-    assert read_label_names(tmp_path / "b.json") == ["a", "b"]
 
 
 # ---- Arguments and recipes ----
@@ -316,7 +125,7 @@ def test_recipes_are_the_originals(recipe, tmp_path):
     size = recipe.rpartition("_")[2]
     owner, _, name = arguments.model.backbone.partition("/")
     assert owner == "OpenGVLab"
-    assert next(found for found in CHECKPOINTS if found.name == name).size == size
+    assert next(entry for entry in CHECKPOINTS if entry.name == name).size == size
     fields = json_object("", arguments.model.config_overrides)
     assert fields == ({} if size == "h" else {"layer_scale": 1.0})
     config = heads.head_config(
@@ -338,7 +147,7 @@ def test_refuses_three_sides_and_too_many_classes(tmp_path, scenes):
     with pytest.raises(ValueError, match=r"inference_crop is \[1, 2, 3\], expected one number, or height and width"):
         script.InferenceArguments(inference="slide", inference_crop=[1, 2, 3], inference_stride=[1])
     with pytest.raises(ValueError, match="There are 256 classes, expected at most 255"):
-        load_data(arguments(scenes, label_names_file=None), label_names=[str(index) for index in range(256)])
+        load_data(data_arguments(scenes, label_names_file=None), label_names=[str(index) for index in range(256)])
 
 
 def test_the_small_recipe_is_small():
@@ -407,7 +216,7 @@ def test_what_a_training_leaves(trained, scenes):
 
 
 def test_scores_are_those_of_the_saved_model_at_the_images_own_size(trained, scenes):
-    """Step by step with transformers' means: the processor, the model, its logits at the image's size."""
+    """They are computed again step by step with transformers: processor, model, logits at the image's size."""
     processor = AutoImageProcessor.from_pretrained(trained)
     assert type(processor) is InternImageSegmentationImageProcessor
     model = AutoModelForSemanticSegmentation.from_pretrained(trained).eval()
@@ -420,8 +229,8 @@ def test_scores_are_those_of_the_saved_model_at_the_images_own_size(trained, sce
         assert inputs.pixel_values.shape[-2:] == (32, 40)  # 40x48 -> 32x38 -> 32x40
         with torch.no_grad():
             outputs = model(**inputs)
-        (found,) = processor.post_process_semantic_segmentation(outputs, [truth.shape])
-        metric.add(found.numpy(), truth)
+        (predicted,) = processor.post_process_semantic_segmentation(outputs, [truth.shape])
+        metric.add(predicted.numpy(), truth)
     expected = metric.compute()
     for name in ("mean_iou", "mean_accuracy", "overall_accuracy"):
         assert scores(trained)["metrics"][name] == pytest.approx(expected[name], abs=1e-12)
@@ -435,7 +244,7 @@ def test_trainer_keeps_the_card(trained):
 
 
 def test_resuming_gives_the_same_bits(trained, scenes, tmp_path):
-    """A run that lost its end goes on from its last whole checkpoint, with augmentation as it was; workers or not."""
+    """An interrupted run continues from its last complete checkpoint, with the same augmentation and any workers."""
     output = tmp_path / trained.name
     shutil.copytree(trained, output)
     checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
@@ -467,7 +276,7 @@ def test_evaluation_alone(trained, scenes, tmp_path):
 
 
 def test_evaluation_reduces_labels_as_the_checkpoint_does(trained, scenes, tmp_path):
-    """Maps whose classes begin at 1 are scored alike, if the checkpoint's image processor says that they do."""
+    """Maps whose classes begin at 1 get the same scores if the checkpoint's image processor reduces labels."""
     shutil.copytree(trained, tmp_path / "model")
     fields = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
     (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps({**fields, "do_reduce_labels": True}))
@@ -508,7 +317,7 @@ def test_evaluation_refuses_other_classes(trained, scenes, tmp_path, capsys):
 
 
 def test_other_classes_and_a_backbone_of_a_checkpoint(trained, scenes, tmp_path):
-    """A segmenter goes on with fewer classes; and a backbone gives its weights to a new head."""
+    """A segmenter is trained on fewer classes, and a new head on its backbone's weights."""
     names = tmp_path / "names.txt"
     names.write_text("square\ndisc\n")
     common = {"label_names_file": names, "config_overrides": None, "reduce_labels": True, "max_steps": 1}

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""Segmentation data: folders of images and maps, data sets with two columns of images, class names, errors."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+from support.segmentation_scenes import arguments, scene, write, write_all
+
+from hf_internimage.training.segmentation.data import decode_mask, load_data, read_pairs
+from hf_internimage.training.sources import read_label_names
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_all(tmp_path_factory.mktemp("scenes"))
+
+
+def test_pairs_by_name(scenes, tmp_path):
+    pairs = read_pairs(scenes / "train")
+    assert [Path(row["image"]["path"]).name for row in pairs] == [f"{index:02d}.png" for index in range(8)]
+    assert all(Path(row["label"]["path"]).parts[-2:] == ("masks", Path(row["image"]["path"]).name) for row in pairs)
+    # names as Cityscapes has them, in folders
+    for name, end in (("images/bonn/a", "_left.png"), ("masks/bonn/a", "_ids.png"), ("masks/bonn/a", "_color.png")):
+        path = tmp_path / f"{name}{end}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(path)
+    (row,) = read_pairs(tmp_path, "_left.png", "_ids.png")
+    assert (Path(row["image"]["path"]).name, Path(row["label"]["path"]).name) == ("a_left.png", "a_ids.png")
+
+
+def examples(loaded, split):
+    transform = loaded.training_transform(lambda image, labels, key: {"image": image, "labels": labels, "key": key})
+    return getattr(loaded, split).with_transform(transform)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "masks/01.png").unlink(), "images/01.png: has no map of its name in"),
+        (lambda folder: (folder / "images/03.png").unlink(), "masks/03.png: has no image of its name in"),
+        (lambda folder: (folder / "masks/01.bmp").write_bytes(b""), "are both called 01"),
+        (lambda folder: shutil.rmtree(folder / "masks"), "masks: is not a folder"),
+        (lambda folder: [path.unlink() for path in (folder / "images").iterdir()], "images: holds no images"),
+    ],
+)
+def test_refuses_folders(damage, message, tmp_path):
+    damage(write(tmp_path / "train", 4))
+    with pytest.raises(ValueError, match=message):
+        read_pairs(tmp_path / "train")
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (Image.new("L", (30, 32)), r"masks/01.png: has 30x32 pixels, its image .*images/01.png 32x32"),
+        (Image.new("L", (32, 32), 3), "masks/01.png: holds class 3, but there are 3 class names"),
+        (Image.new("RGB", (32, 32)), "masks/01.png: is RGB, but a map has"),
+        (None, "masks/01.png: cannot be decoded"),
+    ],
+    ids=["size", "class", "channels", "damaged"],
+)
+def test_refuses_maps(mask, message, tmp_path, scenes):
+    write(tmp_path / "train", 4)
+    path = tmp_path / "train" / "masks" / "01.png"
+    path.write_bytes(b"nothing") if mask is None else mask.save(path)
+    loaded = load_data(arguments(tmp_path, label_names_file=str(scenes / "names.txt"), train_val_split=0))
+    rows = examples(loaded, "train")
+    assert rows[0]["labels"].shape == (32, 32)
+    with pytest.raises(ValueError, match=message):
+        rows[1]
+
+
+def test_maps_of_any_kind_are_numbers(tmp_path):
+    classes = np.array([[0, 1], [7, 255]], np.uint8)
+    plain, palette, wide = tmp_path / "l.png", tmp_path / "p.png", tmp_path / "i.png"
+    Image.fromarray(classes).save(plain)
+    coloured = Image.fromarray(classes).convert("P")
+    coloured.putpalette([value for index in range(256) for value in (255 - index, index, 3)])
+    coloured.putdata(classes.ravel().tolist())
+    coloured.save(palette)
+    Image.fromarray(classes.astype(np.uint16) + 300).save(wide)
+    for path, shift in ((plain, 0), (palette, 0), (wide, 300)):
+        decoded = decode_mask({"bytes": None, "path": str(path)})
+        assert decoded.dtype == np.int64
+        assert (decoded == classes.astype(int) + shift).all()
+
+
+def test_reduced_labels(scenes):
+    names = ["square", "disc"]
+    loaded = load_data(
+        arguments(scenes, label_names_file=None, reduce_labels=True, train_val_split=0), label_names=names
+    )
+    whole = load_data(arguments(scenes, train_val_split=0))
+    reduced, full = examples(loaded, "train")[0]["labels"], examples(whole, "train")[0]["labels"]
+    assert set(np.unique(full)) == {0, 1, 2, 255}
+    assert (reduced == np.select([full == 1, full == 2], [0, 1], 255)).all()
+
+
+def test_held_out_and_chosen(scenes):
+    loaded = load_data(arguments(scenes, train_val_split=0.25, max_train_samples=4), seed=1)
+    again = load_data(arguments(scenes, train_val_split=0.25, max_train_samples=4), seed=1)
+    paths = [[row["image"]["path"] for row in split] for split in (loaded.train, loaded.validation, again.train)]
+    assert (len(paths[0]), len(paths[1])) == (4, 2)
+    assert not set(paths[0]) & set(paths[1])
+    assert paths[0] == paths[2]
+
+
+def test_datasets_with_two_columns_of_images(scenes, tmp_path):
+    rows = read_pairs(scenes / "train")
+    columns = {
+        "picture": [{"bytes": Path(row["image"]["path"]).read_bytes(), "path": None} for row in rows],
+        "annotation": [{"bytes": Path(row["label"]["path"]).read_bytes(), "path": None} for row in rows],
+        "number": list(range(8)),
+    }
+    features = Features({"picture": ImageFeature(), "annotation": ImageFeature(), "number": rows.features.get("n")})
+    features = Features({name: kind for name, kind in features.items() if kind is not None})
+    data = Dataset.from_dict({name: columns[name] for name in features}, features=features)
+    (tmp_path / "repository").mkdir()
+    data.to_parquet(tmp_path / "repository" / "train.parquet")
+    options = {
+        "train_dir": None,
+        "dataset_name": str(tmp_path / "repository"),
+        "label_names_file": str(scenes / "names.txt"),
+        "data_cache_dir": str(tmp_path / "cache"),
+    }
+    with pytest.raises(ValueError, match=r"No column is recognised; set image_column_name to one of \['picture'"):
+        load_data(arguments(scenes, **options))
+    with pytest.raises(ValueError, match=r"'number' is none of images; set label_column_name"):
+        load_data(arguments(scenes, **options, image_column_name="picture", label_column_name="number"))
+    loaded = load_data(arguments(scenes, **options, image_column_name="picture", train_val_split=0))
+    example, expected = examples(loaded, "train")[3], scene(3, 40, 48)
+    assert (np.asarray(example["image"]) == np.asarray(expected[0])).all()
+    assert (example["labels"] == np.asarray(expected[1])).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "\n", "is empty"),
+        ("a.txt", "one\ntwo\none\n", "names one twice"),
+        ("a.json", '{"0": "one", "2": "two"}', "number its 2 classes from 0 to 1"),
+        ("a.json", '"one"', "holds no names"),
+        ("a.json", "[1", "cannot be read"),
+        ("missing.txt", None, "cannot be read"),
+    ],
+)
+def test_refuses_names(name, text, message, tmp_path):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_label_names(tmp_path / name)
+
+
+def test_names(tmp_path):
+    (tmp_path / "a.json").write_text('{"1": "b", "0": "a"}')
+    assert read_label_names(tmp_path / "a.json") == ["a", "b"]
+    (tmp_path / "b.json").write_text('["a", "b"]')
+    assert read_label_names(tmp_path / "b.json") == ["a", "b"]
