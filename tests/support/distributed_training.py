@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Short trainings in one process or several, of a process that imports everything once and forks for each.
 
-Reads the path of a settings file from each line of its input, and prints the exit code of each training. Processes are
-started and watched as by torchrun, but forked.
+Without arguments it reads the path of a settings file from each line of its input, and prints the exit code of each
+training. Processes are started and watched as by torchrun, but forked. `torchrun distributed_training.py SETTINGS.json`
+runs one training.
 
 accelerate refuses FSDP without a GPU; PyTorch itself does not. For the test of FSDP2 on CPUs the processes are
 therefore declared to be of a kind that accelerate shards.
@@ -146,4 +147,7 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    if sys.argv[1:]:
+        main(json.loads(Path(sys.argv[1]).read_text()))
+    else:
+        serve()
