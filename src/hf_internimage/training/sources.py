@@ -181,18 +181,15 @@ def choose_samples(datasets: dict[str, Any], arguments: SourceArguments, seed: i
 
     Of a stream, the first rows are taken.
     """
-    return {
-        split: _choose(dataset, arguments.max_train_samples if split == "train" else arguments.max_eval_samples, seed)
-        for split, dataset in datasets.items()
-    }
-
-
-def _choose(dataset: Any, count: int | None, seed: int) -> Any:
-    if count is None:
-        return dataset
-    if isinstance(dataset, IterableDataset):
-        return dataset.take(count)
-    return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count]))
+    chosen = {}
+    for split, dataset in datasets.items():
+        count = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
+        if count is not None and isinstance(dataset, IterableDataset):
+            dataset = dataset.take(count)
+        elif count is not None:
+            dataset = dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count]))
+        chosen[split] = dataset
+    return chosen
 
 
 def read_label_names(path: str | Path, unique: bool = True) -> list[str]:
