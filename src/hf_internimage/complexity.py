@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from .models import auto
 from .models.configuration_internimage import InternImageConfig, is_integer
 from .models.layers_internimage import InternImageDeformableConvolution
-from .models.modeling_internimage import InternImageForImageClassification
 
 # Per output value and tap: four corners of the bilinear sample, and the mask.
 DCNV3_MACS = 5
@@ -95,7 +95,8 @@ def _on_meta(config_or_model: InternImageConfig | PreTrainedModel) -> PreTrained
     with torch.device("meta"):
         if isinstance(config_or_model, nn.Module):
             return type(config_or_model)(config_or_model.config).eval()
-        return InternImageForImageClassification(config_or_model).eval()
+        classifier = auto.model_class(config_or_model.model_type, "AutoModelForImageClassification")
+        return classifier(config_or_model).eval()
 
 
 def _count_sampling(sampled: list[int]) -> Callable[[nn.Module, Any, torch.Tensor], None]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .models import auto
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -293,7 +295,7 @@ def find_backbone(model: "nn.Module") -> "tuple[str, PreTrainedModel]":
         if not isinstance(module, (InternImageTrunk, BackboneMixin)):
             continue
         prefix = f"{name}." if name else ""
-        if getattr(getattr(module, "config", None), "model_type", None) not in (_PLAIN, _COMPOSITE):
+        if getattr(getattr(module, "config", None), "model_type", None) not in auto.model_types("AutoBackbone"):
             others.append(type(module).__name__)
         elif not backbones or not prefix.startswith(backbones[-1][0]):  # a composite backbone has others inside
             backbones.append((prefix, module))  # type: ignore[arg-type]
@@ -321,7 +323,7 @@ def _backbone_config(backbone: Any) -> "PreTrainedConfig":
 
     if isinstance(backbone, str):
         return InternImageConfig.from_size(backbone)
-    if getattr(backbone, "model_type", None) not in (_PLAIN, _COMPOSITE):
+    if getattr(backbone, "model_type", None) not in auto.model_types("AutoBackbone"):
         kind = getattr(backbone, "model_type", None) or type(backbone).__name__
         raise ValueError(f"The backbone is of type {kind!r}, expected an InternImage or the name of a size.")
     return backbone
@@ -362,17 +364,14 @@ def _from_pretrained(checkpoint: str | os.PathLike, options: dict[str, Any]) -> 
     """Load the checkpoint's backbone; return it with the names of missing weights."""
     from transformers import AutoConfig
 
-    from .models.modeling_cb_internimage import CBInternImageBackbone
-    from .models.modeling_internimage import InternImageBackbone
-
     where = {name: options[name] for name in _FROM_WHERE if name in options}
     model_type = AutoConfig.from_pretrained(checkpoint, **where).model_type
-    if model_type not in (_PLAIN, _COMPOSITE):
+    if model_type not in auto.model_types("AutoBackbone"):
         raise ValueError(
             f"{os.fspath(checkpoint)} holds a model of type {model_type!r}, expected an InternImage; if there is one "
             "inside, load that model and give it in place of the folder."
         )
-    backbone_class: Any = CBInternImageBackbone if model_type == _COMPOSITE else InternImageBackbone
+    backbone_class = auto.model_class(model_type, "AutoBackbone")
     source, info = backbone_class.from_pretrained(checkpoint, **{**options, "output_loading_info": True})
     return source, set(info["missing_keys"])
 

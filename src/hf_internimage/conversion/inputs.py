@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ..models import auto
 from ..tensors import find_state_dict
 from .systems import System, find_system
 
@@ -213,7 +214,7 @@ def read_config(path: Path, system: System) -> tuple[dict[str, Any], PreTrainedC
         except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
             raise ValueError(f"Not a usable configuration ({error}); correct it.") from error
         backbone_type = getattr(config, "backbone_config", config).model_type
-        if backbone_type not in ("internimage", "cb_internimage"):
+        if backbone_type not in auto.model_types("AutoBackbone"):
             raise ValueError(f"Its backbone is of type {backbone_type!r}; give a backbone_config of an InternImage.")
         return fields, config
 

@@ -10,21 +10,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, BaseImageProcessor
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..models.configuration_internimage import InternImageConfig
-from ..models.modeling_internimage import (
-    InternImageBackbone,
-    InternImageForImageClassification,
-    InternImageModel,
-    InternImagePreTrainedModel,
-)
+from ..models import auto
 from . import repository
 from .cards import evaluated_card
 
@@ -74,22 +67,23 @@ def _check_folder(name: str) -> None:
     raise ValueError(f"{name} has no config.json; {hint}.")
 
 
-def _load_model(name: str) -> InternImagePreTrainedModel:
+def _load_model(name: str) -> PreTrainedModel:
     """Load a classifier, a backbone or a model without a head.
 
     Raises: ValueError for another type of model, and for weights that lack tensors.
     """
-    fields = InternImageConfig.get_config_dict(name)[0]
-    if fields.get("model_type") != "internimage":
+    fields = PreTrainedConfig.get_config_dict(name)[0]
+    model_type = fields.get("model_type")
+    if model_type not in auto.model_types("AutoModelForImageClassification"):
         raise ValueError(
-            f"{name} is a model of type {fields.get('model_type')!r}; give a classifier or backbone. "
+            f"{name} is a model of type {model_type!r}; give a classifier or backbone. "
             "Detectors: hf_internimage.hub.push; heads of transformers: their own push_to_hub."
         )
-    classes: tuple[Any, ...] = (InternImageForImageClassification, InternImageModel)
     # Official configurations name the class without a head, although their weights have one: try the classifier first.
-    if fields.get("architectures") == ["InternImageBackbone"]:
-        classes = (InternImageBackbone,)
-    for model_class in classes:
+    backbone = auto.model_class(model_type, "AutoBackbone")
+    is_backbone = fields.get("architectures") == [backbone.__name__]
+    others = [auto.model_class(model_type, name) for name in ("AutoModelForImageClassification", "AutoModel")]
+    for model_class in [backbone] if is_backbone else others:
         model, info = model_class.from_pretrained(name, output_loading_info=True)
         if not info["missing_keys"]:
             return model
@@ -110,10 +104,10 @@ def _load_processor(name: str) -> BaseImageProcessor | None:
     return AutoImageProcessor.from_pretrained(name)
 
 
-def _make_card(args: argparse.Namespace, model: InternImagePreTrainedModel) -> ModelCard | str | None:
+def _make_card(args: argparse.Namespace, model: PreTrainedModel) -> ModelCard | str | None:
     """Return a new card if --result or --license ask for one, else the card in the model's folder, else None."""
     if args.result:
-        if not isinstance(model, InternImageForImageClassification):
+        if not isinstance(model, auto.model_class(model.config.model_type, "AutoModelForImageClassification")):
             raise ValueError(f"--result is for classifiers, and {args.model} has no head; leave it out.")
         try:
             result = json.loads(args.result.read_text(encoding="utf-8"))

@@ -112,6 +112,16 @@ def public_classes() -> dict[str, str]:
     return names
 
 
+def model_types(auto_class: str) -> set[str]:
+    """Return the model types that have a model for an Auto class, such as "AutoBackbone"."""
+    return {model_type for model_type, entry in MODELS.items() if auto_class in entry.models}
+
+
+def model_class(model_type: str, auto_class: str) -> Any:
+    """Return the class of a model type that an Auto class loads."""
+    return load(MODELS[model_type].models[auto_class])
+
+
 def register() -> None:
     """Register the configurations, image processors, and the models that need no further package."""
     for model_type, entry in MODELS.items():
@@ -163,6 +173,8 @@ __all__ = [
     "OTHER_PROCESSORS",
     "ModelEntry",
     "load",
+    "model_class",
+    "model_types",
     "public_classes",
     "register",
     "register_models",

@@ -12,6 +12,7 @@ import transformers
 
 from .. import __version__
 from ..atomic_write import atomic_write
+from ..models import auto
 from ..ops.dcnv3 import backend_for
 from .sources import SourceArguments
 from .trainer import RecipeTrainer
@@ -80,7 +81,7 @@ def evaluation_result(
 def _backend(model: Any, device: torch.device, dtype: str) -> str | None:
     """Return the backend that runs InternImage's operator in a model or a part of it; None for other models."""
     model_types = {getattr(getattr(module, "config", None), "model_type", None) for module in model.modules()}
-    return backend_for(device.type, dtype) if model_types & {"internimage", "cb_internimage"} else None
+    return backend_for(device.type, dtype) if model_types & auto.model_types("AutoBackbone") else None
 
 
 def report_evaluation(

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..models import auto
+
 # The original's multiplier for the operator's learned geometry applies to parameters with these names.
 _GEOMETRY = ("offset", "attention_weights", "center_feature_scale_proj", "alpha_beta")
 # Prefixes that wrappers add to the names of parameters.
@@ -82,7 +84,7 @@ def parameter_groups(
     scaled = layer_decay != 1 or geometry_scale != 1
     _check_scales(layer_decay=layer_decay, geometry_scale=geometry_scale)
     config: Any = getattr(model, "config", None)
-    if scaled and getattr(config, "model_type", None) != "internimage":
+    if scaled and getattr(config, "model_type", None) not in auto.model_types("AutoModelForImageClassification"):
         raise ValueError(
             f"layer_decay={layer_decay} and geometry_scale={geometry_scale} number InternImage's layers; for "
             f"{type(model).__name__} leave both at 1."

@@ -12,6 +12,7 @@ from transformers.training_args import OptimizerNames
 
 from ...hub import cards
 from ...hub import repository as hub
+from ...models import auto
 from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
 from ..images import decode_image, target_size
 from ..publish import base_repository, model_id_of, write_repository
@@ -115,7 +116,7 @@ def publish(
         PushError: if the Hub does not take it; the folder keeps everything.
     """
     training = trainer.args
-    if trainer.model.config.model_type != "internimage":
+    if trainer.model.config.model_type not in auto.model_types("AutoModelForImageClassification"):
         if training.push_to_hub:
             trainer.push_to_hub()  # by all processes
         return

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ...hub.repository import default_image_processor
-from ...models.configuration_internimage import InternImageConfig
+from ...models import auto
 from ...models.image_processing_pil_internimage import InternImageImageProcessorPil
 from ..command_line import UsageError, json_object, parse, run_script
 from ..images import check_images, target_size
@@ -124,8 +124,9 @@ def build_model(arguments: ModelArguments, data: ClassificationData) -> PreTrain
             ignore_mismatched_sizes=True,  # the head, for other labels
             **overrides,
         )
-    if arguments.model_type == "internimage" and arguments.size is not None:
-        config: Any = InternImageConfig.from_size(arguments.size, **overrides)
+    ours = arguments.model_type in auto.model_types("AutoModelForImageClassification")
+    if ours and arguments.size is not None:
+        config: Any = auto.load(auto.MODELS[arguments.model_type].config).from_size(arguments.size, **overrides)
     elif arguments.size is not None:
         raise UsageError(f"size={arguments.size} is InternImage's: use config_overrides for {arguments.model_type}.")
     else:
@@ -144,7 +145,7 @@ def build_processor(arguments: ScriptArguments, model: PreTrainedModel) -> Any:
             trust_remote_code=arguments.model.trust_remote_code,
             **changed,
         )
-    if model.config.model_type == "internimage":
+    if model.config.model_type in auto.model_types("AutoModelForImageClassification"):
         return default_image_processor(model.config)
     from transformers import CLIPImageProcessor  # makes the same pixels, and loads without this package
 
