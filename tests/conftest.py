@@ -22,6 +22,7 @@ with contextlib.suppress(ImportError):
 import pytest
 import torch
 import transformers
+from support.operator_cases import CPU_BACKENDS
 
 import hf_internimage  # noqa: F401  # registers with the Auto classes
 from hf_internimage import ops
@@ -66,11 +67,9 @@ def _verbosity_comes_back():
     transformers.utils.logging.set_verbosity(level)
 
 
-@pytest.fixture(params=["cpu", "torch"])
+@pytest.fixture(params=CPU_BACKENDS)
 def dcnv3(request):
     """The operator, on each backend in turn."""
-    if request.param == "cpu" and native.why_not():
-        pytest.skip(f"the cpu backend {native.why_not()}")
     return functools.partial(ops.dcnv3, backend=request.param)
 
 

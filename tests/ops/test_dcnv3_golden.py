@@ -7,11 +7,10 @@ import pytest
 import torch
 from support import gpu_backends
 from support.golden_data import operator_arguments
-from support.operator_cases import CASES, ROUNDING, TENSORS, away_from_pixel_lines, tensors
+from support.operator_cases import CASES, CPU_BACKENDS, ROUNDING, TENSORS, away_from_pixel_lines, tensors
 
 from hf_internimage import ops
 from hf_internimage.models import dcnv3_reference
-from hf_internimage.ops import native
 
 
 def in_one_piece(value, offset, mask, **arguments):
@@ -26,10 +25,14 @@ def registered(value, offset, mask, **arguments):
     return torch.ops.hf_internimage.dcnv3(value, offset, mask, *geometry, False)
 
 
-needs_library = pytest.mark.skipif(native.why_not() is not None, reason=f"the cpu backend {native.why_not()}")
+def on_each_backend(parameter):
+    """The operator on a backend, as a parameter of tests."""
+    name = parameter if isinstance(parameter, str) else parameter.values[0]
+    return pytest.param(functools.partial(ops.dcnv3, backend=name), id=name, marks=getattr(parameter, "marks", ()))
+
+
 PATHS = [
-    pytest.param(functools.partial(ops.dcnv3, backend="cpu"), id="cpu", marks=needs_library),
-    pytest.param(functools.partial(ops.dcnv3, backend="torch"), id="torch"),
+    *map(on_each_backend, CPU_BACKENDS),
     pytest.param(registered, id="registered"),
     pytest.param(in_one_piece, id="in_one_piece"),
 ]

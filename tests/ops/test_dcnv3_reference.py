@@ -311,7 +311,7 @@ def test_second_order_gradients_are_refused(dcnv3):
         ({"kernel_size": (9, 9), "padding": 0}, "leaves an output of -"),
         ({"padding": 2}, r"offset has shape \(2, 3, 5, 24\), expected \(2, 4, 9, 24\)"),
         ({"remove_center": True}, r"offset has shape \(2, 3, 5, 24\), expected \(2, 3, 5, 20\)"),
-        ({"backend": "tpu"}, "backend is 'tpu', expected one of hub, cuda, triton, cpu, torch, or none"),
+        ({"backend": "tpu"}, "backend is 'tpu', expected one of hub, cuda, triton, .*, or none"),
     ],
     ids=lambda value: str(value)[:40],
 )

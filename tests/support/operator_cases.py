@@ -4,11 +4,13 @@
 import functools
 import math
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_internimage.models import dcnv3_reference
-from hf_internimage.ops import dcnv3
+from hf_internimage.ops import dcnv3, native
+from hf_internimage.ops.dcnv3 import DCNV3
 from support.golden_data import operator_cases
 
 LOPSIDED = {
@@ -50,6 +52,16 @@ def make_inputs(arguments, batch=2, size=(7, 6), depth=3, dtype=torch.float64, s
     return [tensor.to(dtype) for tensor in (value, offset, mask)]
 
 
+# Names of the backends that can run CPU tensors, as parameters of tests.
+CPU_BACKENDS = [
+    pytest.param(
+        name, marks=pytest.mark.skipif(native.why_not() is not None, reason=f"the cpu backend {native.why_not()}")
+    )
+    if name == "cpu"
+    else name
+    for name, backend in DCNV3.backends.items()
+    if backend.is_for("cpu")
+]
 on_cpu, on_torch = (functools.partial(dcnv3, backend=name) for name in ("cpu", "torch"))
 
 
