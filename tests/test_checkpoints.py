@@ -35,7 +35,8 @@ def test_the_tables_alone_load_no_torch():
         tables = [runpy.run_path(path) for path in {[systems.__file__, classifiers.__file__]}]
         print(len(tables[0]["SYSTEM_CHECKPOINTS"]), len(tables[1]["CHECKPOINTS"]))
         print(sorted({{"torch", "transformers", "numpy"}} & set(sys.modules)))
-        """
+        """,
+        fork=False,
     )
     assert printed == f"{len(SYSTEM_CHECKPOINTS)} {len(classifiers.CHECKPOINTS)}\n[]\n"
 

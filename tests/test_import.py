@@ -107,7 +107,8 @@ def test_import_has_no_side_effects():
         libraries = hf_internimage.ops.native._load.cache_info().currsize
         extras = {"datasets", "evaluate", "kornia", "kernels", "matplotlib"} & set(sys.modules)
         print(backends, libraries, sorted(extras), hf_internimage.__version__)
-        """
+        """,
+        fork=False,
     )
     assert printed == f"[] 0 [] {hf_internimage.__version__}\n"
 

@@ -116,7 +116,9 @@ def assert_holds_the_package(wheel):
 
 def run_installed(folder, code):
     """Output of `code` with the package in `folder`, whatever else is installed or on PYTHONPATH here."""
-    printed = run_python(f"import hf_internimage; print(hf_internimage.__file__)\n{code}", PYTHONPATH=str(folder))
+    printed = run_python(
+        f"import hf_internimage; print(hf_internimage.__file__)\n{code}", fork=False, PYTHONPATH=str(folder)
+    )
     imported, _, rest = printed.partition("\n")
     assert Path(imported) == folder / "hf_internimage" / "__init__.py"
     return rest

@@ -145,6 +145,7 @@ def test_a_real_process_needs_what_is_planned():
         for checkpointing in (False, True):
             print(measuring.peak_memory_here(make_step, checkpointing, "", measuring.Settings("cpu", "float32")))
         """,
+        fork=False,
         MALLOC_MMAP_THRESHOLD_="65536",  # every tensor by itself, so that no memory is kept for later
         OMP_NUM_THREADS="1",
     )
