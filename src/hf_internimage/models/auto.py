@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers.models.auto import image_processing_auto, modeling_auto
 from transformers.models.auto.configuration_auto import AutoConfig
+from transformers.utils import is_torchvision_available
 
 # The lists of names behind a pipeline's message "model is not supported".
 _PIPELINE_NAMES: dict[str, Any] = {
@@ -151,7 +152,7 @@ def register_models(model_type: str) -> None:
 
 def _register_processors(key: type, processors: Mapping[str, str]) -> None:
     classes = {backend: load(name) for backend, name in processors.items()}
-    if not image_processing_auto.is_torchvision_available() and classes["torchvision"] is not classes["pil"]:
+    if not is_torchvision_available() and classes["torchvision"] is not classes["pil"]:
         del classes["torchvision"]
     image_processing_auto.AutoImageProcessor.register(key, image_processor_classes=classes, exist_ok=True)
 
