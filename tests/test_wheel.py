@@ -179,6 +179,7 @@ def test_sdist(sdist):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_wheel_with_the_library(source, tmp_path):
     """From the sdist, by pip; installed, the CPU backend runs and agrees with PyTorch's."""
     script = source / "kernels" / "dcnv3" / "build.py"
@@ -205,6 +206,7 @@ print(ops.explain())
     assert "dcnv3 on cpu, float32: cpu" in explained
 
 
+@pytest.mark.slow
 def test_cuda_sources_of_an_installed_wheel(source, tmp_path):
     """They are the ones of these sources, found in the installation, and NVRTC compiles them there."""
     wheel, _ = pip_wheel(source, tmp_path / "wheel", **{SWITCH: "0"})
@@ -261,6 +263,7 @@ def test_library_here_needs_only_old_libc(library_here):
     assert all((int(major), int(minor)) <= (2, 17) for major, minor in versions), versions
 
 
+@pytest.mark.slow
 def test_wheel_without_a_compiler(tmp_path):
     """From the checkout, by pip: a wheel for every platform, and the operator runs in PyTorch."""
     (tmp_path / "empty").mkdir()

@@ -30,6 +30,7 @@ SETTINGS = measuring.Settings("cpu", "float32")
 PNG = b"\x89PNG\r\n"
 
 
+@pytest.mark.slow
 def test_quick_run(tmp_path: Path) -> None:
     """The script as a user runs it, on tiny shapes, with everything it can write."""
     folder = tmp_path / "made" / "by the script"

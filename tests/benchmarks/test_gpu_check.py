@@ -36,6 +36,7 @@ PRINT_ROW = "import json; print('@row ' + json.dumps({'name': 'one', 'value': 1}
 # The whole
 
 
+@pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
     """The script as a user runs it, without GPU, in an environment that does not know the package."""
     out = tmp_path / "made" / "by the script"

@@ -111,6 +111,7 @@ def test_layers_on_the_cpu_are_not_what_is_counted():
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not tell peak memory")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
+@pytest.mark.slow
 def test_a_real_process_needs_what_is_planned():
     """Peak resident memory of a training step of InternImage-T, gradients already there, beyond what was before it.
 
@@ -157,6 +158,7 @@ def test_a_real_process_needs_what_is_planned():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", script.PRECISIONS)
+@pytest.mark.gpu
 def test_a_gpu_saves_what_is_planned(precision):
     config = InternImageConfig.from_size("t")
     real, meta = (script.save_forward(config, (96, 64), 2, precision, device) for device in ("cuda", "meta"))
@@ -218,6 +220,7 @@ def test_largest_unit(size):
     assert script.largest_unit(config) < count_parameters(config) / 4
 
 
+@pytest.mark.slow
 def test_script(tmp_path, capsys):
     output = tmp_path / "plan.json"
     command = ["--sizes", "t", "--image-size", "64", "--gpus", "1", "8", "--output", str(output)]
@@ -261,6 +264,7 @@ def test_script_refuses(tmp_path, capsys):
             script.main(wrong)
 
 
+@pytest.mark.slow
 def test_the_documentation_has_this_plan(capsys):
     """docs/scale.md holds what the script prints for H. If this fails: python benchmarks/plan_memory.py"""
     assert script.main(["--sizes", "h"]) == 0

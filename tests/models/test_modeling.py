@@ -439,6 +439,7 @@ def few_stages(**options):
 
 
 @every_option
+@pytest.mark.slow
 def test_compiles_in_one_graph(options):
     model = awaken(InternImageForImageClassification(few_stages(**options)).double()).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -450,6 +451,7 @@ def test_compiles_in_one_graph(options):
     torch.testing.assert_close(torch.autograd.grad(got.loss, model.model.patch_embed.conv1.weight), wanted)
 
 
+@pytest.mark.slow
 def test_inductor_with_a_second_size():
     """The second size makes batch, height and width dynamic, which needs care in how the convolutions are fed."""
     model = awaken(InternImageModel(tiny_config(depths=[1], groups=[1]))).eval()
@@ -466,6 +468,7 @@ EXPORTS = [(name, False) for name in OPTIONS] + [(name, True) for name in ("t", 
 
 
 @pytest.mark.parametrize(("name", "strict"), EXPORTS, ids=[f"{n}-{'strict' if s else 'nonstrict'}" for n, s in EXPORTS])
+@pytest.mark.slow
 def test_exports_with_dynamic_sizes(name, strict, tmp_path):
     options = OPTIONS[name]
     model = awaken(InternImageForImageClassification(few_stages(**options)).double()).eval()

@@ -497,6 +497,7 @@ def test_compiled_graphs_hold_one_node_each_way(dtype, dynamic):
         assert ours(backward) == ["hf_internimage.dcnv3_backward.default"]
 
 
+@pytest.mark.slow
 def test_compiled_by_inductor():
     layer = Layer()
     compiled = torch.compile(layer, fullgraph=True)

@@ -531,6 +531,7 @@ def test_edges(gpu, sums, dtype):
 
 
 @pytest.mark.skipif(SANITIZED, reason="runs in the process with sanitizers")
+@pytest.mark.slow
 def test_sanitizers_find_nothing(gpu):
     """Reads and writes out of bounds, and undefined operations, end the process that runs the tests above."""
     runtime = sanitizer_library(cuda_tools.compiler()[0], "libasan.so")

@@ -52,6 +52,7 @@ def test_there_are_39_cases():
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.gpu
 def test_gpu_backends_run_here(backend):
     """Says in every report whether the GPU's backends were among the paths below."""
     gpu_backends.need(backend)

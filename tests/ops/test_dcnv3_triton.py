@@ -24,7 +24,8 @@ def stage_inputs(dtype=torch.bfloat16, depth=16, groups=4, batch=1, size=(8, 8))
 
 
 @needs_triton
-@pytest.mark.parametrize("which", ["original", "half_types", "not original and not half_types"])
+@pytest.mark.parametrize("which", ["original", "not original"])
+@pytest.mark.slow
 def test_interpreted(which):
     """Triton looks at TRITON_INTERPRET when it is imported: hence another process."""
     tests = TESTS / "support" / "triton_interpreted.py"
@@ -61,6 +62,7 @@ def test_interpreted(which):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_machine_code(architecture, dtype, depth, compilations, tmp_path, monkeypatch):  # noqa: F811
     """Whole vectors of channels, and all else in registers: no memory of a lane's own, none shared, no barriers."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -88,6 +90,7 @@ def test_machine_code(architecture, dtype, depth, compilations, tmp_path, monkey
 
 
 @needs_triton
+@pytest.mark.slow
 def test_machine_code_of_fixed_point(compilations, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     torch.use_deterministic_algorithms(True)

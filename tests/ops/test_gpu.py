@@ -43,7 +43,7 @@ class Place(NamedTuple):
         return self.device == "cuda"
 
 
-@pytest.fixture(params=[*gpu_backends.NAMES, "cpu"])
+@pytest.fixture(params=[*(pytest.param(name, marks=pytest.mark.gpu) for name in gpu_backends.NAMES), "cpu"])
 def place(request, monkeypatch):
     """Each backend in turn, also as the one that models use."""
     backend = request.param
@@ -429,6 +429,7 @@ def test_devices_with_and_without_their_number(place):
         assert_close(results(inputs, place.backend), exactly([tensor.cpu() for tensor in inputs]))
 
 
+@pytest.mark.gpu
 def test_a_device_that_is_not_the_current_one(place):
     if not place.is_cuda or torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")

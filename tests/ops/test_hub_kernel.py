@@ -102,6 +102,7 @@ def compiled(tmp_path_factory):
     return build.build(output, (90,), ("float",))
 
 
+@pytest.mark.slow
 def test_the_compiled_library_loads_without_a_gpu(compiled):
     """Its operators have their schemas, refuse the CPU, and go through fake tensors."""
     assert compiled.name.startswith("torch-stable-abi29-cu")
@@ -323,6 +324,7 @@ def emulated(variant):
     return import_kernel(variant)
 
 
+@pytest.mark.slow
 def test_the_kernels_own_tests(variant, emulated):
     """They travel with the kernel, so they run on their own, here on the emulation."""
     code = f"""{IMPORT}

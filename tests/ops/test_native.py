@@ -314,6 +314,7 @@ def run_sanitized(sanitized, code):
     )
 
 
+@pytest.mark.slow
 def test_sanitizers_end_a_process_that_reads_too_far(sanitized):
     """Or the next test would prove nothing: here one number more than there is."""
     for count, word in ((4096, "fine"), (4097, "AddressSanitizer: heap-buffer-overflow")):
@@ -335,6 +336,7 @@ def test_sanitizers_end_a_process_that_reads_too_far(sanitized):
         assert word in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_sanitizers_find_nothing(sanitized):
     """The original's cases, the searches, and what goes to the borders of memory."""
     done = run_sanitized(

@@ -36,7 +36,7 @@ def on_gpu(backend, deterministic):
 
 
 PATHS_IN_SUMS, PATHS_IN_FIXED_POINT = (
-    [pytest.param(on_gpu(name, deterministic), id=f"{name}_{word}") for name in NAMES]
+    [pytest.param(on_gpu(name, deterministic), id=f"{name}_{word}", marks=pytest.mark.gpu) for name in NAMES]
     for deterministic, word in ((False, "sums"), (True, "fixed_point"))
 )
 PATHS = [*PATHS_IN_SUMS, *PATHS_IN_FIXED_POINT]

@@ -16,6 +16,7 @@ from support.paths import TESTS
 from hf_internimage import InternImageForImageClassification
 from hf_internimage.training.trainer import last_complete_checkpoint
 
+pytestmark = pytest.mark.slow
 MODES = {"one": 1, "ddp": 2, "fsdp2": 2}
 SCRIPT = str(TESTS / "support" / "distributed_training.py")
 

@@ -42,6 +42,7 @@ def losses(trainer):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.slow
 def test_every_option_trains(options, tmp_path):
     model = InternImageForImageClassification(tiny_config(num_labels=2, drop_path_rate=0.05, **options))
     # The attention pooling of H and G overshoots at a rate that suits the others.
@@ -74,6 +75,7 @@ def test_accumulating_gradients_is_one_large_batch(tmp_path):
         torch.testing.assert_close(parts[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_same_weights(tmp_path):
     def model():
         torch.manual_seed(0)

@@ -716,6 +716,7 @@ def first_pass(results, name):
 
 
 @pytest.mark.parametrize(("name", "count"), [("uneven", 50), ("accumulated", 50), ("one file", 30)])
+@pytest.mark.slow
 def test_processes_and_workers_share_each_pass(name, count, two_processes):
     results, images = two_processes
     mine, other = first_pass(results, name)
@@ -724,6 +725,7 @@ def test_processes_and_workers_share_each_pass(name, count, two_processes):
     assert len(other) >= 10
 
 
+@pytest.mark.slow
 def test_each_shard_is_read_by_one_worker_of_one_process(two_processes):
     results, _ = two_processes
     mine, other = first_pass(results, "shards")

@@ -148,6 +148,7 @@ def test_several_labels(tmp_path, images):
     assert metrics["loss"] == pytest.approx(loss, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_processes_share_the_images(work, images, tmp_path):
     """The script finds the package `evaluate`, not itself; 50 images do not divide evenly into 2 x 7."""
     output = tmp_path / "result.json"

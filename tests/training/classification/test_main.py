@@ -406,6 +406,7 @@ def test_several_labels_an_image(digits, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.slow
 def test_unreadable_images_are_named(workers, digits, tmp_path, capsys):
     images = tmp_path / "images"
     shutil.copytree(digits / "train", images)
@@ -423,6 +424,7 @@ def test_unreadable_images_are_named(workers, digits, tmp_path, capsys):
     assert "two/003.png: is empty" in error
 
 
+@pytest.mark.slow
 def test_pushing_and_loading_without_the_package(digits, tmp_path, loopback_hub):  # noqa: F811
     environment = loopback_hub.environment(tmp_path / "home")
     arguments = settings(digits, tmp_path / "out", num_train_epochs=2)

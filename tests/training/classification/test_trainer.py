@@ -183,6 +183,7 @@ def test_best_model_is_the_best_average(tmp_path):
     assert run.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_resuming_continues_the_average(tmp_path):
     recipe = ClassificationRecipe(ema_decay=0.7, mixup_alpha=0.8, cutmix_alpha=1.0)
     arguments = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "label_smoothing_factor": 0.1}

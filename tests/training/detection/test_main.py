@@ -475,6 +475,7 @@ def test_heads_of_transformers(head, overrides, scenes, tmp_path):
     assert AutoModelForObjectDetection.from_pretrained(tmp_path / "out").config.id2label == {0: "square", 1: "disc"}
 
 
+@pytest.mark.slow
 def test_pushing_and_loading_without_the_package(scenes, tmp_path, loopback_hub):  # noqa: F811
     environment = loopback_hub.environment(tmp_path / "home")
     arguments = settings(scenes, tmp_path / "out", num_train_epochs=1, overlays=0)

@@ -243,6 +243,7 @@ def test_trainer_keeps_the_card(trained):
     assert ModelCard(before).data.pipeline_tag == "image-segmentation"
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_same_bits(trained, scenes, tmp_path):
     """An interrupted run continues from its last complete checkpoint, with the same augmentation and any workers."""
     output = tmp_path / trained.name
@@ -316,6 +317,7 @@ def test_evaluation_refuses_other_classes(trained, scenes, tmp_path, capsys):
     assert "are not the 3 of label_names_file (background, disc, square...) in that order" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_classes_and_a_backbone_of_a_checkpoint(trained, scenes, tmp_path):
     """A segmenter is trained on fewer classes, and a new head on its backbone's weights."""
     names = tmp_path / "names.txt"
