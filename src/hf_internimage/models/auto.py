@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers.models.auto import image_processing_auto, modeling_auto
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import AutoConfig
+
+# From its own module: without torchvision, transformers 5.17 has a placeholder under its public name.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
 # The lists of names behind a pipeline's message "model is not supported".
@@ -154,7 +157,7 @@ def _register_processors(key: type, processors: Mapping[str, str]) -> None:
     classes = {backend: load(name) for backend, name in processors.items()}
     if not is_torchvision_available() and classes["torchvision"] is not classes["pil"]:
         del classes["torchvision"]
-    image_processing_auto.AutoImageProcessor.register(key, image_processor_classes=classes, exist_ok=True)
+    AutoImageProcessor.register(key, image_processor_classes=classes, exist_ok=True)
 
 
 def source_files(*names: str) -> list[Path]:
