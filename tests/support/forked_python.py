@@ -7,6 +7,7 @@ Neither transformers nor huggingface_hub is imported there: they read the enviro
 import multiprocessing
 import os
 import sys
+import tempfile
 import traceback
 import types
 import warnings
@@ -23,6 +24,7 @@ def run_code(code: str, environment: dict, folder: Path) -> None:
         os.close(file)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # ask the environment again
     sys.argv = ["-c"]
     sys.modules["__main__"] = main = types.ModuleType("__main__")
     warnings.resetwarnings()
