@@ -233,7 +233,8 @@ def test_bad_options(case, tiny_t, capsys):
 )
 def test_image_size(in_config, options, expected, tiny_t, monkeypatch):
     # The published checkpoint with these tensors: 10 classes, of a size that has no name.
-    monkeypatch.setattr(prepare_classifier, "CHECKPOINTS", [SimpleNamespace(size=None, num_labels=10, image_size=96)])
+    published = SimpleNamespace(model_type="internimage", size=None, num_labels=10, image_size=96)
+    monkeypatch.setattr(prepare_classifier, "CHECKPOINTS", [published])
     monkeypatch.chdir(tiny_t)
     Path("map.txt").write_text("1\n2\n3\n4\n")
     save_config(Path("config.json"), "tiny_t", **in_config)

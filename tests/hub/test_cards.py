@@ -20,7 +20,7 @@ from support.paths import ROOT, SCRIPTS
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
 from hf_internimage.checkpoints.classifiers import CHECKPOINTS, SOURCE
 from hf_internimage.hub import card_files
-from hf_internimage.hub.card_blocks import REPORTED, score_table
+from hf_internimage.hub.card_blocks import REPORTED, released_name, score_table
 from hf_internimage.hub.cards import evaluated_card, official_card
 from hf_internimage.hub.system_cards import published_system_card, trained_system_card
 
@@ -151,7 +151,7 @@ def test_official_card(name):
     assert ("ILSVRC/imagenet-1k" in metadata["datasets"]) == (checkpoint.num_labels == 1000)
     for part in (
         f"[{checkpoint.repo_id}](https://huggingface.co/{checkpoint.repo_id})",
-        f"InternImage-{checkpoint.size.upper()}: ",
+        f"{released_name(checkpoint.size, checkpoint.model_type)}: ",
         f"{checkpoint.parameters:,} (",
         f"{checkpoint.macs / 1e9:.1f} G for one image of {side}x{side}, counted by us",
         f"scores of {checkpoint.num_labels} classes",
@@ -260,7 +260,8 @@ def test_index():
     for link in re.findall(r"\]\((.*?)\)", text):
         assert (ROOT / "model_cards" / link).is_file(), link
     assert len(re.findall(r"^\| \[internimage", text, flags=re.MULTILINE)) == 11
-    assert len(re.findall(r"^\| \[", text, flags=re.MULTILINE)) == 11 + len(card_files.system_checkpoints())
+    count = len(CHECKPOINTS) + len(card_files.system_checkpoints())
+    assert len(re.findall(r"^\| \[", text, flags=re.MULTILINE)) == count
 
 
 @pytest.mark.parametrize("name", ["internimage_t_1k_224", "internimage_h_jointto22k_384"])
@@ -335,6 +336,22 @@ def test_card_of_the_least_that_an_evaluation_says():
     text = str(evaluated_card(RESULT, model_id="beans"))
     assert "## Training" not in text
     assert "Not stated" in text
+
+
+@pytest.mark.parametrize(
+    ("model_type", "backbone"),
+    [(None, "InternImageBackbone"), ("cb_internimage", "CBInternImageBackbone"), ("convnext", None)],
+)
+def test_the_backbone_is_of_the_model_type_in_the_result(model_type, backbone):
+    """Older results without a `model_type` are InternImage's; models of other packages have no backbone of ours."""
+    text = str(evaluated_card(RESULT | ({"model_type": model_type} if model_type else {}), model_id="me/model"))
+    check(text)
+    assert re.findall(r"from hf_internimage import (\w+)", text) == ([backbone] if backbone else [])
+    assert ("As a backbone" in text) == (backbone is not None)
+
+
+def test_released_names():
+    assert [released_name(size) for size in ("t", "xl")] == ["InternImage-T", "InternImage-XL"]
 
 
 @pytest.mark.parametrize(

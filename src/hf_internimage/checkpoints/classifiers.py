@@ -24,7 +24,7 @@ class PublishedCheckpoint:
 
     Attributes:
         name: name of the repository without its owner.
-        size: architecture, as `InternImageConfig.from_size` takes it.
+        size: architecture, as `from_size` of the configuration of its `model_type` takes it.
         image_size: height and width in pixels of the images that the weights were trained for.
         num_labels: classes of the head; 1000 is ImageNet-1K, 21841 is ImageNet-22K.
         top1: reported ImageNet-1K top-1 accuracy in percent, one view; None if not reported (22K heads).
@@ -34,6 +34,7 @@ class PublishedCheckpoint:
         data: names of the data sets of the training stages, in order.
         base: name of the published checkpoint that this one was fine-tuned from, if any.
         licence: SPDX identifier in lower case, as the Hub writes it.
+        model_type: `model_type` of its configuration.
     """
 
     name: str
@@ -47,6 +48,7 @@ class PublishedCheckpoint:
     data: tuple[str, ...]
     base: str | None = None
     licence: str = "mit"
+    model_type: str = "internimage"
 
     @property
     def repo_id(self) -> str:

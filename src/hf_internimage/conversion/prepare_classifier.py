@@ -50,12 +50,12 @@ def prepare_classifier(inputs: Inputs) -> Prepared:
 
 
 def published_image_size(size: str | None, classes: int) -> int | None:
-    """Return the resolution of the published checkpoint of this size and number of classes, None if there is none.
+    """Return the resolution of the published InternImage of this size and number of classes, None if there is none.
 
     H, for example, has 384 pixels with 21841 classes and 640 with 1000.
     """
     for checkpoint in CHECKPOINTS:
-        if (checkpoint.size, checkpoint.num_labels) == (size, classes):
+        if (checkpoint.model_type, checkpoint.size, checkpoint.num_labels) == ("internimage", size, classes):
             return checkpoint.image_size
     return None
 

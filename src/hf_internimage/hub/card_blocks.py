@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..models.configuration_internimage import SIZES
+from ..models import auto
 
 REPORTED = "reported by the authors, not measured by us"
 _PAPER = "https://arxiv.org/abs/2211.05778"
@@ -153,11 +153,22 @@ def segmentation_code(model_class: str, repository: str, *, variable: str = "rep
     return _SEGMENT.format(model_class=model_class, repository=repository, variable=variable, options=options)
 
 
-def architecture(size: str) -> str:
-    """Return the size of a released InternImage in words: its name, channels and blocks."""
-    fields = SIZES[size]
-    depths = ", ".join(map(str, fields["depths"]))
-    return f"InternImage-{size.upper()}: {fields['channels']} channels in the first stage, blocks {depths}"
+def released_config(size: str, model_type: str = "internimage") -> Any:
+    """Return the configuration of a released size of a model type."""
+    return auto.load(auto.MODELS[model_type].config).from_size(size)
+
+
+def released_name(size: str, model_type: str = "internimage") -> str:
+    """Return the name of a released size of a model type, such as "InternImage-T"."""
+    family = auto.MODELS[model_type].config.rpartition(".")[2].removesuffix("Config")
+    return f"{family}-{size.upper()}"
+
+
+def architecture(size: str, model_type: str = "internimage") -> str:
+    """Return a released size of a model type in words: its name, channels and blocks."""
+    config = released_config(size, model_type)
+    depths = ", ".join(map(str, config.depths))
+    return f"{released_name(size, model_type)}: {config.channels} channels in the first stage, blocks {depths}"
 
 
 def parameter_count(parameters: int) -> str:
@@ -212,6 +223,8 @@ __all__ = [
     "pipeline_code",
     "plain_card",
     "python_block",
+    "released_config",
+    "released_name",
     "reported_result",
     "repository_link",
     "score_table",

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..checkpoints.classifiers import CHECKPOINTS, IMAGENET_1K, IMAGENET_22K, JOINT_427M, SOURCE, PublishedCheckpoint
-from ..models.configuration_internimage import SIZES
+from ..models import auto
 from .card_blocks import (
     INTRODUCTION,
     REPORTED,
@@ -25,6 +25,8 @@ from .card_blocks import (
     parameter_count,
     pipeline_code,
     python_block,
+    released_config,
+    released_name,
     reported_result,
     repository_link,
     table_cell,
@@ -59,9 +61,9 @@ As a backbone, for detection, segmentation and other dense tasks:
 
 ```python
 import torch
-from hf_internimage import InternImageBackbone
+from hf_internimage import {backbone}
 
-backbone = InternImageBackbone.from_pretrained(
+backbone = {backbone}.from_pretrained(
     "{repository}", out_features=["stage1", "stage2", "stage3", "stage4"]
 )
 features = backbone(torch.rand(1, 3, {height}, {width})).feature_maps  # (N, C, H, W) each, strides 4, 8, 16, 32
@@ -118,10 +120,10 @@ def official_card(checkpoint: PublishedCheckpoint) -> ModelCard:
     )
     repository = checkpoint.repo_id
     classify = _CLASSIFY_1K.format(repository=repository) if is_1k else pipeline_code(_TASK, repository)
-    more_uses = (_BACKBONE + _FINE_TUNE).format(repository=repository, height=side, width=side)
+    more_uses = _backbone_use(checkpoint.model_type, repository, side, side) + _FINE_TUNE.format(repository=repository)
     return full_card(
         metadata,
-        title=f"InternImage-{checkpoint.size.upper()}, {data_name}, {side}x{side}",
+        title=f"{released_name(checkpoint.size, checkpoint.model_type)}, {data_name}, {side}x{side}",
         summary=f"{INTRODUCTION} This is the published checkpoint {repository_link(repository)}, a classifier of "
         f"{checkpoint.num_labels} classes.",
         facts=_official_facts(checkpoint, base),
@@ -133,14 +135,22 @@ def official_card(checkpoint: PublishedCheckpoint) -> ModelCard:
     )
 
 
+def _backbone_use(model_type: str, repository: str, height: int, width: int) -> str:
+    """Return the section that loads a classifier as a backbone; "" if this package has no backbone of the type."""
+    if model_type not in auto.model_types("AutoBackbone"):
+        return ""
+    backbone = auto.MODELS[model_type].models["AutoBackbone"].rpartition(".")[2]
+    return _BACKBONE.format(backbone=backbone, repository=repository, height=height, width=width)
+
+
 def _official_facts(checkpoint: PublishedCheckpoint, base: PublishedCheckpoint | None) -> list[tuple[str, str]]:
-    groups = ", ".join(map(str, SIZES[checkpoint.size]["groups"]))
+    groups = ", ".join(map(str, released_config(checkpoint.size, checkpoint.model_type).groups))
     side = checkpoint.image_size
     authors = "the authors report no number for this one"
     if checkpoint.reported_gflops is not None:
         authors = f'the authors report {checkpoint.reported_gflops} G "FLOPs", which are multiply-accumulates'
     facts = [
-        ("Architecture", f"{architecture(checkpoint.size)}, groups {groups}"),
+        ("Architecture", f"{architecture(checkpoint.size, checkpoint.model_type)}, groups {groups}"),
         ("Parameters", parameter_count(checkpoint.parameters)),
         (
             "Multiply-accumulates",
@@ -206,7 +216,7 @@ def _official_limits(checkpoint: PublishedCheckpoint) -> list[str]:
             "([LAION-400M](https://laion.ai/blog/laion-400-open-dataset/))."
         )
     limits.append("Not made for decisions about people.")
-    if SIZES[checkpoint.size].get("use_clip_projector"):
+    if released_config(checkpoint.size, checkpoint.model_type).use_clip_projector:
         limits.append(
             "The classifier takes images whose height and width are multiples of 32; the backbone takes any size. "
             f"{weight_sizes(checkpoint.parameters)}."
@@ -232,7 +242,7 @@ def evaluated_card(
     Args:
         result: the evaluation's JSON: `dataset` (name, config, split, revision), `samples`, `metrics` (top1 and
             optionally top5, from 0 to 1; optionally loss), `image_size`, `batch_size`, `dtype`, `backend`, `device`,
-            `images_per_second`, `versions`, `date`.
+            `images_per_second`, `versions`, `date`, `model_type` (internimage if it is missing).
         model_id: repository on the Hub that the card is for, with or without its owner.
         base_model: repository on the Hub of the checkpoint that the model was fine-tuned from.
         license: SPDX identifier in lower case, as the Hub writes it.
@@ -296,7 +306,8 @@ def evaluated_card(
         ("Computed in", str(_get(result, "dtype"))),
     ]
     facts += _run_facts(result)
-    more_uses = (_WITHOUT_PACKAGE + _BACKBONE).format(repository=model_id, height=height, width=width)
+    model_type = str(_get(result, "model_type", default="internimage"))
+    more_uses = _WITHOUT_PACKAGE.format(repository=model_id) + _backbone_use(model_type, model_id, height, width)
     return full_card(
         metadata,
         title=name,

@@ -93,6 +93,7 @@ def test_result(work, images, tmp_path, capsys):
         expected(work / "model", images, range(CLASSES))["top1"], abs=1e-5
     ), "the order of the classes does not matter here, so nothing was tested"
     assert result["labels_matched_by"] == "name"
+    assert result["model_type"] == "internimage"
     assert result["dataset"] == {"name": str(data), "config": None, "split": "validation", "revision": None}
     assert (result["samples"], result["image_size"], result["batch_size"]) == (COUNT, [SIZE, SIZE], 16)
     assert (result["dtype"], result["device"]) == ("float32", "cpu")
@@ -109,7 +110,7 @@ def test_any_model_without_class_names(work, images, tmp_path):
     assert run("--model", work / "convnext", *options, "--output", output) == 0
     result = json.loads(output.read_text())
     assert result["labels_matched_by"] == "index"
-    assert result["backend"] is None
+    assert (result["model_type"], result["backend"]) == ("convnext", None)
     assert result["dataset"]["split"] == "test"
     assert result["metrics"] == pytest.approx(expected(work / "convnext", images, range(CLASSES)), abs=1e-5)
 
