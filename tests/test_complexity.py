@@ -11,9 +11,10 @@ from hf_internimage.checkpoints.classifiers import CHECKPOINTS
 from hf_internimage.complexity import Macs, count_macs, count_parameters
 
 SMALL = {"channels": 16, "depths": [1, 2], "groups": [2, 4], "num_labels": 10, "image_size": 32}
+INTERNIMAGES = [checkpoint for checkpoint in CHECKPOINTS if checkpoint.model_type == "internimage"]
 
 
-@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda checkpoint: checkpoint.name)
+@pytest.mark.parametrize("checkpoint", INTERNIMAGES, ids=lambda checkpoint: checkpoint.name)
 def test_the_table_of_checkpoints(checkpoint):
     config = InternImageConfig(**manifest(checkpoint.name)["config"])
     assert count_parameters(config) == checkpoint.parameters == manifest(checkpoint.name)["num_parameters"]
