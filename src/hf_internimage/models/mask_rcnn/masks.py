@@ -55,10 +55,11 @@ def post_process_instance_segmentation(
             f"target_sizes has {len(sizes)} entries for {len(outputs.logits)} images; give (height, width) of each."
         )
     results = []
-    for logits, boxes, masks, (height, width) in zip(
-        outputs.logits, outputs.pred_boxes, outputs.box_masks, sizes, strict=True
+    probabilities = outputs.logits.sigmoid()  # of the whole batch: the same bits as the image processor's scores
+    for image_probabilities, boxes, masks, (height, width) in zip(
+        probabilities, outputs.pred_boxes, outputs.box_masks, sizes, strict=True
     ):
-        scores, labels = logits.sigmoid().max(1)
+        scores, labels = image_probabilities.max(1)
         keep = scores > threshold
         (x, y, w, h), scale = boxes[keep].unbind(1), boxes.new_tensor([width, height, width, height])
         corners = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=1) * scale
