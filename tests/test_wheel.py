@@ -15,6 +15,7 @@ import packaging.tags
 import packaging.utils
 import pytest
 from support.loading import run_python
+from support.operator_cases import CPU_FALLBACK
 from support.paths import ROOT
 
 from hf_internimage.ops import native
@@ -273,11 +274,11 @@ def test_wheel_without_a_compiler(tmp_path):
     assert "built without its CPU library" in said
     assert "no C++ compiler was found" in said
     install(wheel, tmp_path / "site")
-    check = """
+    check = f"""
 import warnings
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    assert torch.equal(run(None), run("torch"))
+    assert torch.equal(run(None), run({CPU_FALLBACK!r}))
     run(None)
 print(*[warning.message for warning in caught], sep="\\n")
 try:
@@ -289,7 +290,7 @@ print(ops.explain())
     warned, refused, *explained = run_installed(tmp_path / "site", OPERATOR + check).splitlines()
     assert "no compiled library" in warned
     assert "no compiled library" in refused
-    assert explained[0] == "dcnv3 on cpu, float32: torch"
+    assert explained[0] == f"dcnv3 on cpu, float32: {CPU_FALLBACK}"
 
 
 @needs_compiler

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.operator_cases import CPU_FALLBACK
 from support.paths import BENCHMARKS, ROOT
 
 from hf_internimage.ops import native
@@ -28,7 +29,7 @@ sanitizing = importlib.import_module("harness.sanitizing")
 steps = importlib.import_module("harness.steps")
 testing = importlib.import_module("harness.testing")
 
-BACKEND = "torch" if native.why_not() else "cpu"
+BACKEND = CPU_FALLBACK if native.why_not() else "cpu"
 FILES = ["gpu_check.json", "gpu_check.md", "pytest.log", "sanitizer.log"]
 PRINT_ROW = "import json; print('@row ' + json.dumps({'name': 'one', 'value': 1}), flush=True)\n"
 

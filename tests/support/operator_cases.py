@@ -62,6 +62,8 @@ CPU_BACKENDS = [
     for name, backend in DCNV3.backends.items()
     if backend.is_for("cpu")
 ]
+# The backend that runs CPU tensors without the compiled library.
+CPU_FALLBACK = next(name for name, backend in DCNV3.backends.items() if backend.is_for("cpu") and name != "cpu")
 on_cpu, on_torch = (functools.partial(dcnv3, backend=name) for name in ("cpu", "torch"))
 
 
