@@ -185,6 +185,13 @@ def test_unknown_size_and_wrong_size(tiny_t, capsys):
     assert_refused(capsys, before, tiny_t, r"Its 1 tensors \(a\) are not those of an InternImage;", "other.pth")
 
 
+@pytest.mark.parametrize("option", [("--checkpoint", "internimage_t_1k_224"), ("--num-labels", 5)], ids=lambda o: o[0])
+def test_options_of_other_systems(option, tiny_t, capsys):
+    before = sorted(tiny_t.iterdir())
+    assert convert(tiny_t / "good.pth", tiny_t / "out", "--config", tiny_t / "config.json", *option) == 1
+    assert_refused(capsys, before, tiny_t, f"{option[0]} is not for image classifier checkpoints; leave it out")
+
+
 BAD_OPTIONS = {
     "labels_count": (("--labels", "l.txt"), "a\nb\n", "Has 2 names for 10 classes"),
     "labels_blank": (("--labels", "l.txt"), "a\n\nb\n", "The name of class 1 is ''"),

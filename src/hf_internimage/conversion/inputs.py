@@ -26,6 +26,7 @@ from ..models import auto
 from ..tensors import find_state_dict
 from .systems import System, find_system
 
+_OPTIONS_OF_SOME_SYSTEMS = ("size", "checkpoint", "image_size", "head_map", "num_labels")
 _PICKLED = (".pth", ".pt", ".bin")
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
@@ -117,12 +118,8 @@ def read_inputs(options: Options) -> Inputs:
 
 def _check_options(options: Options, system: System) -> None:
     """Raise InputError if an option is given that the system does not have."""
-    if system.name == "classification":
-        foreign = ["checkpoint", "num_labels"]
-    else:
-        foreign = ["image_size", "head_map"] + ([] if system.name == "upernet" else ["num_labels"])
-    for name in foreign:
-        if getattr(options, name) is not None:
+    for name in _OPTIONS_OF_SOME_SYSTEMS:
+        if name not in system.options and getattr(options, name) is not None:
             raise InputError(f"--{name.replace('_', '-')} is not for {system.title} checkpoints; leave it out.")
 
 

@@ -17,7 +17,7 @@ def prepare(options: Options) -> Prepared:
     """
     inputs = read_inputs(options)
     with errors_prefixed_with(options.source):
-        if inputs.system.name == "classification":
+        if inputs.system.task == "image-classification":
             return prepare_classifier(inputs)
         return prepare_system(inputs)
 

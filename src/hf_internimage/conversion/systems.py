@@ -42,6 +42,7 @@ class System:
         module: module of this package that converts it.
         model_type: `model_type` of its configurations.
         marker: start of tensor names that only this one of the module's systems has; "" for any names.
+        options: options of the conversion that it takes, besides those that every system takes.
     """
 
     name: str
@@ -50,6 +51,7 @@ class System:
     module: str
     model_type: str
     marker: str = ""
+    options: tuple[str, ...] = ("size", "checkpoint")
 
     @property
     def conversion(self) -> Conversion:
@@ -62,7 +64,14 @@ class System:
 
 
 SYSTEMS = (
-    System("upernet", "UperNet", "semantic-segmentation", "upernet", "upernet"),
+    System(
+        "upernet",
+        "UperNet",
+        "semantic-segmentation",
+        "upernet",
+        "upernet",
+        options=("size", "checkpoint", "num_labels"),
+    ),
     System("mask2former", "Mask2Former", "semantic-segmentation", "mask2former", "mask2former"),
     System("cb_dino", "CB-DINO", "object-detection", "dino", "internimage_dino", "backbone.cb_modules."),
     System("dino", "DINO", "object-detection", "dino", "internimage_dino"),
@@ -75,7 +84,14 @@ SYSTEMS = (
         "roi_head.bbox_head.0.",
     ),
     System("mask_rcnn", "Mask R-CNN", "instance-segmentation", "rcnn", "internimage_mask_rcnn"),
-    System("classification", "image classifier", "image-classification", "classification", "internimage"),
+    System(
+        "classification",
+        "image classifier",
+        "image-classification",
+        "classification",
+        "internimage",
+        options=("size", "image_size", "head_map"),
+    ),
 )
 
 
