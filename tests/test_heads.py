@@ -15,6 +15,7 @@ from transformers import BertTokenizer, CLIPTokenizer, pipeline
 
 from hf_internimage import InternImageBackbone, InternImageConfig, InternImageForImageClassification, InternImageModel
 from hf_internimage.heads import HEADS, find_backbone, from_backbone, gradient_checkpointing, head_config, load_backbone
+from hf_internimage.models import auto
 
 HEADS_PAGE = DOCS / "heads.md"
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -664,6 +665,20 @@ def test_composite_backbone(tmp_path):
     plain = build("upernet")
     with pytest.raises(ValueError, match="model_type \\('cb_internimage', in the model 'internimage'\\)"):
         load_backbone(plain, model)
+
+
+def test_other_model_types_are_refused(monkeypatch):
+    """Even if all fields of the architecture agree."""
+
+    class OtherConfig(InternImageConfig):
+        model_type = "other"
+
+    monkeypatch.setitem(auto.MODELS, "other", auto.MODELS["internimage"])
+    plain, other = build("upernet"), InternImageBackbone(OtherConfig(**T_FIELDS, num_labels=5))
+    for source, target in ((plain, other), (other, plain)):
+        types = f"{find_backbone(source)[1].config.model_type!r}, in the model '"
+        with pytest.raises(ValueError, match=rf"differs from the model's in model_type \({types}"):
+            load_backbone(target, source)
 
 
 def test_a_saved_head_loads_in_a_fresh_process(tmp_path):

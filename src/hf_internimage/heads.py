@@ -380,7 +380,7 @@ def _check_architecture(source: Any, target: Any) -> None:
     """Raise ValueError with field and both values if weights of `source` would give other results in `target`."""
     theirs, ours = _effective(source), _effective(target)
     differences = []
-    if (source.model_type, target.model_type) == (_COMPOSITE, _PLAIN):
+    if source.model_type != target.model_type and (source.model_type, target.model_type) != (_PLAIN, _COMPOSITE):
         differences.append(f"model_type ({source.model_type!r}, in the model {target.model_type!r})")
     differences += [
         f"{name} ({theirs.get(name)!r}, in the model {ours.get(name)!r})"
