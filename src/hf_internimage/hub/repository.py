@@ -99,9 +99,8 @@ def save_for_hub(
     replaced and other files stay; an error leaves everything as it was.
 
     Args:
-        model: an InternImageForImageClassification, InternImageModel, InternImageBackbone, CBInternImageBackbone or
-            InternImageDinoForObjectDetection, of this package or loaded by `trust_remote_code=True`. In both cases the
-            source files written are this package's.
+        model: a model of a class in `AUTO_MAPS`, of this package or loaded by `trust_remote_code=True`. In both cases
+            the source files written are this package's.
         folder: the repository's folder; parents are created.
         image_processor: if None, the one of the released classifiers at `config.image_size`; a detector needs one. Our
             processor for classification is saved as transformers' CLIPImageProcessor, which gives the same pixels; for

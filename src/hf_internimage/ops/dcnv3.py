@@ -58,10 +58,10 @@ def dcnv3(
     NaN or infinite ones. With `softmax=True` the mask holds logits, normalised inside over the taps of each group.
     Result: value.dtype, summed in float32 (float64 for float64). First-order gradients for all three tensors.
     Autocast: `value` is cast to autocast's dtype, unless it is float64.
-    `backend`: None picks the best that can run the call; a name ("cuda", "triton", "cpu", "torch", or "hub", see
-    `use_hub_kernel`) demands that one, and so does the environment variable HF_INTERNIMAGE_BACKEND. `explain()` lists
-    the backends that can run. "torch" consists of PyTorch's own operators, also when compiled or exported; with any
-    other backend, a compiled or exported call is the one operator hf_internimage::dcnv3.
+    `backend`: None for the best that can run the call, or a name that `explain()` lists, to demand that one, as the
+    environment variable HF_INTERNIMAGE_BACKEND does ("hub": see `use_hub_kernel`). "torch" consists of PyTorch's own
+    operators, also when compiled or exported; with any other backend, a compiled or exported call is the one operator
+    hf_internimage::dcnv3.
     Raises: ValueError for shapes, dtypes, devices, layouts or arguments that disagree, and for an unknown backend;
     BackendError if the demanded backend cannot run this call.
     Source: arXiv:2211.05778 eq. 2; equal to OpenGVLab/InternImage@31c962d for square padding.
