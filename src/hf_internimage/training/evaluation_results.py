@@ -54,7 +54,7 @@ def evaluation_result(
     folder = getattr(data, f"{split}_dir") or data.train_dir  # without a folder, a share of the training data
     return {
         "model": name,
-        "model_type": model.config.model_type,
+        "model_type": getattr(getattr(model, "config", None), "model_type", None),
         "dataset": {
             "name": data.dataset_name or folder,
             "config": data.dataset_config_name,
