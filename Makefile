@@ -9,7 +9,7 @@ LATEST := .venv-latest
 
 .PHONY: demo test test-fast test-latest check benchmark wheel clean
 
-demo: $(VENV)/.demo  ## fine-tune a small InternImage on real images, save, reload, classify (a minute, no network)
+demo: $(VENV)/.demo  ## fine-tune a small InternImage on real images, save, reload, classify (a minute after the installation; downloads no data)
 	$(BIN)/python scripts/demo.py --output-dir demo_output
 
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal

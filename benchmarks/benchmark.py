@@ -57,7 +57,9 @@ def thread_count(text: str) -> int:
 def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; end the program with a message if it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: both)"
+    )
     parser.add_argument(
         "--systems",
         nargs="+",
@@ -66,14 +68,18 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         help="measure these converted models, each in its own process, instead of operator and models",
     )
-    parser.add_argument("--sizes", nargs="+", choices=["t", "s", "b"], default=["t"])
+    parser.add_argument(
+        "--sizes", nargs="+", choices=["t", "s", "b"], default=["t"], help="of InternImage (default: t)"
+    )
     parser.add_argument("--cases", nargs="+", metavar="TEXT", help="only cases with one of these texts in their name")
     parser.add_argument(
         "--threads", nargs="+", type=thread_count, default=[thread_count("all")], help='numbers or "all" (default)'
     )
     parser.add_argument("--modes", nargs="+", choices=["eager", "compile"], default=["eager"], help="of the models")
     parser.add_argument("--seconds", type=float, help="time to repeat each case (default: 20)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda, if there is one"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--quick", action="store_true", help="tiny shapes and models, to try the benchmark itself")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the result here, row by row")

@@ -42,7 +42,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; end the program with a message if it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the results")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to do (default: all)")
     parser.add_argument("--device", choices=list(BACKENDS), default="cuda", help="cpu: only for dry runs")
     parser.add_argument("--backends", nargs="+", help="backends that must work (default: cuda, triton; on a CPU: cpu)")
     parser.add_argument("--quick", action="store_true", help="few tests, tiny shapes and models")

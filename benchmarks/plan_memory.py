@@ -335,12 +335,20 @@ def _positive(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["h", "g"])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["h", "g"], help="default: h g")
     parser.add_argument(
         "--image-size", type=_positive, metavar="PIXELS", help="default: the size each model was trained for"
     )
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["mixed", "bf16"])
-    parser.add_argument("--gpus", nargs="+", type=_positive, default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, default=["mixed", "bf16"], help="default: mixed bf16"
+    )
+    parser.add_argument(
+        "--gpus",
+        nargs="+",
+        type=_positive,
+        default=[1, 2, 4, 8, 16, 32],
+        help="numbers of GPUs (default: 1 2 4 8 16 32)",
+    )
     parser.add_argument("--capacity", type=float, default=80.0, metavar="GIB", help="memory of one GPU (default: 80)")
     parser.add_argument("--batch-size", type=_positive, help="show the sum for this number of images on a GPU")
     parser.add_argument("--no-average", action="store_true", help="train without the moving average of the weights")

@@ -52,3 +52,18 @@ def test_a_folder_with_files_is_not_replaced(tmp_path):
         path.mkdir()
     assert (destination / "mine.txt").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [destination]
+
+
+def test_the_temporary_path_is_beside_the_destination(tmp_path):
+    """Elsewhere it might be on another file system, from which nothing can be renamed."""
+    with atomic_write(tmp_path / "file") as new:
+        assert new.parent.parent == tmp_path
+        new.write_text("new")
+
+
+def test_a_file_does_not_replace_a_folder(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(OSError), atomic_write(tmp_path / "there") as new:  # noqa: PT011  # the kind depends on the system
+        new.write_text("content")
+    assert (tmp_path / "there").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -6,7 +6,12 @@ import torch
 from support.golden_data import manifest
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
-from hf_internimage import InternImageBackbone, InternImageConfig, InternImageForImageClassification
+from hf_internimage import (
+    CBInternImageConfig,
+    InternImageBackbone,
+    InternImageConfig,
+    InternImageForImageClassification,
+)
 from hf_internimage.checkpoints.classifiers import CHECKPOINTS
 from hf_internimage.complexity import Macs, count_macs, count_parameters
 
@@ -125,3 +130,10 @@ def test_models_of_other_classes():
 def test_sizes_that_cannot_be(image_size):
     with pytest.raises(ValueError, match=r"image_size is .*, expected a positive integer or a pair \(height, width\)"):
         count_macs(InternImageConfig(**SMALL), image_size)
+
+
+def test_a_configuration_without_a_classifier():
+    with pytest.raises(
+        ValueError, match=r"no image classifier for a configuration of type 'cb_internimage'; give a model\."
+    ):
+        count_parameters(CBInternImageConfig(**SMALL))

@@ -13,7 +13,7 @@ def atomic_write(destination: Path) -> Iterator[Path]:
     """Yield a temporary path for a new file or folder, which is renamed to `destination` at the end of the block.
 
     The path is in a temporary folder beside `destination`. After an error in the block, `destination` is as it was; a
-    `return` counts as the end of the block. A file at `destination` is replaced; a folder there must be empty.
+    `return` counts as the end of the block. A new file replaces an older one, and a new folder an empty one.
 
     Raises:
         OSError: if the temporary folder cannot be made, or the new file or folder cannot take its place.
@@ -21,7 +21,7 @@ def atomic_write(destination: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as scratch:
         path = Path(scratch, destination.name)
         yield path
-        if destination.is_dir():
+        if path.is_dir() and destination.is_dir():
             destination.rmdir()  # empty; Windows does not replace folders
         os.replace(path, destination)
 

@@ -56,7 +56,8 @@ def count_macs(config_or_model: InternImageConfig | PreTrainedModel, image_size:
         image_size: height and width in pixels, one number or a pair; the configuration's if None.
 
     Raises:
-        ValueError: for an image size other than a positive integer or a pair of them.
+        ValueError: for an image size other than a positive integer or a pair of them, and for a configuration of a
+            type that has no classifier.
 
     Source: arXiv:2211.05778 eq. 2; OpenGVLab/InternImage@31c962d, segmentation/get_flops.py (5 * n * k * c).
     """
@@ -95,6 +96,11 @@ def _on_meta(config_or_model: InternImageConfig | PreTrainedModel) -> PreTrained
     with torch.device("meta"):
         if isinstance(config_or_model, nn.Module):
             return type(config_or_model)(config_or_model.config).eval()
+        if config_or_model.model_type not in auto.model_types("AutoModelForImageClassification"):
+            raise ValueError(
+                f"There is no image classifier for a configuration of type {config_or_model.model_type!r}; give a "
+                "model."
+            )
         classifier = auto.model_class(config_or_model.model_type, "AutoModelForImageClassification")
         return classifier(config_or_model).eval()
 

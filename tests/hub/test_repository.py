@@ -581,6 +581,8 @@ def test_push_again_and_elsewhere(pushed):
         print(hub.push(model, "newts", card={mine!r}, revision="v2").oid)
         print(hub.push(model, "newts", revision="v2").oid)
         print(hub.push(model, "hf-internimage-tests/newts", folder=folder, revision="main").repo_url)
+        print(hub.push(model, "branched", card={mine!r}, revision="v2").oid)
+        print(hub.push(model, "branched", revision="v2").oid)
         """
     )
     oids = printed.split()
@@ -594,6 +596,7 @@ def test_push_again_and_elsewhere(pushed):
     assert oids[1] == oids[2] == repository.branches["main"]
     assert oids[3] == oids[4] == repository.branches["v2"]
     assert pushed.files("tester/newts", "v2") == {**second, "README.md": mine.encode()}
+    assert pushed.files("tester/branched", "v2")["README.md"] == mine.encode()  # the main branch has no card
     kept = contents(pushed.folder / "kept")
     assert kept.pop("optimizer.pt") == b"not for the Hub"
     assert b"hf-internimage-tests/newts" in kept.pop("README.md")  # tester/newts had a card already

@@ -18,7 +18,7 @@ from support.golden_data import (
     tiny_config,
     write_official_folder,
 )
-from support.loading import CLASSES, WITHOUT_THE_PACKAGE, assert_loaded_fully, every_class, run_python
+from support.loading import ANOTHER_VERSION, CLASSES, WITHOUT_THE_PACKAGE, assert_loaded_fully, every_class, run_python
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -234,7 +234,8 @@ def test_hub_id_from_an_imitated_cache(tmp_path):
     ]
 
 
-def test_saved_folder_runs_without_the_package(tmp_path):
+@pytest.mark.parametrize("installed", [WITHOUT_THE_PACKAGE, ANOTHER_VERSION], ids=["absent", "another_version"])
+def test_saved_folder_runs_without_the_package(installed, tmp_path):
     """The code that save_pretrained puts beside the weights is complete: with the package absent it still runs."""
     model = golden_model("tiny_h")
     model.save_pretrained(tmp_path / "saved")
@@ -247,14 +248,14 @@ def test_saved_folder_runs_without_the_package(tmp_path):
     }
     torch.save(model_input("tiny_h"), tmp_path / "input.pt")
     printed = run_python(
-        WITHOUT_THE_PACKAGE
+        installed
         + textwrap.dedent(f"""
         import json
         import torch
         from transformers import AutoModelForImageClassification
 
         model = AutoModelForImageClassification.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
-        assert "hf_internimage" not in sys.modules
+        assert "hf_internimage.models" not in sys.modules
         with torch.no_grad():
             print(json.dumps(model.eval()(torch.load({str(tmp_path / "input.pt")!r})).logits.tolist()))
         """),

@@ -37,6 +37,16 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 """
 
+# Runs first in an interpreter that imitates an installed version of the package without the names that this one has.
+ANOTHER_VERSION = """
+import sys, types
+
+sys.modules["hf_internimage"] = package = types.ModuleType("hf_internimage")
+package.__path__ = []
+sys.modules["hf_internimage.ops"] = package.ops = types.ModuleType("hf_internimage.ops")
+package.ops.__path__ = []
+"""
+
 
 def run_python(code, *, fork=True, **environment):
     """Run the code in a process of its own, offline, and return its standard output.

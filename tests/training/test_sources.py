@@ -43,6 +43,16 @@ def test_neither_part_may_be_empty(share):
         held_out(share=share)
 
 
+def test_each_split_has_a_number_of_samples_of_its_own():
+    datasets = {split: Dataset.from_dict({"row": list(range(COUNT))}) for split in ("train", "validation", "test")}
+    arguments = SourceArguments(dataset_name="data", max_train_samples=3, max_eval_samples=7)
+    chosen = sources.choose_samples(datasets, arguments, seed=3)
+    order = np.random.default_rng(3).permutation(COUNT)
+    for split, count in (("train", 3), ("validation", 7), ("test", 7)):
+        assert chosen[split]["row"][:] == sorted(order[:count].tolist())
+    assert sources.choose_samples(datasets, SourceArguments(dataset_name="data"), seed=3) == datasets
+
+
 def test_repeated_class_names_are_allowed_if_asked_for(tmp_path):
     (tmp_path / "names.txt").write_text("crane\n owl \n\ncrane\n")
     assert sources.read_label_names(tmp_path / "names.txt", unique=False) == ["crane", "owl", "crane"]

@@ -37,4 +37,4 @@ def image_processor_for(height: int, width: int) -> InternImageImageProcessorPil
     )
 
 
-__all__ = ["InternImageImageProcessorPil", "image_processor_for"]
+__all__ = ["InternImageImageProcessorPil"]

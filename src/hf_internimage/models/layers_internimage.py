@@ -18,10 +18,10 @@ from .dcnv3_reference import dcnv3_reference
 
 try:
     from hf_internimage.ops import dcnv3, fused_cpu
-except ModuleNotFoundError as error:
+except ImportError as error:
     if error.name not in ("hf_internimage", "hf_internimage.ops"):
         raise
-    # Package absent (code loaded from the Hub): plain PyTorch.
+    # Code loaded from the Hub, without the package or with a version that lacks these names: plain PyTorch.
     dcnv3, fused_cpu = dcnv3_reference, None  # type: ignore[assignment]
 
 _LAYER_NORM_EPS = 1e-6
@@ -321,7 +321,7 @@ class InternImageCrossAttention(nn.Module):
         """Attend from query (N, 1, width) to key and value (N, L, width) -> (N, 1, 768)."""
         heads = (_PROJECTOR_HEADS, -1)
         projected = (
-            (layer(states) + bias).unflatten(-1, heads).transpose(1, 2)
+            _linear(layer, states, bias).unflatten(-1, heads).transpose(1, 2)
             for states, layer, bias in (
                 (query, self.q, self.q_bias),
                 (key, self.k, self.k_bias),
@@ -329,6 +329,14 @@ class InternImageCrossAttention(nn.Module):
             )
         )
         return self.proj(F.scaled_dot_product_attention(*projected).transpose(1, 2).flatten(-2))
+
+
+def _linear(layer: nn.Module, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Return layer(states) + bias: in one step for a plain linear layer, also for one that replaces it (quantized)."""
+    if type(layer) is nn.Linear:
+        return F.linear(states, layer.weight, bias)
+    projected = layer(states)
+    return projected + bias.to(projected.dtype)
 
 
 class InternImageAttentionPooling(nn.Module):

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from ..hub.repository import PushError
 from .trainer import accumulation_steps, last_complete_checkpoint
 
+SETTINGS_ENDINGS = (".yaml", ".yml", ".json")
 # Defaults of all scripts where they differ from transformers' own.
 DEFAULTS: dict[str, Any] = {
     "remove_unused_columns": False,  # the image's column is not an argument of the model
@@ -53,8 +54,8 @@ def parse(
 ) -> AnyArguments:
     """Read the arguments from files of settings and the command line.
 
-    Files (YAML or JSON) come first, later ones and then the command line win. Without do_train, do_eval and do_predict,
-    a script trains and evaluates.
+    Files (YAML or JSON) come first. A later file overrides an earlier one, and options override all files. Without
+    do_train, do_eval and do_predict, a script trains and evaluates.
 
     Args:
         kind: dataclass whose fields are the dataclasses of arguments; one is `training`.
@@ -68,17 +69,19 @@ def parse(
     kinds = [group.type for group in fields(kind)]  # type: ignore[arg-type]
     parser = HfArgumentParser(
         kinds,  # type: ignore[arg-type]
+        usage="%(prog)s [SETTINGS.yaml ...] [options]",
         description=description,
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.set_defaults(**{**DEFAULTS, **defaults})
     known = {action.dest for action in parser._actions}
-    while argv and argv[0].endswith((".yaml", ".yml", ".json")):
+    while argv and argv[0].endswith(SETTINGS_ENDINGS):
         path = Path(argv[0])
         try:
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
         except (OSError, yaml.YAMLError) as error:
-            raise UsageError(f"{path} cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"{path} cannot be read: {reason}") from error
         if not isinstance(settings, dict):
             raise UsageError(f"{path} holds no settings, expected lines such as `learning_rate: 1e-4`.")
         if unknown := sorted(set(settings) - known):
@@ -89,7 +92,10 @@ def parse(
     # Trainer's arguments turn do_eval on by themselves.
     actions = ("do_train", "do_eval", "do_predict")
     parser.set_defaults(**{name: parser.get_default(name) or None for name in actions})
-    chosen, _ = parser.parse_known_args(argv)
+    chosen, unknown_arguments = parser.parse_known_args(argv)
+    for argument in unknown_arguments:
+        if argument.endswith(SETTINGS_ENDINGS):
+            raise UsageError(f"The settings file {argument} comes after an option; put settings files first.")
     if all(getattr(chosen, name) is None for name in actions):
         parser.set_defaults(do_train=True, do_eval=True)
     try:

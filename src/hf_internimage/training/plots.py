@@ -45,7 +45,7 @@ def draw_training(log_history: Sequence[dict[str, float]], path: str | Path) -> 
             axis.grid(color=LIGHT, linewidth=0.8)
             axis.set_axisbelow(True)
             axis.spines[["top", "right"]].set_visible(False)
-            if len(lines) > 1 or title == "metrics":
+            if len(lines) > 1 or title in ("loss", "metrics"):
                 axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         axes[-1].set_xlabel("step")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))

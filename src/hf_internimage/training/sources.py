@@ -40,13 +40,13 @@ class SourceArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that dataset."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of that dataset."})
     train_split_name: str | None = field(
-        default=None, metadata={"help": "Split to train on; found by its usual names if not given."}
+        default=None, metadata={"help": "Split to train on; default: the one named train or training."}
     )
     validation_split_name: str | None = field(
-        default=None, metadata={"help": "Split to validate on; found by its usual names if not given."}
+        default=None, metadata={"help": "Split to validate on; default: the one named validation, valid, val or dev."}
     )
     train_dir: str | None = field(default=None, metadata={"help": "Folder of training data instead of dataset_name."})
-    validation_dir: str | None = field(default=None, metadata={"help": "Folder of validation data, likewise."})
+    validation_dir: str | None = field(default=None, metadata={"help": "Folder of validation data, of the same kinds."})
     train_val_split: float = field(
         default=0.15, metadata={"help": "Share to validate on where there is no validation data; 0 for none."}
     )
@@ -54,7 +54,7 @@ class SourceArguments:
         default=None, metadata={"help": "Train on this many images only, chosen at random."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Validate and test on this many images only, chosen likewise."}
+        default=None, metadata={"help": "Validate and test on this many images only, chosen in the same way."}
     )
     max_image_pixels: int = field(default=MAX_PIXELS, metadata={"help": "Larger images are an error."})
     data_cache_dir: str | None = field(

@@ -27,7 +27,7 @@ from hf_internimage.training import sources
 from hf_internimage.training.classification import data as data_module
 from hf_internimage.training.classification.data import ClassificationDataArguments, load_data
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
-from hf_internimage.training.images import check_images, decode_image
+from hf_internimage.training.images import check_images, decode_image, target_size
 from hf_internimage.training.streams import TrainingStream
 
 NAMES = ["ant", "bee", "cat"]
@@ -181,6 +181,14 @@ def test_orientation_is_applied():
     image = decode_image(encoded(picture, "PNG", exif=exif))
     assert image.size == (4, 6)
     assert image.getpixel((3, 0)) == GREEN
+
+
+def test_size_of_a_processors_images_is_height_and_width():
+    fields = {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 64}}
+    assert target_size(InternImageImageProcessorPil(**fields)) == (32, 64)
+    assert target_size(InternImageImageProcessorPil(**fields, do_center_crop=False)) == (40, 40)
+    fixed = InternImageImageProcessorPil(size={"height": 24, "width": 48}, do_center_crop=False)
+    assert target_size(fixed) == (24, 48)
 
 
 def test_takes_paths_bytes_and_images(tmp_path):

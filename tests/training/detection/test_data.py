@@ -77,6 +77,11 @@ def test_a_share_is_held_out(scenes):
     assert evaluated.validation[0]["classes"] == [1, 0]
     few = DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0, max_train_samples=3)
     assert len(load_data(few).train) == 3
+    both = DetectionDataArguments(train_dir=str(scenes / "train"), train_val_split=0.25, max_train_samples=4)
+    chosen = load_data(both, seed=1)  # of what is left after the share
+    assert chosen.validation["image_id"][:] == data.validation["image_id"][:]
+    assert len(chosen.train) == 4
+    assert set(chosen.train["image_id"]) < set(data.train["image_id"])
 
 
 def broken(change):

@@ -143,6 +143,15 @@ def test_recipes_are_the_originals(recipe, tmp_path):
         assert list(config.pool_scales) == [1, 2, 3, 6]
 
 
+def test_windows_have_a_height_and_a_width():
+    inference = script.InferenceArguments(inference="slide", inference_crop=[32, 64], inference_stride=[16, 48])
+    segmenter = inference.segmenter(None, InternImageSegmentationImageProcessor())
+    assert (segmenter.crop_size, segmenter.stride) == ((32, 64), (16, 48))
+    square = script.InferenceArguments(inference="slide", inference_crop=[32], inference_stride=16)
+    segmenter = square.segmenter(None, InternImageSegmentationImageProcessor())
+    assert (segmenter.crop_size, segmenter.stride) == ((32, 32), (16, 16))
+
+
 def test_refuses_three_sides_and_too_many_classes(tmp_path, scenes):
     with pytest.raises(ValueError, match=r"inference_crop is \[1, 2, 3\], expected one number, or height and width"):
         script.InferenceArguments(inference="slide", inference_crop=[1, 2, 3], inference_stride=[1])

@@ -38,7 +38,7 @@ class ClassificationDataArguments(SourceArguments):
     """Name the images and labels, and the part of them to use."""
 
     test_split_name: str | None = field(
-        default=None, metadata={"help": "Split to test on; found by its usual names if not given."}
+        default=None, metadata={"help": "Split to test on; default: the one named test or testing."}
     )
     train_dir: str | None = field(
         default=None,
@@ -47,7 +47,7 @@ class ClassificationDataArguments(SourceArguments):
             "metadata.csv or metadata.jsonl, Parquet files, or webdataset shards (.tar)."
         },
     )
-    test_dir: str | None = field(default=None, metadata={"help": "Folder of test data, likewise."})
+    test_dir: str | None = field(default=None, metadata={"help": "Folder of test data, of the same kinds."})
     image_column_name: str | None = field(
         default=None, metadata={"help": "Column of the images; found by its type if not given."}
     )
@@ -78,7 +78,7 @@ class ClassificationDataArguments(SourceArguments):
         default=None, metadata={"help": "Train on this many images only, chosen at random (a stream: the first ones)."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Validate and test on this many images only, chosen likewise."}
+        default=None, metadata={"help": "Validate and test on this many images only, chosen in the same way."}
     )
     max_image_pixels: int = field(
         default=MAX_PIXELS,

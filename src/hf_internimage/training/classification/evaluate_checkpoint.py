@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Measure an image classifier on a data set: top-1 and top-5 accuracy, loss, images a second.
 
-Takes any checkpoint that AutoModelForImageClassification loads, and any data that run_image_classification.py takes;
-of a data set's classes and the model's, those of one name belong together. All settings: --help. Needs the extra
-`train`.
+Takes any checkpoint that AutoModelForImageClassification loads, and any data that run_image_classification.py takes.
+Classes of the data are matched to the model's classes by name (see --match_labels). Needs the extra `train`.
 
     python scripts/evaluate.py --model OpenGVLab/internimage_t_1k_224 --dataset_name ILSVRC/imagenet-1k --output t.json
     python scripts/evaluate.py --model out --validation_dir images/validation --dtype bfloat16 --batch_size 64
@@ -14,6 +13,7 @@ import json
 import os
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -231,7 +231,11 @@ def evaluate_model(options: EvaluationArguments, data_options: ClassificationDat
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Return 0, or 1 after one sentence on stderr; wrong arguments exit with 2."""
-    parser = HfArgumentParser((EvaluationArguments, ClassificationDataArguments), description=__doc__)  # type: ignore[arg-type]
+    parser = HfArgumentParser(
+        (EvaluationArguments, ClassificationDataArguments),  # type: ignore[arg-type]
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     logging.disable_progress_bar()
     try:
         options, data_options = parser.parse_args_into_dataclasses(args=argv)

@@ -91,7 +91,7 @@ def draw_predictions(prediction: Any, rows: Any, data: ClassificationData, outpu
         names,
         output / f"{prefix}_mistakes.png",
         f"{wrong:,} of {len(truth):,} images are classified wrong"
-        + (f"; the {len(worst)} with the highest scores:" if worst else "."),
+        + (f"; the {len(worst)} with the highest scores:" if len(worst) < wrong else ":" if wrong else "."),
     )
 
 

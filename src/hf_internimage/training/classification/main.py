@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Train or fine-tune an image classifier by InternImage's recipe, on any data set, on one device or many.
+r"""Train or fine-tune an image classifier by InternImage's recipe, on any data set, on one device or many.
 
     python scripts/run_image_classification.py scripts/recipes/finetune.yaml --train_dir images --output_dir out
     accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/run_image_classification.py \
         scripts/recipes/t.yaml --dataset_name ILSVRC/imagenet-1k --output_dir out
 
-Files of settings (YAML or JSON) come first, later ones and then the command line win. All settings: --help. The same
+Put settings files (YAML or JSON) first. A later file overrides an earlier one, and options override all files. The same
 command again continues an interrupted training from its last complete checkpoint. At the end the output folder holds
 the model, its image processor, its card, the metrics as JSON, and pictures of the training, the confusions and the
 worst mistakes. Needs the extra `train`.

@@ -30,7 +30,7 @@ class DetectionAugmentationArguments:
     resize_min: float = field(
         default=0.6, metadata={"help": "Smallest short side of an image, as a share of that in evaluation."}
     )
-    resize_max: float = field(default=1.0, metadata={"help": "Largest short side, likewise."})
+    resize_max: float = field(default=1.0, metadata={"help": "Largest short side, as such a share."})
     resize_count: int = field(
         default=11, metadata={"help": "How many sizes from the smallest to the largest there are; 0 for any."}
     )

@@ -46,7 +46,7 @@ class DetectionDataArguments(SourceArguments):
     """Name the images and boxes, and the part of them to use."""
 
     test_split_name: str | None = field(
-        default=None, metadata={"help": "Split to test on; found by its usual names if not given."}
+        default=None, metadata={"help": "Split to test on; default: the one named test or testing."}
     )
     train_dir: str | None = field(
         default=None,
@@ -55,7 +55,7 @@ class DetectionDataArguments(SourceArguments):
             "images beside it or in images/, or images with a metadata.jsonl, or Parquet files."
         },
     )
-    test_dir: str | None = field(default=None, metadata={"help": "Folder of test data, likewise."})
+    test_dir: str | None = field(default=None, metadata={"help": "Folder of test data, of the same kinds."})
     train_annotations: str | None = field(
         default=None, metadata={"help": "COCO's annotation file for the images in train_dir, if it lies elsewhere."}
     )
@@ -75,7 +75,7 @@ class DetectionDataArguments(SourceArguments):
         },
     )
     train_without_objects: bool = field(
-        default=True, metadata={"help": "Also train on images without an object; the original does not."}
+        default=True, metadata={"help": "Whether to train on images without an object as well; the original does not."}
     )
 
     def __post_init__(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Train, fine-tune or evaluate an object detector with an InternImage by the original's recipes.
+r"""Train, fine-tune or evaluate an object detector with an InternImage by the original's recipes.
 
     python scripts/run_object_detection.py scripts/recipes/detection/dino_t.yaml --output_dir out \
         --train_dir coco/train2017 --train_annotations coco/annotations/instances_train2017.json \
@@ -7,7 +7,7 @@
     python scripts/run_object_detection.py --do_eval --model_name_or_path out --output_dir scores \
         --validation_dir coco/val2017 --validation_annotations coco/annotations/instances_val2017.json
 
-Files of settings (YAML or JSON) come first, later ones and then the command line win. All settings: --help. The same
+Put settings files (YAML or JSON) first. A later file overrides an earlier one, and options override all files. The same
 command again continues an interrupted training from its last complete checkpoint. A model is DINO or a head of
 transformers on an InternImage (--head, and --backbone with pretrained weights or --size), or any detector of
 transformers (--model_name_or_path). Scores are COCO's, at the images' own size. At the end the output folder holds the

@@ -33,11 +33,13 @@ class SegmentationAugmentationArguments:
     scale_min: float = field(default=0.5, metadata={"help": "Smallest factor of the image's size."})
     scale_max: float = field(default=2.0, metadata={"help": "Largest factor of the image's size."})
     crop_most_of_a_class: float = field(
-        default=0.75, metadata={"help": "Crops with more of one class are drawn again, ten times at most; 1 takes any."}
+        default=0.75,
+        metadata={"help": "Largest share of one class in a crop; others are drawn again, ten times at most."},
     )
     flip_probability: float = field(default=0.5, metadata={"help": "Probability of mirroring left and right."})
     color_distortion: bool = field(
-        default=True, metadata={"help": "Change brightness, contrast, saturation and hue, each for half of the images."}
+        default=True,
+        metadata={"help": "Whether to change brightness, contrast, saturation and hue, each of half of the images."},
     )
 
     def __post_init__(self) -> None:

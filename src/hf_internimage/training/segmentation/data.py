@@ -44,18 +44,20 @@ class SegmentationDataArguments(SourceArguments):
     train_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of training data instead of dataset_name: images/ and masks/, where a map has its image's "
-            "name but for the ending, and holds the number of the class of each pixel; 255 is no class."
+            "help": "Folder of training data instead of dataset_name: images/ and masks/. A map has the name of its "
+            "image, with another ending; its pixels are numbers of classes, and 255 is no class."
         },
     )
     image_suffix: str | None = field(
         default=None,
         metadata={
-            "help": "End of the images' names that their maps' lack, such as _leftImg8bit.png; default: .jpg etc."
+            "help": "End of image names that the names of maps do not have, such as _leftImg8bit.png; default: .jpg "
+            "and other endings."
         },
     )
     mask_suffix: str | None = field(
-        default=None, metadata={"help": "The same of the maps, such as _gtFine_labelTrainIds.png; others are left out."}
+        default=None,
+        metadata={"help": "The same for maps, such as _gtFine_labelTrainIds.png; other files are left out."},
     )
     image_column_name: str | None = field(
         default=None, metadata={"help": "Column of the images in a dataset; found by its name if not given."}

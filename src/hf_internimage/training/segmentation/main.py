@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Train, fine-tune or evaluate semantic segmentation with an InternImage by the original's recipes.
+r"""Train, fine-tune or evaluate semantic segmentation with an InternImage by the original's recipes.
 
     python scripts/run_semantic_segmentation.py scripts/recipes/segmentation/upernet_t.yaml \
         --train_dir ade20k/training --validation_dir ade20k/validation --label_names_file names.txt --output_dir out
     python scripts/run_semantic_segmentation.py --do_eval --model_name_or_path out --validation_dir ade20k/validation \
         --tta_ratios 0.75 1.0 1.25 --tta_flip --output_dir scores
 
-Files of settings (YAML or JSON) come first, later ones and then the command line win. All settings: --help. The same
+Put settings files (YAML or JSON) first. A later file overrides an earlier one, and options override all files. The same
 command again continues an interrupted training from its last complete checkpoint. A model is a head of transformers on
 an InternImage (--head, and --backbone with pretrained weights or --size), or any segmenter of transformers
 (--model_name_or_path). Scores during the training (eval_mean_iou in training.png) are at the size that the image
