@@ -78,6 +78,8 @@ def run_training(arguments: Any, task: Task) -> None:
     label_names = None if training.do_train else checkpoint_labels(arguments.model)
     with training.main_process_first(desc="reading the data"):
         data = task.load_data(arguments.data, training.seed, required_splits(training), label_names)
+    if not training.do_train and label_names is None:
+        raise UsageError("Without training there has to be a checkpoint: set model_name_or_path, or do_train.")
     refuse_missing_splits(training, data)
     task.apply_data_settings(arguments, data)
     if training.do_train and data.validation is None:
@@ -124,14 +126,10 @@ def find_checkpoint(training: TrainingArguments) -> Path | None:
     return Path(name)
 
 
-def checkpoint_labels(arguments: ModelArguments) -> list[str]:
-    """Return the class names of the checkpoint in the order of their numbers.
-
-    Raises:
-        UsageError: if there is no checkpoint.
-    """
+def checkpoint_labels(arguments: ModelArguments) -> list[str] | None:
+    """Return the class names of the checkpoint in the order of their numbers; None without a checkpoint."""
     if arguments.model_name_or_path is None:
-        raise UsageError("Without training there has to be a checkpoint: set model_name_or_path, or do_train.")
+        return None
     config = AutoConfig.from_pretrained(
         arguments.model_name_or_path, revision=arguments.model_revision, trust_remote_code=arguments.trust_remote_code
     )
