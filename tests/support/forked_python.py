@@ -2,10 +2,14 @@
 """Run code in a process forked from one that has imported PyTorch, and nothing else, once for all tests of a worker.
 
 Neither transformers nor huggingface_hub is imported in that process: they read the environment when they are.
+Run as a script, this file is the process that forks: requests come as lines of JSON, exit codes go back.
 """
 
-import multiprocessing
+import functools
+import importlib
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -16,35 +20,60 @@ from pathlib import Path
 PRELOADED = ["torch", "torch._dynamo", "torch.distributed.fsdp", "scipy.optimize"]  # what transformers imports of them
 
 
-def run_code(code: str, environment: dict, folder: Path, path: list[str]) -> None:
+def run_code(code: str, environment: dict, folder: str, cwd: str) -> int:
     """Run the code as `python -W error::UserWarning -c` does; its output goes to files in the folder."""
-    sys.path[:] = path
     for number, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        file = os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    tempfile.tempdir = None  # ask the environment again
+    tempfile.tempdir = None  # asked of the environment anew
     sys.argv = ["-c"]
+    sys.path[0] = ""
     sys.modules["__main__"] = main = types.ModuleType("__main__")
     warnings.resetwarnings()
     warnings.simplefilter("error", UserWarning)
     try:
         exec(compile(code, "<string>", "exec"), vars(main))
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception:
         traceback.print_exc()
-        sys.exit(1)
+        return 1
+    return 0
+
+
+def serve() -> None:
+    """Fork a process for each request on standard input, and write its exit code to standard output."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        process = os.fork()
+        if process == 0:
+            status = run_code(**json.loads(line))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+
+
+@functools.cache
+def server() -> subprocess.Popen:
+    """Start the process that forks; it ends with this one, when its standard input is closed."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, __file__], **pipes)
 
 
 def run_forked(code: str, environment: dict, folder: Path) -> tuple[int, str, str]:
     """Return the exit code, the standard output and the errors."""
-    from transformers.utils import HF_MODULES_CACHE  # not above: the new process imports this file
+    request = {"code": code, "environment": environment, "folder": str(folder), "cwd": os.getcwd()}
+    server().stdin.write(json.dumps(request) + "\n")
+    server().stdin.flush()
+    status = int(server().stdout.readline())
+    return status, *((folder / name).read_text() for name in ("stdout", "stderr"))
 
-    path = [entry for entry in sys.path if entry != HF_MODULES_CACHE]  # another test's code from repositories
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=run_code, args=(code, environment, folder, path))
-    process.start()
-    process.join()
-    return process.exitcode, *((folder / name).read_text() for name in ("stdout", "stderr"))
+
+if __name__ == "__main__":
+    serve()
