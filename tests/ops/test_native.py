@@ -352,7 +352,9 @@ def test_sanitizers_find_nothing(sanitized):
         chosen = "search or (golden and -cpu]) or exact_arithmetic or without_pixels"
         chosen += " or equals_its_modules or in_any_memory or (strides and cpu)"
         files = [f"tests/ops/test_{name}.py" for name in ("native", "dcnv3_golden", "dcnv3_backends", "fused_cpu")]
-        status = pytest.main(["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", chosen, *files])
+        # The package imports anyio before pytest does, which has a plugin in it.
+        options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-W", "ignore:Module already imported"]
+        status = pytest.main([*options, "-k", chosen, *files])
         assert native.library()._name == os.environ["LIBRARY"]
         sys.exit(status)
         """,
