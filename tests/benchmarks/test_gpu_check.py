@@ -19,6 +19,8 @@ from support.paths import BENCHMARKS, ROOT
 
 from hf_internimage.ops import native
 
+pytestmark = pytest.mark.slow
+
 gpu_check = importlib.import_module("gpu_check")
 hostile_calls = importlib.import_module("harness.hostile_calls")
 gpu = importlib.import_module("harness.gpu")
@@ -37,7 +39,6 @@ PRINT_ROW = "import json; print('@row ' + json.dumps({'name': 'one', 'value': 1}
 # The whole
 
 
-@pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
     """The script as a user runs it, without GPU, in an environment that does not know the package."""
     out = tmp_path / "made" / "by the script"

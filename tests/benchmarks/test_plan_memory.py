@@ -17,6 +17,8 @@ from torch import nn
 from hf_internimage import InternImageConfig, InternImageForImageClassification
 from hf_internimage.complexity import count_parameters
 
+pytestmark = pytest.mark.slow
+
 script = load_module(BENCHMARKS / "plan_memory.py")
 GIB = 2**30
 DOCS = ROOT / "docs" / "scale.md"
@@ -111,7 +113,6 @@ def test_layers_on_the_cpu_are_not_what_is_counted():
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not tell peak memory")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
-@pytest.mark.slow
 def test_a_real_process_needs_what_is_planned():
     """Peak resident memory of a training step of InternImage-T, gradients already there, beyond what was before it.
 
@@ -220,7 +221,6 @@ def test_largest_unit(size):
     assert script.largest_unit(config) < count_parameters(config) / 4
 
 
-@pytest.mark.slow
 def test_script(tmp_path, capsys):
     output = tmp_path / "plan.json"
     command = ["--sizes", "t", "--image-size", "64", "--gpus", "1", "8", "--output", str(output)]
@@ -264,7 +264,6 @@ def test_script_refuses(tmp_path, capsys):
             script.main(wrong)
 
 
-@pytest.mark.slow
 def test_the_documentation_has_this_plan(capsys):
     """docs/scale.md holds what the script prints for H. If this fails: python benchmarks/plan_memory.py"""
     assert script.main(["--sizes", "h"]) == 0

@@ -18,6 +18,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from hf_internimage import InternImageForImageClassification, InternImageImageProcessorPil
 
+pytestmark = pytest.mark.slow
+
 NAME = "hf-internimage-tests/tiny"
 IMPORT = f"""
 from pathlib import Path

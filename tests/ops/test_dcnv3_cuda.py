@@ -46,7 +46,7 @@ from hf_internimage.ops.backends import dcnv3_cuda
 from hf_internimage.ops.registry import BackendError, Call
 
 REASON = cuda_tools.why_not()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 SANITIZED = cuda_tools.SANITIZE_VARIABLE in os.environ
 LIBRARY = cuda_driver._library  # NVIDIA's
 WHAT = ("output", "grad_input", "grad_offset", "grad_mask")
@@ -531,7 +531,6 @@ def test_edges(gpu, sums, dtype):
 
 
 @pytest.mark.skipif(SANITIZED, reason="runs in the process with sanitizers")
-@pytest.mark.slow
 def test_sanitizers_find_nothing(gpu):
     """Reads and writes out of bounds, and undefined operations, end the process that runs the tests above."""
     runtime = sanitizer_library(cuda_tools.compiler()[0], "libasan.so")

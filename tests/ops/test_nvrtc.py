@@ -25,6 +25,7 @@ from hf_internimage.models.dcnv3_reference import DCNv3Geometry
 from hf_internimage.ops import nvrtc
 from hf_internimage.ops.backends import dcnv3_cuda
 
+pytestmark = pytest.mark.slow
 needs_nvrtc = pytest.mark.skipif(nvrtc.why_not() is not None, reason=str(nvrtc.why_not()))
 SOURCE = 'extern "C" __global__ void probe(float* to) { *to = SIZE; }'
 
