@@ -17,6 +17,8 @@ from support.paths import ROOT
 
 from hf_internimage.ops import dcnv3
 
+pytestmark = pytest.mark.slow
+
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
 benchmark = importlib.import_module("benchmark")
@@ -30,7 +32,6 @@ SETTINGS = measuring.Settings("cpu", "float32")
 PNG = b"\x89PNG\r\n"
 
 
-@pytest.mark.slow
 def test_quick_run(tmp_path: Path) -> None:
     """The script as a user runs it, on tiny shapes, with everything it can write."""
     folder = tmp_path / "made" / "by the script"

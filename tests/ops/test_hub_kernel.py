@@ -27,6 +27,8 @@ from hf_internimage.ops import BackendError, fixed_point
 from hf_internimage.ops.backends import dcnv3_hub
 from hf_internimage.ops.registry import Backend, Call, Registry
 
+pytestmark = pytest.mark.slow
+
 module = sys.modules["hf_internimage.ops.dcnv3"]
 SOURCES = ROOT / "kernels" / "dcnv3"
 TORCH = Path(torch.__file__).parent
@@ -102,7 +104,6 @@ def compiled(tmp_path_factory):
     return build.build(output, (90,), ("float",))
 
 
-@pytest.mark.slow
 def test_the_compiled_library_loads_without_a_gpu(compiled):
     """Its operators have their schemas, refuse the CPU, and go through fake tensors."""
     assert compiled.name.startswith("torch-stable-abi29-cu")
@@ -324,7 +325,6 @@ def emulated(variant):
     return import_kernel(variant)
 
 
-@pytest.mark.slow
 def test_the_kernels_own_tests(variant, emulated):
     """They travel with the kernel, so they run on their own, here on the emulation."""
     code = f"""{IMPORT}
