@@ -13,12 +13,13 @@ import argparse
 import gzip
 import io
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
+
+from ...atomic_write import atomic_write
 
 CLASS_NAMES = [
     "T-shirt or top",
@@ -99,18 +100,16 @@ def main(argv: list[str] | None = None) -> int:
     if options.output.exists():
         print(f"{options.output} exists: give a new folder.", file=sys.stderr)
         return 2
+    try:
+        splits = {split: read_split(options.source, split, options.per_class) for split in _FILE_PREFIX}
+    except (OSError, ValueError) as error:
+        print(f"Fashion-MNIST cannot be read: {error}", file=sys.stderr)
+        return 1
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=options.output.parent) as scratch:
-        unfinished = Path(scratch, options.output.name)
-        for split in _FILE_PREFIX:
-            try:
-                images, labels = read_split(options.source, split, options.per_class)
-            except (OSError, ValueError) as error:
-                print(f"Fashion-MNIST cannot be read: {error}", file=sys.stderr)
-                return 1
-            write(images, labels, unfinished / split)
-            print(f"{unfinished.name}/{split}: {len(images)} images")
-        unfinished.rename(options.output)
+    with atomic_write(options.output) as folder:
+        for split, (images, labels) in splits.items():
+            write(images, labels, folder / split)
+            print(f"{folder.name}/{split}: {len(images)} images")
     return 0
 
 

@@ -16,7 +16,6 @@ import argparse
 import colorsys
 import json
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from ...atomic_write import atomic_write
 from .fashion_mnist import CLASS_NAMES as FASHION_ITEMS
 from .fashion_mnist import read_split
 
@@ -207,19 +207,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{options.output} exists: give a new folder.", file=sys.stderr)
         return 2
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=options.output.parent) as scratch:
-        unfinished = Path(scratch, options.output.name)
-        for split in SPLITS:
-            count = getattr(options, split)
-            try:
-                write_split(unfinished / split, options.source, options.source_dir, split, count, options)
-            except (OSError, ValueError) as error:
-                print(f"The scenes cannot be made: {error}", file=sys.stderr)
-                return 1
-            print(f"{unfinished.name}/{split}: {count} scenes")
-        names = "\n".join([BACKGROUND, *class_names(options.source)])
-        (unfinished / "label_names.txt").write_text(f"{names}\n", encoding="utf-8")
-        unfinished.rename(options.output)
+    try:
+        with atomic_write(options.output) as folder:
+            for split in SPLITS:
+                count = getattr(options, split)
+                write_split(folder / split, options.source, options.source_dir, split, count, options)
+                print(f"{folder.name}/{split}: {count} scenes")
+            names = "\n".join([BACKGROUND, *class_names(options.source)])
+            (folder / "label_names.txt").write_text(f"{names}\n", encoding="utf-8")
+    except (OSError, ValueError) as error:
+        print(f"The scenes cannot be made: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
