@@ -14,8 +14,9 @@ from typing import Any
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import AutoConfig
 
-# From its own module: without torchvision, transformers 5.17 has a placeholder under its public name.
+# From their own modules: without torchvision, transformers 5.17 has placeholders under their public names.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.utils import is_torchvision_available
 
 # The lists of names behind a pipeline's message "model is not supported".
@@ -102,6 +103,19 @@ MODELS = {  # by model_type
 OTHER_PROCESSORS = (_SEGMENTATION_PROCESSOR,)
 
 
+class NoVideoProcessor:
+    """Refuse to be loaded: the video processor that pipelines look for beside the image processor.
+
+    Without one, transformers makes up its name from the image processor's code in the repository, and asks whether to
+    run that code.
+    """
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> None:
+        """Raise ValueError."""
+        raise ValueError("InternImage has no video processor; give its image processor single frames.")
+
+
 def load(name: str) -> Any:
     """Return the class that "module.Class" names."""
     module, _, name = name.rpartition(".")
@@ -131,6 +145,7 @@ def register() -> None:
     for model_type, entry in MODELS.items():
         config = load(entry.config)
         AutoConfig.register(model_type, config, exist_ok=True)
+        AutoVideoProcessor.register(config, NoVideoProcessor, exist_ok=True)
         if entry.travels:
             config.register_for_auto_class()
         if entry.package is None:
