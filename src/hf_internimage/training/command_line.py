@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "save_strategy": "epoch",
     "save_total_limit": 2,
     "logging_steps": 20,
+    "logging_nan_inf_filter": False,  # a loss that is not finite ends the training, and counts in an evaluation
     "load_best_model_at_end": True,
     "ddp_find_unused_parameters": False,
     "dataloader_pin_memory": torch.accelerator.is_available(),

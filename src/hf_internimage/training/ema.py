@@ -26,17 +26,20 @@ class WeightAverage:
     Args:
         model: the model in training, already sharded and on its device.
         decay: share of the old average that stays, between 0 and 1.
+        warmup: use at most (1 + step) / (10 + step) as the decay, so that a short training forgets the first weights:
+            the averages then reach over about a ninth of the steps until `decay` is reached.
 
     Raises:
         ValueError: for a decay outside 0 to 1.
 
-    Source: timm's ModelEma (without warm-up), as InternImage's recipe uses it.
+    Source: timm's ModelEma, as InternImage's recipe uses it, without warm-up; the warm-up is that of TensorFlow's
+    ExponentialMovingAverage (num_updates).
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, *, warmup: bool = False) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"ema_decay is {decay}, expected a number between 0 and 1 (0.9999 in the original).")
-        self.decay = decay
+        self.decay, self.warmup = decay, warmup
         self.weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
         self.averages = {name: tensor.detach().float().clone() for name, tensor in self.weights.items()}
 
@@ -46,11 +49,12 @@ class WeightAverage:
         return any(isinstance(tensor, DTensor) for tensor in self.averages.values())
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Update the averages with the model's present weights."""
+    def update(self, step: int) -> None:
+        """Update the averages with the model's present weights, those after `step` steps of the whole training."""
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         averages = [_local(tensor) for tensor in self.averages.values()]
         weights = [_local(tensor).float() for tensor in self.weights.values()]
-        torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
     def apply(self) -> None:
         """Replace the model's weights by the averages."""

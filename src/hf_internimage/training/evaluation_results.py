@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Describe an evaluation as JSON, from which `cards.evaluated_card` makes a model card."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,9 +10,9 @@ import torch
 import transformers
 
 from .. import __version__
-from ..atomic_write import atomic_write
 from ..models import auto
 from ..ops.dcnv3 import backend_for
+from .json_files import write_json
 from .sources import SourceArguments
 from .trainer import RecipeTrainer
 
@@ -121,10 +120,4 @@ def report_evaluation(
     return evaluation
 
 
-def write_json(result: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON file that appears complete or not at all."""
-    with atomic_write(path) as new:
-        new.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-__all__ = ["EVALUATION_PREFIXES", "evaluation_result", "report_evaluation", "write_json"]
+__all__ = ["EVALUATION_PREFIXES", "evaluation_result", "report_evaluation"]

@@ -20,7 +20,10 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from .batch_sizes import explain_batch_norm, refuse_single_images
+from .divergence import DivergenceCallback
 from .ema import WeightAverage
+from .json_files import finite
 from .streams import TrainingStream
 
 logger = logging.get_logger(__name__)
@@ -49,6 +52,13 @@ class RecipeArguments:
         default=0.0,
         metadata={
             "help": "Keep an exponential moving average of the weights; evaluate and publish the averages. 0 is off."
+        },
+    )
+    ema_warmup: bool = field(
+        default=True,
+        metadata={
+            "help": "Let ema_decay grow with the steps, at most (1 + step) / (10 + step), so that the averages of a short "
+            "training do not hold its first weights. The authors' recipes have no warm-up."
         },
     )
 
@@ -97,13 +107,16 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
 class RecipeTrainer(Trainer):
     """Train by a recipe of the original: learning rates by layer, averaged weights, checkpoints that are complete.
 
-    With `ema_decay`, evaluation and prediction use the averaged weights, checkpoints hold both kinds of weights, and
-    the model holds the averages when `train` returns. The loss is the mean over a batch, and with gradient accumulation
-    the mean over its batches. Works with DDP, FSDP2, and DeepSpeed (averages up to ZeRO-2).
+    `dataloader_drop_last` is for training only. With `ema_decay`, evaluation and prediction use the averaged weights,
+    checkpoints hold both kinds of weights, and the model holds the averages when `train` returns. The loss is the mean
+    over a batch, and with gradient accumulation the mean over its batches. Works with DDP, FSDP2, and DeepSpeed
+    (averages up to ZeRO-2).
 
     Args:
         recipe: see `RecipeArguments`.
         All other arguments are those of Trainer.
+
+    A training whose loss, gradient or weights are not finite stops: `train` raises FloatingPointError.
 
     Raises:
         ValueError: for `ema_decay` with ZeRO-3.
@@ -120,6 +133,8 @@ class RecipeTrainer(Trainer):
         if recipe.learning_rate_batch_size:
             total = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             self.learning_rate_factor = total / recipe.learning_rate_batch_size
+        self.divergence = DivergenceCallback(self)
+        self.add_callback(self.divergence)
         if recipe.ema_decay:
             if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
                 raise ValueError("ema_decay does not work with DeepSpeed's ZeRO-3: use FSDP2, or ZeRO-2 at most.")
@@ -131,6 +146,23 @@ class RecipeTrainer(Trainer):
         if isinstance(self.train_dataset, TrainingStream):
             return self.train_dataset.loader(self.args, self._train_batch_size, self.data_collator)
         return super().get_train_dataloader()
+
+    @contextlib.contextmanager
+    def _all_images(self) -> Iterator[None]:
+        """Keep the last batch, also with `dataloader_drop_last`, which Trainer means for evaluation, too."""
+        kept, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = kept
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        with self._all_images():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        with self._all_images():
+            return super().get_test_dataloader(*args, **kwargs)
 
     # ---- Optimizer and schedule ----
 
@@ -158,6 +190,12 @@ class RecipeTrainer(Trainer):
             self._created_lr_scheduler = self.lr_scheduler is not None
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with explain_batch_norm():
+            loss = super().training_step(*args, **kwargs)
+        self.divergence.watch(loss)
+        return loss
+
     # ---- Averaged weights ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +209,7 @@ class RecipeTrainer(Trainer):
     def start_average(self) -> WeightAverage:
         """Return the averages; begin them with the weights as they are now if there are none yet."""
         if self.average is None:
-            self.average = WeightAverage(self.model, self.recipe.ema_decay)
+            self.average = WeightAverage(self.model, self.recipe.ema_decay, warmup=self.recipe.ema_warmup)
         return self.average
 
     @contextlib.contextmanager
@@ -204,7 +242,20 @@ class RecipeTrainer(Trainer):
             (folder / _PROCESS_COUNT_NAME).write_text(f"{self.args.world_size}\n", encoding="utf-8")
         if self.average is not None:
             self.average.save(folder, main=self.args.should_save)
+        self._keep_finite()
         super()._save_checkpoint(model, trial)
+
+    def _keep_finite(self) -> None:
+        """Take numbers that JSON does not have out of the state, before it is written."""
+        self.state.log_history = finite(self.state.log_history)
+        self.state.best_metric = finite(self.state.best_metric)
+
+    def save_state(self) -> None:
+        self._keep_finite()
+        super().save_state()
+
+    def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
+        super().save_metrics(split, finite(metrics), combined)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -220,10 +271,16 @@ class RecipeTrainer(Trainer):
         """Train, from `checkpoint` on unless it is None; write model, metrics and state to the output folder.
 
         All processes have to call this.
+
+        Raises:
+            ValueError: before the training, if batch norm cannot take its last batch.
+            FloatingPointError: if the training has diverged; nothing is written then.
         """
+        refuse_single_images(self)
         if checkpoint is not None:
             logger.warning(f"Resuming from {checkpoint}.")
         result = self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.divergence.refuse(self.state.global_step, weights=True)
         self.save_full_model(str(self.args.output_dir))
         self.save_metrics("train", result.metrics)
         self.save_state()
@@ -274,12 +331,18 @@ class _AverageCallback(TrainerCallback):
     def __init__(self, trainer: RecipeTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer.start_average()
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        average = self.trainer.start_average()
+        memory = round(1 / (1 - average.decay))
+        if not average.warmup and state.max_steps < memory:
+            logger.warning(
+                f"The averages of ema_decay={average.decay} reach over {memory:,} steps, and the training has "
+                f"{state.max_steps:,}: they will hold its first weights. Set ema_warmup, or a smaller ema_decay."
+            )
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        if self.trainer.average is not None and not self.trainer.accelerator.optimizer_step_was_skipped:
-            self.trainer.average.update()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.average is not None and not self.trainer.divergence.step_was_skipped:
+            self.trainer.average.update(state.global_step)
 
 
 __all__ = ["EpochCallback", "RecipeArguments", "RecipeTrainer", "accumulation_steps", "last_complete_checkpoint"]

@@ -142,7 +142,7 @@ def test_recipes_are_the_originals(size, tmp_path):
     rates = (recipe.warmup_learning_rate, recipe.minimum_learning_rate)
     assert rates == ((5e-7, 5e-6) if scratch else (0, 0))
     assert recipe.learning_rate_batch_size == 512
-    assert recipe.ema_decay == 0.9999
+    assert (recipe.ema_decay, recipe.ema_warmup) == (0.9999, False)
     assert (augmentation.rand_augment_magnitude, augmentation.rand_augment_std) == (9, 0.5)
     assert training.gradient_checkpointing is not scratch
     if scratch:

@@ -2,6 +2,7 @@
 """RecipeTrainer in one process: averaged weights, loss, learning rates, checkpoints."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_average_after_n_steps():
             for tensor in network.state_dict().values():
                 if tensor.is_floating_point():
                     tensor.add_(torch.randn_like(tensor) * (step + 1))
-        average.update()
+        average.update(step + 1)
         expected = {name: 0.9 * old + 0.1 * network.state_dict()[name] for name, old in expected.items()}
     assert average.averages.keys() == expected.keys()
     assert "1.running_mean" in expected
@@ -105,12 +106,83 @@ def test_average_of_halves_is_kept_in_float32():
     network.weight.data.fill_(1.0)
     average = WeightAverage(network, 0.999)
     network.weight.data.fill_(2.0)
-    for _ in range(10):
-        average.update()
+    for step in range(10):
+        average.update(step + 1)
     assert average.averages["weight"].item() == pytest.approx(2 - 0.999**10, rel=1e-5)
     with average.applied():
         assert network.weight.dtype == torch.bfloat16
     assert network.weight.item() == 2
+
+
+def test_warm_up_forgets_the_first_weights():
+    """The small recipe's average (0.998) after 96 steps: without a warm-up it is mostly the first weights."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(1.0)
+    averages = {warmup: WeightAverage(network, 0.998, warmup=warmup) for warmup in (True, False)}
+    network.weight.data.zero_()  # what remains is the share of the first weights
+    shares = {True: 1.0, False: 1.0}
+    for step in range(1, 97):
+        for warmup, average in averages.items():
+            average.update(step)
+            shares[warmup] *= min(0.998, (1 + step) / (10 + step)) if warmup else 0.998
+    for warmup, average in averages.items():
+        assert average.averages["weight"].item() == pytest.approx(shares[warmup], rel=1e-4)
+    assert shares[True] < 1e-6
+    assert shares[False] > 0.8
+    average = averages[True]
+    network.weight.data.fill_(1.0)
+    before = average.averages["weight"].item()
+    average.update(100_000)  # past the warm-up
+    assert average.averages["weight"].item() == pytest.approx(0.998 * before + 0.002)
+
+
+def test_warm_up_counts_the_steps_of_the_whole_training(tmp_path):
+    recipe = ClassificationRecipe(ema_decay=0.9)
+    arguments = {"save_strategy": "steps", "save_steps": 2}
+    record = Record()
+    straight = trainer(tmp_path / "straight", recipe, callbacks=[record], **arguments)
+    straight.train()
+    expected = record.weights[0]
+    for step, weights in enumerate(record.weights[1:], 1):
+        decay = (1 + step) / (10 + step)  # all below 0.9
+        expected = {name: decay * old + (1 - decay) * weights[name] for name, old in expected.items()}
+    for name, tensor in copies(straight.model).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    resumed = trainer(tmp_path / "other", recipe, **arguments)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / "checkpoint-2"))
+    for name, tensor in copies(straight.model).items():
+        assert torch.equal(copies(resumed.model)[name], tensor), name
+
+
+def test_averages_longer_than_the_training_are_warned_of(tmp_path, caplog):
+    logger = logging.getLogger("hf_internimage.training.trainer")
+    for recipe in (ClassificationRecipe(ema_decay=0.99, ema_warmup=False), ClassificationRecipe(ema_decay=0.99)):
+        caplog.clear()
+        with caplog.at_level("WARNING", logger.name):
+            logger.addHandler(caplog.handler)
+            trainer(tmp_path, recipe, max_steps=1).train()
+            logger.removeHandler(caplog.handler)
+        warned = "reach over 100 steps, and the training has 1:" in caplog.text
+        assert warned is not recipe.ema_warmup
+
+
+def test_a_skipped_step_does_not_move_the_averages(tmp_path):
+    """As for fp16 on a GPU, where the scale of the loss grows until gradients overflow and a step is left out."""
+    steps = []
+
+    class KeepAverages(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            averages = {name: tensor.clone() for name, tensor in run.average.averages.items()}
+            steps.append((run.divergence.step_was_skipped, averages))
+
+    run = trainer(tmp_path, ClassificationRecipe(ema_decay=0.5), max_grad_norm=0)  # clipping comes before the scale
+    run.add_callback(KeepAverages())  # after the callback that updates them
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_factor=2.0**127, growth_interval=1)
+    run.train()
+    assert [skipped for skipped, _ in steps[:2]] == [False, True]
+    first, second = steps[0][1], steps[1][1]
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    assert torch.equal(run.model.state_dict()["head.weight"], steps[-1][1]["head.weight"])
 
 
 def test_own_weights_come_back_after_an_error():
@@ -143,7 +215,8 @@ def test_average_refuses(tmp_path):
 def test_training_averages_evaluates_and_ends_with_the_average(tmp_path):
     record = Record()
     steps = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 3}
-    run = trainer(tmp_path, ClassificationRecipe(ema_decay=0.8), callbacks=[record], **steps)
+    recipe = ClassificationRecipe(ema_decay=0.8, ema_warmup=False)
+    run = trainer(tmp_path, recipe, callbacks=[record], **steps)
     run.train()
     expected = record.weights[0]
     for weights in record.weights[1:]:
@@ -329,6 +402,93 @@ def test_accumulation_refuses():
 def test_recipe_refuses(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}"):
         ClassificationRecipe(**wrong)
+
+
+# ---- Diverged trainings ----
+
+
+class Failing(Mean):
+    """A model whose loss or gradient is not finite from one of its forward passes on."""
+
+    def __init__(self, at, loss=None, gradient=None):
+        super().__init__()
+        self.at, self.loss, self.gradient, self.count = at, loss, gradient, 0
+
+    def forward(self, pixel_values, labels=None, **kwargs):
+        outputs = super().forward(pixel_values, labels)
+        self.count += self.training
+        if self.training and self.count >= self.at:
+            if self.loss is not None:
+                outputs["loss"] = outputs["loss"] * self.loss
+            if self.gradient is not None and outputs["loss"].requires_grad:
+                outputs["loss"].register_hook(lambda gradient: gradient * self.gradient)
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("failing", "settings", "message"),
+    [
+        (Failing(3, loss=float("nan")), {}, "the loss of step 3 is not a finite number"),
+        (Failing(3, loss=float("inf")), {}, "the loss of step 3 is not a finite number"),
+        (Failing(3, loss=float("nan")), {"save_strategy": "steps", "save_steps": 4}, "the loss of step 3 is not"),
+        (Failing(3, loss=float("nan")), {"logging_steps": 100}, "the loss of step 3 is not a finite number"),
+        (Failing(2, gradient=float("nan")), {}, r"the gradient of step 2 is not finite \(its norm is nan\)"),
+        (Failing(2, gradient=float("inf")), {}, "the gradient of step 2 is not finite"),
+        (Failing(4, gradient=float("nan")), {"logging_steps": 100}, "the weights after step 4 are not finite numbers"),
+        (
+            Failing(2, gradient=float("nan")),
+            {"logging_steps": 100, "save_strategy": "steps", "save_steps": 2},
+            "the weights after step 2 are not finite numbers",
+        ),
+    ],
+)
+def test_a_diverged_training_stops(failing, settings, message, tmp_path):
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, max_steps=4, per_device_train_batch_size=2, disable_tqdm=True,
+        **{"report_to": "none", "save_strategy": "no", "logging_steps": 1, **settings},
+    )  # fmt: skip
+    run = SystemTrainer(model=failing, args=arguments, recipe=SystemRecipe(ema_decay=0.5), train_dataset=Noise())
+    with pytest.raises(FloatingPointError, match=f"The training has diverged: {message}.*lower learning_rate"):
+        run.train_and_save(None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_that_the_scaler_leaves_out_are_no_divergence_until_there_are_too_many(tmp_path):
+    def scaled(failing, steps):
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, max_steps=steps, per_device_train_batch_size=2, report_to="none",
+            save_strategy="no", logging_steps=1, disable_tqdm=True, lr_scheduler_type="constant",
+        )  # fmt: skip
+        run = SystemTrainer(model=failing, args=arguments, recipe=SystemRecipe(), train_dataset=Noise())
+        run.accelerator.scaler = torch.amp.GradScaler("cpu")
+        return run
+
+    run = scaled(Failing(3, gradient=float("inf")), 20)
+    run.train()
+    assert run.divergence.step_was_skipped
+    assert torch.isfinite(run.model.linear.weight).all()
+    with pytest.raises(FloatingPointError, match="the gradients of the last 100 steps up to 102 overflow"):
+        scaled(Failing(3, gradient=float("inf")), 200).train()
+
+
+def test_json_holds_no_nan(tmp_path):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    class NoScore(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            state.log_history.append({"eval_score": float("nan"), "step": state.global_step})
+
+    run = trainer(
+        tmp_path, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, callbacks=[NoScore()]
+    )
+    run.train_and_save(None)
+    run.save_metrics("eval", {"eval_loss": float("inf"), "eval_accuracy": 0.5})
+    assert json.loads((tmp_path / "eval_results.json").read_text()) == {"eval_loss": None, "eval_accuracy": 0.5}
+    files = [*tmp_path.glob("*.json"), *tmp_path.glob("checkpoint-*/*.json")]
+    assert {"trainer_state.json", "all_results.json"} <= {file.name for file in files}
+    for file in files:
+        json.loads(file.read_text(), parse_constant=refuse)
 
 
 # ---- Checkpoints and epochs ----
