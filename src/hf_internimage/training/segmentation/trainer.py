@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 
 from ...models.semantic_maps import label_map, semantic_scores
@@ -39,14 +38,6 @@ class SegmentationTrainer(SystemTrainer):
         self.has_queries = "mask_labels" in inspect.signature(type(self.model).forward).parameters
         if self.has_queries:
             self.refuse_data_parallel()
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        # dataloader_drop_last is for batch norms, which a last batch of one image breaks in training only
-        kept, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = kept
 
     def compute_loss(
         self,
