@@ -7,13 +7,16 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.utils import requires_backends
 
+from .rgb_images import RgbMixin
 
-class InternImageImageProcessor(TorchvisionBackend):
+
+class InternImageImageProcessor(RgbMixin, TorchvisionBackend):
     """Convert images to `pixel_values` as the official preprocessor files say. Needs torchvision.
 
     The short side is resized to the crop size itself (bicubic, antialiased; there is no 256 step), then a centre crop,
     division by 255, ImageNet mean and standard deviation. torchvision's resize differs from Pillow's by one, rarely
-    two, grey levels in under 1 % of the values; `InternImageImageProcessorPil` is exact.
+    two, grey levels in under 1 % of the values; `InternImageImageProcessorPil` is exact. Pillow images of any mode
+    become RGB by `rgb_images.to_rgb`.
 
     Returns: `pixel_values` (N, 3, crop height, crop width), float32.
     Raises: ImportError without torchvision.

@@ -14,6 +14,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .precision import at_least_float32
 from .resizing import keep_ratio_size, multiple_size, opencv_bilinear
+from .rgb_images import RgbMixin
 
 
 class InternImageDetectionImageProcessorKwargs(ImagesKwargs, total=False):
@@ -27,14 +28,14 @@ class InternImageDetectionImageProcessorKwargs(ImagesKwargs, total=False):
     top_k: int
 
 
-class InternImageDetectionImageProcessor(PilBackend):
+class InternImageDetectionImageProcessor(RgbMixin, PilBackend):
     """Convert images and COCO annotations to inputs of DINO and the DETR family, and their outputs to detections.
 
     Images keep their aspect ratio: the short side becomes `size["shortest_edge"]` unless the long side would then
     exceed `size["longest_edge"]` (800 and 1333; 1000 and 2000 for InternImage-H), in OpenCV's bilinear arithmetic
     without antialiasing. They are divided by 255, normalised by ImageNet's mean and standard deviation, and then padded
     with 0 at the right and bottom, to the largest image of the batch rounded up to `size_divisor`, or to `pad_size`.
-    torchvision is not needed and changes nothing.
+    torchvision is not needed and changes nothing. Pillow images of any mode become RGB by `rgb_images.to_rgb`.
 
     Unlike transformers' DETR processors, boxes are fractions of the image, not of the padded batch.
     Source: test pipelines of OpenGVLab/InternImage@31c962d, detection/configs.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
@@ -18,7 +19,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 
 from .resizing import keep_ratio_size, multiple_size, opencv_bilinear, opencv_nearest
-from .semantic_maps import has_queries, label_map, semantic_scores
+from .rgb_images import RgbMixin
+from .semantic_maps import has_queries, label_map, resized_blocks, semantic_scores
 
 IGNORED_LABEL = 255
 
@@ -34,13 +36,13 @@ class InternImageSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     do_reduce_labels: bool
 
 
-class InternImageSegmentationImageProcessor(PilBackend):
+class InternImageSegmentationImageProcessor(RgbMixin, PilBackend):
     """Convert images to `pixel_values`, segmentation maps to `labels`, and a model's outputs to label maps.
 
     An image is resized to the largest size with its aspect ratio that fits `size` = {"shortest_edge", "longest_edge"},
     then resized again, not padded, up to a multiple of `size_divisor` (32; 1 leaves the size unchanged), divided by 255
-    and normalised. Both resizes are OpenCV's bilinear on 8-bit pixels, so images must be 8-bit. Neither OpenCV nor
-    torchvision is needed, and pixels do not depend on them.
+    and normalised. Both resizes are OpenCV's bilinear on 8-bit pixels, so arrays must be 8-bit; Pillow images of any
+    mode become RGB by `rgb_images.to_rgb`. Neither OpenCV nor torchvision is needed, and pixels do not depend on them.
 
     Segmentation maps go through the same two sizes with OpenCV's nearest-neighbour rule: `labels` are for training,
     at the size of `pixel_values`. (Metrics are computed at the image's own size, against the original map.) With
@@ -120,11 +122,12 @@ class InternImageSegmentationImageProcessor(PilBackend):
         size_divisor: int | None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Convert an image (C, H, W) to pixel values (3, height, width)."""
+        """Convert an image (C, H, W) to pixel values (C, height, width), with as many channels as `image_mean`."""
+        channels = len(image_mean) if isinstance(image_mean, Sequence) else 3
         if len(image) == 1:  # gray arrays stay gray in transformers 5.17
-            image = image.repeat(3, axis=0)
-        if len(image) != 3:
-            raise ValueError(f"An image must have one or three channels, got {len(image)}; convert it to RGB.")
+            image = image.repeat(channels, axis=0)
+        if len(image) != channels:
+            raise ValueError(f"An image must have one or {channels} channels, got {len(image)}; convert it to RGB.")
         if do_resize:
             if image.dtype != np.uint8:
                 raise ValueError(
@@ -169,14 +172,19 @@ class InternImageSegmentationImageProcessor(PilBackend):
         return [kept, multiple_size(*kept, size_divisor or 1)]
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: Sequence[Sequence[int]] | Tensor | None = None
-    ) -> list[Tensor]:
+        self,
+        outputs: Any,
+        target_sizes: Sequence[Sequence[int]] | Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Tensor] | list[BatchFeature]:
         """Return label maps (height, width) int64, one per image, for outputs of UperNet or Mask2Former.
 
         Scores are resized twice, bilinearly: to the network's input, then to `target_sizes` = (height, width) of each
         image, where the best class is taken; without `target_sizes`, at the size of the network's input. Mask2Former's
         scores have the resolution of its masks, a quarter of the input (exactly, for sides that are multiples of 4);
-        UperNet's logits have the size of the input. No full-size map of all classes is kept.
+        UperNet's logits have the size of the input. No full-size map of all classes is kept, unless
+        `return_segmentation_scores` asks for it: then the result has `segmentation`, the label map, and
+        `segmentation_scores` (classes, height, width) for each image, as transformers' own processors.
 
         Raises: ValueError if `target_sizes` are not one per image; for outputs of another kind.
         """
@@ -188,7 +196,15 @@ class InternImageSegmentationImageProcessor(PilBackend):
         if len(target_sizes) != len(scores):
             raise ValueError(f"Got {len(target_sizes)} target sizes for {len(scores)} images; pass one for each.")
         sizes = [(int(height), int(width)) for height, width in target_sizes]
-        return [label_map(one, [network_input, size]) for one, size in zip(scores, sizes, strict=True)]
+        pairs = [(one, [network_input, size]) for one, size in zip(scores, sizes, strict=True)]
+        maps = [label_map(one, steps) for one, steps in pairs]
+        if not return_segmentation_scores:
+            return maps
+        full = [torch.cat([block for _, block in resized_blocks(one, steps)]) for one, steps in pairs]
+        return [
+            BatchFeature({"segmentation": labels, "segmentation_scores": resized})
+            for labels, resized in zip(maps, full, strict=True)
+        ]
 
 
 __all__ = ["InternImageSegmentationImageProcessor"]

@@ -4,13 +4,16 @@
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
+from .rgb_images import RgbMixin
 
-class InternImageImageProcessorPil(PilBackend):
+
+class InternImageImageProcessorPil(RgbMixin, PilBackend):
     """Convert images to `pixel_values` as the official preprocessor files say.
 
     The short side is resized to the crop size itself (bicubic, antialiased, on 8-bit pixels; there is no 256 step),
     then a centre crop, division by 255, ImageNet mean and standard deviation. Inputs and outputs are those of every
-    image processor of transformers; `size` and `crop_size` set the resolution.
+    image processor of transformers; `size` and `crop_size` set the resolution. Pillow images of any mode become RGB by
+    `rgb_images.to_rgb`.
 
     Returns: `pixel_values` (N, 3, crop height, crop width), float32.
     Source: preprocessor_config.json of OpenGVLab's repositories; same pixels as the original's evaluation, except that
