@@ -7,10 +7,20 @@ KERNELS := $(shell find kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
 RELEASE := $(VENV)/release
 LATEST := .venv-latest
 
-.PHONY: demo test test-fast test-latest check benchmark wheel clean
+.PHONY: demo test test-fast test-latest test-transformers check benchmark wheel clean
 
 demo: $(VENV)/.demo  ## fine-tune a small InternImage on real images, save, reload, classify (a minute after the installation; downloads no data)
 	$(BIN)/python scripts/demo.py --output-dir demo_output
+
+# The tests of transformers, in build/transformers-VERSION: the source distribution of the version that $(1) has.
+define transformers_source
+	set -e; version=$$($(1) -c "from importlib.metadata import version; print(version('transformers'))"); \
+	test -d build/transformers-$$version || { \
+		$(1) -m pip download --quiet --disable-pip-version-check --no-deps --no-binary transformers --dest build \
+			transformers==$$version; \
+		tar -xzf build/transformers-$$version.tar.gz -C build; \
+	}
+endef
 
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
@@ -20,7 +30,12 @@ test: $(VENV)/.dev  ## all tests
 test-fast: $(VENV)/.dev  ## all tests except the slow ones
 	$(BIN)/python $(PYTEST) -m "not slow"
 
+test-transformers: $(VENV)/.dev  ## transformers' own common tests on the classes of this package (downloads its source, 11 MB)
+	$(call transformers_source,$(BIN)/python)
+	$(BIN)/python $(PYTEST) tests/models/test_transformers_common.py
+
 test-latest: $(LATEST)/.dev  ## all tests with the newest releases of torch, torchvision and transformers
+	$(call transformers_source,$(LATEST)/bin/python)
 	HF_INTERNIMAGE_TEST_REQUIRE=torchvision $(LATEST)/bin/python $(PYTEST)
 
 check: $(VENV)/.dev  ## lint, format, imports, types

@@ -269,7 +269,8 @@ def test_look_forward_twice():
     assert by_layer == [False, True, True, False]
 
 
-def test_gradient_checkpointing_changes_nothing():
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(reentrant):
     model = tiny_dino(num_denoising=4).double().train()
     pixels, labels = images(dtype=torch.float64), objects(torch.float64)
 
@@ -280,7 +281,7 @@ def test_gradient_checkpointing_changes_nothing():
         return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
     plain = gradients()
-    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)({"use_reentrant": reentrant})
     layers = [*model.encoder.layers, *model.decoder.layers, model.backbone.levels[2].blocks[1]]
     assert all(layer.gradient_checkpointing for layer in layers)
     for name, gradient in gradients().items():

@@ -9,6 +9,7 @@ from support.golden_data import TINY, awaken, golden_model, model_case, model_in
 from support.quantization import quantize_linear_layers
 from support.tiny_models import OPTIONS
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_internimage import InternImageBackbone, InternImageConfig, InternImageForImageClassification, InternImageModel
 from hf_internimage.models import dcnv3_reference as reference
@@ -35,7 +36,7 @@ def test_matches_the_original_in_float32(name, which):
     labels = torch.tensor(case["labels"]) if which == "plain" else None
     with torch.no_grad():
         outputs = model(pixel_values, labels=labels, output_hidden_states=True)
-        features = model.get_image_features(pixel_values)
+        features = model.get_image_features(pixel_values).pooler_output
     compared = {"logits": outputs.logits, "pooler_output": features}
     compared |= {f"hidden_states_{index}": states for index, states in enumerate(outputs.hidden_states[1:])}
     for what, got in compared.items():
@@ -54,9 +55,8 @@ def test_matches_the_original_in_float64(name):
     outputs = model(pixel_values, labels=torch.tensor(case["labels"]))
     atol = case["atol_float64"]
     torch.testing.assert_close(outputs.logits, expected["float64/logits"], rtol=0, atol=atol)
-    torch.testing.assert_close(
-        model.get_image_features(pixel_values), expected["float64/pooler_output"], rtol=0, atol=atol
-    )
+    features = model.get_image_features(pixel_values).pooler_output
+    torch.testing.assert_close(features, expected["float64/pooler_output"], rtol=0, atol=atol)
     assert outputs.loss.item() == pytest.approx(case["loss_float64"], abs=atol, rel=0)
     outputs.loss.backward()
     ours = {key if key.startswith("model.") else f"model.{key}": p for key, p in model.named_parameters()}
@@ -174,6 +174,29 @@ def test_output_forms(build):
     assert len(model(pixel_values).hidden_states) == 5
     model.config.return_dict = False
     assert isinstance(model(pixel_values), tuple)
+
+
+@every_option
+def test_image_features_follow_the_convention(options):
+    """Of `get_image_features` in transformers: an output whose `pooler_output` is the features, or a tuple."""
+    model = awaken(InternImageForImageClassification(tiny_config(**options))).eval()
+    pixel_values = images()
+    with torch.no_grad():
+        outputs = model.get_image_features(pixel_values, output_hidden_states=True)
+        base = model.model(pixel_values, output_hidden_states=True)
+        assert torch.equal(model.head(outputs.pooler_output), model(pixel_values).logits)
+        as_tuple = model.get_image_features(pixel_values, return_dict=False)
+        chosen = model.get_image_features(pixel_values, output_hidden_states=-2).hidden_states
+    assert isinstance(outputs, BaseModelOutputWithPooling)
+    assert torch.equal(outputs.last_hidden_state, base.last_hidden_state)
+    for got, want in zip(outputs.hidden_states, base.hidden_states, strict=True):
+        assert torch.equal(got, want)
+    assert isinstance(as_tuple, tuple)
+    for got, want in zip(as_tuple, (outputs.last_hidden_state, outputs.pooler_output), strict=True):
+        assert torch.equal(got, want)
+    assert [states is not None for states in chosen] == [False, False, False, True, False]
+    model.config.return_dict = False
+    assert isinstance(model.get_image_features(pixel_values), tuple)
 
 
 @every_option

@@ -180,6 +180,30 @@ def test_label_maps_of_queries(values, monkeypatch):
             assert (labels != resize(scores[index : index + 1], size)[0].argmax(dim=0)).any()  # one resize would differ
 
 
+@pytest.mark.parametrize("values", [semantic_maps.BLOCK_VALUES, 2 * 131 * 96], ids=["at once", "two classes at a time"])
+def test_scores_beside_label_maps(values, monkeypatch):
+    monkeypatch.setattr(semantic_maps, "BLOCK_VALUES", values)
+    processor, outputs = InternImageSegmentationImageProcessor(), decided_outputs()
+    sizes = [(50, 75), (131, 70)]
+    maps = processor.post_process_semantic_segmentation(outputs, sizes)
+    got = processor.post_process_semantic_segmentation(outputs, sizes, return_segmentation_scores=True)
+    scores = resize(semantic_maps.semantic_scores(outputs), (64, 96))
+    for index, size in enumerate(sizes):
+        assert torch.equal(got[index].segmentation, maps[index])
+        torch.testing.assert_close(got[index].segmentation_scores, resize(scores[index : index + 1], size)[0])
+
+
+def test_as_many_channels_as_the_mean():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 64), dtype=np.uint8)
+    fields = {**SMALL, "do_convert_rgb": False, "do_resize": False}
+    processor = InternImageSegmentationImageProcessor(**fields, image_mean=[0.1, 0.2, 0.3, 0.4], image_std=[1.0] * 4)
+    got = processor(pixels, return_tensors="np").pixel_values[0]
+    expected = pixels / 255 - np.array([0.1, 0.2, 0.3, 0.4])[:, None, None]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="one or 3 channels, got 4"):
+        InternImageSegmentationImageProcessor(**fields)(pixels)
+
+
 def test_half_precision_is_not_summed_in_half_precision():
     outputs = golden_outputs("mask2former_tiny")
     half = type(outputs)(**{key: value.bfloat16() for key, value in outputs.items()})

@@ -144,7 +144,10 @@ def test_model_matches_the_original_in_float32(name, which, place):
     prefix = "" if which == "plain" else f"{which}/"
     model, pixel_values = golden_model(name).to(place.device), model_input(name, which).to(place.device)
     with torch.no_grad():
-        found = {"logits": model(pixel_values).logits, "pooler_output": model.get_image_features(pixel_values)}
+        found = {
+            "logits": model(pixel_values).logits,
+            "pooler_output": model.get_image_features(pixel_values).pooler_output,
+        }
     for what, got in found.items():
         atol = case["float32_noise"][prefix + what]["atol"]
         want = expected[prefix + what]

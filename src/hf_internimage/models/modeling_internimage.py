@@ -14,6 +14,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import (
     BackboneOutput,
+    BaseModelOutputWithPooling,
     BaseModelOutputWithPoolingAndNoAttention,
     ImageClassifierOutputWithNoAttention,
 )
@@ -250,23 +251,37 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
         self.register_load_state_dict_pre_hook(_rename_official_head)
         self.post_init()
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the original's pooled features, the input of its last linear layer.
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Compute the original's pooled features, the input of its last linear layer.
 
         Args:
             pixel_values: normalised images (N, num_channels, H, W). With the CLIP projector (H, G) the size must make
                 the third stage even; multiples of 32 are safe.
+            output_hidden_states: also return the stem's output and each stage's features; an index or several select.
+            return_dict: False for a tuple.
 
         Returns:
-            (N, F), with F = cls_scale times the last stage's channels (global average of the head's convolution), or
-            768 with the CLIP projector.
+            `pooler_output` (N, F), with F = cls_scale times the last stage's channels (global average of the head's
+            convolution), or 768 with the CLIP projector; `last_hidden_state` (N, C, ceil(H/32), ceil(W/32)); and
+            `hidden_states`, num_stages + 1 tensors (N, C, H, W) with strides 4, 4, 8, 16, 32.
 
         Raises:
-            ValueError: for a size the CLIP projector cannot take.
+            ValueError: for pixel values of another shape, or a size the CLIP projector cannot take.
 
         Source: OpenGVLab/InternImage@31c962d, classification/models/intern_image.py.
         """
-        return self._pool(self.model(pixel_values, output_hidden_states=True, return_dict=True).hidden_states)
+        outputs = self.model(pixel_values, output_hidden_states=True, return_dict=True)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=self._pool(outputs.hidden_states),
+            hidden_states=self.model._select_hidden_states(list(outputs.hidden_states), output_hidden_states),
+        )
 
     def _pool(self, hidden_states: Sequence[torch.Tensor]) -> torch.Tensor:
         """Pool the features of the last stages, (N, C, H, W) each, into (N, F)."""

@@ -175,6 +175,11 @@ class InternImageDinoEncoder(InternImageDinoPreTrainedModel, DeformableDetrEncod
 
     config: DeformableDetrConfig  # type: ignore[assignment]
 
+    def __init__(self, config: DeformableDetrConfig) -> None:
+        super().__init__(config)
+        for layer in self.layers:
+            layer.register_forward_pre_hook(_pass_positions_by_position, with_kwargs=True)
+
 
 class InternImageDinoDecoder(nn.Module):
     """Decoder layers whose query positions encode the reference boxes."""
@@ -415,7 +420,7 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
         """
         count = box_logits.shape[1]
         queries = self.query_embeddings(torch.arange(count, device=memory.device)).to(memory.dtype)
-        states = queries.expand(memory.shape[0], -1, -1)
+        states = queries.repeat(memory.shape[0], 1, 1)
         attention_mask = None
         if denoising is not None:
             states = torch.cat([self._embed_labels(denoising.labels).to(states.dtype), states], 1)
@@ -444,6 +449,17 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
         """Return the content of denoising queries (N, D, d) for classes (N, D); zero for `num_labels` (padding)."""
         padding = labels.eq(self.num_labels)
         return self.label_embeddings(labels.masked_fill(padding, 0)).masked_fill(padding[..., None], 0.0)
+
+
+def _pass_positions_by_position(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Make the learned positions of an encoder layer its third argument.
+
+    Reentrant checkpointing computes no gradients of arguments that come by name.
+    """
+    kwargs = dict(kwargs)
+    return (*args, kwargs.pop("spatial_position_embeddings")), kwargs
 
 
 def _projection(channels: int, width: int, **convolution: Any) -> nn.Sequential:
