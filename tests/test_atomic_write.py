@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Files and folders that appear complete or not at all."""
 
+import shutil
+
 import pytest
 
-from hf_internimage.atomic_write import atomic_write
+from hf_internimage.atomic_write import atomic_update, atomic_write
 
 
 def test_a_file_is_replaced_at_the_end(tmp_path):
@@ -67,3 +69,41 @@ def test_a_file_does_not_replace_a_folder(tmp_path):
         new.write_text("content")
     assert (tmp_path / "there").is_dir()
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.parametrize("content", ["file", "folder"])
+def test_what_a_killed_process_left_is_removed(content, tmp_path, monkeypatch):
+    destination = tmp_path / "result"
+
+    def be_killed():
+        with atomic_write(destination) as path:
+            if content == "folder":
+                path.mkdir()
+                path /= "part"
+            path.write_text("half")
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda folder: None)  # a killed process does not clean up
+        with pytest.raises(KeyboardInterrupt):
+            be_killed()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert not destination.exists()
+    with atomic_write(destination) as path:
+        path.write_text("new")
+    assert list(tmp_path.iterdir()) == [destination]
+    assert destination.read_text() == "new"
+
+
+def test_files_of_an_existing_folder_are_updated_together(tmp_path):
+    for name in ("kept", "replaced", "outdated"):
+        (tmp_path / name).write_text("old")
+    with atomic_update(tmp_path, lambda name: name == "outdated") as new:
+        for name in ("replaced", "added"):
+            (new / name).write_text("new")
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["kept", "outdated", "replaced"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "kept": "old",
+        "replaced": "new",
+        "added": "new",
+    }

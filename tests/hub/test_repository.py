@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Repositories for the Hub: what they hold, that they work without the package, and how they get there."""
 
+import contextlib
 import importlib
+import itertools
 import json
 import os
 import re
@@ -193,8 +195,6 @@ STEPS = {
     "auto_map": lambda patch: patch.setattr(hub, "_set_in_json", fail),
     "preprocessor": lambda patch: patch.setattr(InternImageImageProcessorPil, "save_pretrained", fail),
     "first move": lambda patch: patch.setattr(os, "replace", fail_at_move(1)),
-    "later move": lambda patch: patch.setattr(os, "replace", fail_at_move(12)),
-    "last move": lambda patch: patch.setattr(os, "replace", fail_at_move(19)),
 }
 
 
@@ -211,6 +211,124 @@ def test_a_failed_save_changes_nothing(step, tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "repo")) == sorted(path.partition("/")[2] for path in before)
     hub.save_for_hub(small(channels=32), tmp_path / "repo", card="# New\n")
     assert set(os.listdir(tmp_path / "repo")) == WRITTEN | {"notes.txt"}
+
+
+def test_an_error_at_any_move_changes_nothing(tmp_path, monkeypatch):
+    hub.save_for_hub(small(), tmp_path / "repo", max_shard_size="400KB", card="# Old\n")
+    (tmp_path / "repo" / "notes.txt").write_text("mine")
+    before, model = contents(tmp_path), small(channels=32)
+    for move in itertools.count(1):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", fail_at_move(move))
+            with contextlib.suppress(OSError):  # of `fail`
+                hub.save_for_hub(model, tmp_path / "repo", card="# New\n")
+                break
+        assert contents(tmp_path) == before, move
+        assert not any(path.is_symlink() for path in (tmp_path / "repo").iterdir()), move
+    assert move > 2 * len(WRITTEN)
+    assert set(os.listdir(tmp_path / "repo")) == WRITTEN | {"notes.txt"}
+
+
+def copy_before_each_change(folder, copies, patch):
+    """Copy the folder before each change of its names: what a process that is killed there leaves."""
+    copying, copy = [], shutil.copytree  # `os` is patched while it runs
+
+    def watch(change):
+        def changed(*args, **kwargs):
+            if not copying:
+                copying.append(True)
+                copy(folder, copies / f"{len(os.listdir(copies)):03}", symlinks=True)
+                copying.clear()
+            return change(*args, **kwargs)
+
+        return changed
+
+    for name in ("link", "mkdir", "replace", "rmdir", "symlink", "unlink"):
+        patch.setattr(os, name, watch(getattr(os, name)))
+
+
+SAVES = {  # name -> fields of the model before and after, and their largest files
+    "other classes": ({"num_labels": 5}, {"num_labels": 9}, "5GB", "5GB"),
+    "without hard links": ({"num_labels": 5}, {"num_labels": 9}, "5GB", "5GB"),
+    "sharded, then larger": ({}, {"channels": 32}, "200KB", "5GB"),
+    "then sharded": ({}, {"channels": 32, "num_labels": 3}, "5GB", "400KB"),
+    "as many shards": ({"num_labels": 5}, {"num_labels": 4}, "300KB", "300KB"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SAVES)
+def test_a_process_killed_at_any_change_leaves_the_old_or_the_new_model(case, tmp_path, monkeypatch):
+    """Weights, configuration, image processor, card and code of one and the same save; the next one cleans up."""
+    old_fields, new_fields, old_shards, new_shards = SAVES[case]
+    folder, copies = tmp_path / "repo", tmp_path / "copies"
+    copies.mkdir()
+    models = {"old": small(image_size=64, **old_fields), "new": small(image_size=96, **new_fields)}
+    with torch.no_grad():
+        models["new"].head.bias += 1
+    hub.save_for_hub(models["old"], folder, card="old", max_shard_size=old_shards)
+    (folder / "layers_internimage.py").write_text("old")
+    (folder / "notes.txt").write_text("mine")
+    before = contents(folder)
+    with monkeypatch.context() as patch:
+        if case == "without hard links":
+            patch.setattr(os, "link", fail)
+        copy_before_each_change(folder, copies, patch)
+        hub.save_for_hub(models["new"], folder, card="new", max_shard_size=new_shards)
+    after = contents(folder)
+
+    versions = []
+    for number, copy in enumerate(sorted(copies.iterdir())):
+        versions.append((copy / "README.md").read_text())
+        files = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}  # no links to nothing
+        assert files == (before if versions[-1] == "old" else after), copy
+        if number % 6 == 0:
+            expected = models[versions[-1]]
+            loaded, info = InternImageForImageClassification.from_pretrained(copy, output_loading_info=True)
+            assert_loaded_fully(info)
+            assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in expected.state_dict().items())
+            assert loaded.config.image_size == expected.config.image_size
+            assert AutoImageProcessor.from_pretrained(copy).crop_size["height"] == expected.config.image_size
+    assert versions == sorted(versions, reverse=True)
+    assert {"old", "new"} == set(versions)
+    assert len(versions) > 3 * len(WRITTEN)
+
+    for copy in sorted(copies.iterdir())[::9]:
+        hub.save_for_hub(models["new"], copy, card="new", max_shard_size=new_shards)
+        assert set(os.listdir(copy)) == set(after)
+        assert not any(path.is_symlink() for path in copy.iterdir())
+
+
+def test_without_symbolic_links_files_are_replaced_one_after_another(tmp_path, monkeypatch):
+    hub.save_for_hub(small(), tmp_path, max_shard_size="200KB", card="# Old\n")
+    before = contents(tmp_path)
+    monkeypatch.setattr(os, "symlink", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail_at_move(5))
+        with pytest.raises(OSError, match="no space left"):
+            hub.save_for_hub(small(channels=32), tmp_path, card="# New\n")
+    assert contents(tmp_path) == before
+    hub.save_for_hub(small(channels=32), tmp_path, card="# New\n")
+    assert set(contents(tmp_path)) == WRITTEN
+    assert InternImageForImageClassification.from_pretrained(tmp_path).config.channels == 32
+
+
+def test_a_link_to_a_file_elsewhere_is_replaced_and_that_file_stays(tmp_path, monkeypatch):
+    """As in the cache of the Hub."""
+    hub.save_for_hub(small(), tmp_path / "blobs", card="# Old\n")
+    (tmp_path / "repo").mkdir()
+    for path in (tmp_path / "blobs").iterdir():
+        (tmp_path / "repo" / path.name).symlink_to(Path("..", "blobs", path.name))
+    before = contents(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail_at_move(9))
+        with pytest.raises(OSError, match="no space left"):
+            hub.save_for_hub(small(channels=32), tmp_path / "repo", card="# New\n")
+    assert contents(tmp_path) == before
+    hub.save_for_hub(small(channels=32), tmp_path / "repo", card="# New\n")
+    assert not any(path.is_symlink() for path in (tmp_path / "repo").iterdir())
+    assert InternImageForImageClassification.from_pretrained(tmp_path / "repo").config.channels == 32
+    assert contents(tmp_path / "blobs") == {Path(name).name: data for name, data in before.items() if "blobs" in name}
 
 
 @pytest.mark.parametrize("step", ["weights", "auto_map", "preprocessor", "first move"])

@@ -21,6 +21,7 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from transformers import BaseImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
+from ..atomic_write import atomic_update, atomic_write
 from ..models import auto
 from ..models.image_processing_pil_internimage import image_processor_for
 from ..tensors import check_tensors, shapes_of
@@ -96,7 +97,8 @@ def save_for_hub(
     """Write a repository of `model` that transformers also loads without this package.
 
     A new folder appears complete or not at all. In an existing folder, files of the same names and older weights are
-    replaced and other files stay; an error leaves everything as it was.
+    replaced at once and other files stay; an error leaves everything as it was. A folder that loads does so at any
+    time, as the old model or the new one, also after the process was killed (see `atomic_write.atomic_update`).
 
     Args:
         model: a model of a class in `AUTO_MAPS`, of this package or loaded by `trust_remote_code=True`. In both cases
@@ -274,11 +276,9 @@ def _save(
     max_shard_size: int | str,
 ) -> list[str]:
     """Write the repository, or leave everything as it was. Return the names of the files written."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
     exists = destination.is_dir()
-    home = destination if exists else destination.parent  # of the same file system, so that files can be moved
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=home) as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
+    with atomic_update(destination, _is_weights) if exists else atomic_write(destination) as new:
         model.save_pretrained(new, max_shard_size=max_shard_size)
         for path in new.glob("*.py"):  # a class loaded from a repository brings its own, perhaps older files
             path.unlink()
@@ -297,34 +297,16 @@ def _save(
             shutil.copyfile(path, new / path.name)
         if card is not None:
             (new / _CARD).write_text(card, encoding="utf-8", newline="")
-        names = sorted(path.name for path in new.iterdir())
-        if exists:
-            old.mkdir()
-            _replace_files(new, destination, old)
-        else:
-            os.replace(new, destination)
-    return names
+        return sorted(path.name for path in new.iterdir())
+
+
+def _is_weights(name: str) -> bool:
+    return _WEIGHTS.fullmatch(name) is not None
 
 
 def _set_in_json(path: Path, key: str, value: Any) -> None:
     fields = {**json.loads(path.read_text(encoding="utf-8")), key: value}
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="")
-
-
-def _replace_files(new: Path, destination: Path, old: Path) -> None:
-    """Move the files of `new` to the destination and the replaced files to `old`; after an error, move all back."""
-    names = {path.name for path in new.iterdir()}
-    older = {path.name for path in destination.iterdir() if path.name in names or _WEIGHTS.fullmatch(path.name)}
-    moves = [(destination / name, old / name) for name in older] + [(new / name, destination / name) for name in names]
-    done = []
-    try:
-        for source, target in moves:
-            os.replace(source, target)
-            done.append((source, target))
-    except BaseException:
-        for source, target in reversed(done):
-            os.replace(target, source)
-        raise
 
 
 @contextmanager
