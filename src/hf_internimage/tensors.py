@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Named tensors: find them in a loaded file, compare names and shapes, cast."""
+"""Named tensors: find them in a loaded file, compare names and shapes, cast, name the place that cannot be written."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -31,11 +34,32 @@ def find_state_dict(checkpoint: object) -> dict[str, torch.Tensor]:
         )
     for name, tensor in checkpoint.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            entry = f"Entry {name!r}" if isinstance(name, str) else f"An entry named by a {type(name).__name__}"
             raise ValueError(
-                f"Entry {name!r} is a {type(tensor).__name__}, not a tensor; give a state dict, flat or under the key "
-                "'model'."
+                f"{entry} is a {type(tensor).__name__}, not a tensor; give a state dict, flat or under the key 'model'."
             )
     return dict(checkpoint)
+
+
+def check_values(state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Check that there is a value in memory for each element of each dense tensor.
+
+    Raises:
+        ValueError: for a tensor on the meta device, for one with more elements than its storage, such as one that
+            `expand` made, and for a nested tensor.
+    """
+    for name, tensor in state_dict.items():
+        if tensor.is_meta:
+            raise ValueError(f"{name} is on the meta device, without values; give a checkpoint with all weights.")
+        if tensor.is_nested:
+            raise ValueError(f"{name} is a nested tensor; give a checkpoint with dense tensors.")
+        if tensor.layout is not torch.strided:
+            continue
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(
+                f"{name} has {tensor.numel():,} elements of shape {tuple(tensor.shape)}, more than the file holds; "
+                "give a checkpoint with all weights."
+            )
 
 
 def shapes_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
@@ -118,4 +142,35 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return not tensor.numel() or all(math.isfinite(bound) for bound in tensor.aminmax())  # NaN is both bounds
 
 
-__all__ = ["LISTED", "Shapes", "cast_weights", "check_tensors", "dimensions", "find_state_dict", "listing", "shapes_of"]
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turn the errors of safetensors and torch.save in this context, such as of a full disk, into an OSError.
+
+    Args:
+        place: file or folder that is written, for the message.
+
+    Raises:
+        OSError: naming the place.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{place} cannot be written: {error}") from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):  # of torch.save
+            raise
+        raise OSError(f"{place} cannot be written (is the disk full?): {str(error).splitlines()[0]}") from error
+
+
+__all__ = [
+    "LISTED",
+    "Shapes",
+    "cast_weights",
+    "check_tensors",
+    "check_values",
+    "dimensions",
+    "find_state_dict",
+    "listing",
+    "shapes_of",
+    "writing",
+]

@@ -4,9 +4,13 @@
 import json
 import os
 import pickle
+import random
 import re
+import shutil
 import subprocess
 import sys
+import warnings
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +33,7 @@ from hf_internimage import (
     conversion,
 )
 from hf_internimage.conversion import prepare_classifier
+from hf_internimage.conversion.inputs import read_checkpoint
 from hf_internimage.conversion.main import main
 
 
@@ -77,6 +82,37 @@ def bad_duplicate(path):
     torch.save({**original(weights), **weights}, path)
 
 
+def bad_compressed(path):
+    with zipfile.ZipFile(path.parent / "good.pth") as good, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bad:
+        for part in good.infolist():
+            bad.writestr(part.filename, good.read(part))
+
+
+def bad_inflating(path):
+    """A megabyte that becomes a gigabyte."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a/data.pkl", "w") as part:
+        for _ in range(1024):
+            part.write(bytes(1 << 20))
+
+
+def bad_overlapping(path):
+    """Twice the same part."""
+    shutil.copyfile(path.parent / "good.pth", path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("good/more", b"more")
+        archive.filelist += [part for part in archive.filelist if part.file_size > 1000]
+
+
+def bad_link_loop(path):
+    path.symlink_to(path.name)
+
+
+def bad_nested_tensor(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nested tensors are a prototype
+        torch.save(weights_but(head__bias=torch.nested.nested_tensor([torch.zeros(5), torch.zeros(5)])), path)
+
+
 def save(content):
     return lambda path: torch.save(content() if callable(content) else content, path)
 
@@ -95,6 +131,26 @@ BAD_FILES = {
     "absent.pth": (lambda path: None, "Not a file"),
     "folder.pth": (lambda path: path.mkdir(), "Not a file"),
     "weights.onnx": (lambda path: path.write_bytes(b"x"), "Unknown ending '.onnx'"),
+    "compressed.pth": (bad_compressed, "Its parts are compressed or overlap, which torch.save never"),
+    "inflating.pth": (bad_inflating, "Its parts are compressed or overlap, which torch.save never"),
+    "overlapping.pth": (bad_overlapping, "Its parts are compressed or overlap, which torch.save never"),
+    "link_loop.pth": (bad_link_loop, "Not a file"),
+    "meta.pth": (
+        save(lambda: weights_but(head__bias=torch.zeros(10, device="meta"))),
+        r"head\.bias is on the meta device, without values; give a checkpoint with all weights",
+    ),
+    "expanded.pth": (
+        save(lambda: weights_but(head__weight=torch.zeros(1).expand(10**9, 192))),
+        r"head\.weight has 192,000,000,000 elements of shape \(1000000000, 192\), more than the file holds",
+    ),
+    "nested_tensor.pth": (
+        bad_nested_tensor,
+        r"head\.bias is a nested tensor; give a checkpoint with dense tensors",
+    ),
+    "nested_entries.pth": (
+        lambda path: path.write_bytes(b"(" * 10**6 + b"t" * 10**6 + b"."),
+        "Nested too deeply|Not a readable checkpoint",
+    ),
     "list.pth": (save([torch.zeros(2)]), "Found a list in place of a state dict"),
     "no_tensors.pth": (save({"model": {}}), "Found an empty dict"),
     "not_tensors.pth": (save({"epoch": 3}), "Entry 'epoch' is a int, not a tensor"),
@@ -166,6 +222,51 @@ def test_bad_files(file, tiny_t, capsys, recwarn):
     assert [str(warning.message) for warning in recwarn] == []
 
 
+def test_every_changed_byte_is_refused_or_changes_nothing(tiny_t):
+    """In each part of the archive and between them; torch.load itself takes most of these files."""
+    path = tiny_t / "damaged.pth"
+    good = (tiny_t / "good.pth").read_bytes()
+    expected = read_checkpoint(tiny_t / "good.pth")[0]
+    with zipfile.ZipFile(tiny_t / "good.pth") as archive:
+        parts = [part.header_offset for part in archive.infolist()]
+        data = [good.index(archive.read(part)) for part in archive.infolist() if part.file_size > 1000]
+    chance = random.Random(15)
+    positions = {*parts[::5], *(offset + 26 for offset in parts[::5]), *(start + 500 for start in data)}
+    positions |= {chance.randrange(len(good)) for _ in range(60)} | {len(good) - back for back in (1, 12, 22, 60, 400)}
+    refusals = []
+    for position in sorted(positions):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :])
+        try:
+            weights = read_checkpoint(path)[0]
+        except ValueError as error:
+            refusals.append(str(error))
+        else:
+            assert position not in {start + 500 for start in data}
+            assert weights.keys() == expected.keys()
+            assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items()), position
+    pattern = f"{path}: (Damaged, the checksum of '.*' is wrong|Not a readable|Its parts are)"
+    assert [text for text in refusals if not re.match(pattern, text)] == []
+    assert len(refusals) > len(positions) / 2
+
+
+def test_a_changed_byte_of_a_tensor_is_one_line(tiny_t, capsys):
+    good = (tiny_t / "good.pth").read_bytes()
+    start = good.index(original(golden_weights("tiny_t"))["head.weight"].numpy().tobytes())
+    (tiny_t / "damaged.pth").write_bytes(good[:start] + bytes([good[start] ^ 1]) + good[start + 1 :])
+    torch.load(tiny_t / "damaged.pth", mmap=True)  # takes it
+    before = sorted(tiny_t.iterdir())
+    assert convert(tiny_t / "damaged.pth", tiny_t / "out", "--config", tiny_t / "config.json") == 1
+    assert_refused(capsys, before, tiny_t, "damaged.pth: Damaged, the checksum of '.*/data/.*' is wrong; download")
+
+
+def test_the_destination_in_a_loop_of_links(tiny_t, capsys):
+    bad_link_loop(tiny_t / "loop")
+    before = sorted(tiny_t.iterdir())
+    for destination in (tiny_t / "loop", tiny_t / "loop" / "out"):
+        assert convert(tiny_t / "good.pth", destination, "--config", tiny_t / "config.json") == 1
+        assert_refused(capsys, before, tiny_t, "loop")
+
+
 def test_code_would_run_if_it_was_loaded_carelessly(tiny_t):
     bad_code(tiny_t / "code.pth")
     torch.load(tiny_t / "code.pth", weights_only=False)
@@ -200,12 +301,15 @@ BAD_OPTIONS = {
     "labels_number": (("--labels", "l.json"), "[1, 2]", "The name of class 0 is 1, expected text"),
     "labels_other": (("--labels", "l.json"), "3", "Found a int, expected a list of names"),
     "labels_binary": (("--labels", "l.txt"), b"\xff\xfe\x00", "Not a text file in UTF-8"),
+    "labels_deep": (("--labels", "l.json"), "[" * 10**5, "Nested too deeply"),
+    "labels_digits": (("--labels", "l.json"), "[" + "1" * 10**4 + "]", "Exceeds the limit"),
     "labels_absent": (("--labels", "l.txt"), None, r"Cannot be read \(No such file or directory\)"),
     "map_text": (("--head-map", "m.txt"), "1\ntwo\n", "Line 2 is 'two', expected one integer"),
     "map_count": (("--head-map", "m.txt"), "1\n2\n", "has 2 indices, expected 10"),
     "map_range": (("--head-map", "m.txt"), "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n", "index 10, but the head has rows 0 to 9"),
     "map_repeats": (("--head-map", "m.txt"), "1\n1\n1\n4\n5\n6\n7\n8\n9\n0\n", "repeats 2 indices"),
     "config_json": (("--config", "c.json"), "{", "Invalid JSON"),
+    "config_deep": (("--config", "c.json"), '{"a": ' * 10**5, "Nested too deeply"),
     "config_other": (
         ("--config", "c.json"),
         '{"model_type": "resnet"}',

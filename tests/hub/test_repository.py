@@ -927,6 +927,11 @@ def damaged(folder):
     (folder / "model.safetensors").write_bytes(b"damaged")
 
 
+def nested_too_deeply(folder):
+    good(folder)
+    (folder / "config.json").write_text('{"a": ' * 10**5)
+
+
 def with_checkpoints(folder):
     for name in ("checkpoint-9", "checkpoint-10", "checkpoint-last"):
         (folder / name).mkdir()
@@ -951,6 +956,7 @@ def good(folder):
         (incomplete, [], r"has no weights for 1 tensors \(such as patch_embed.conv1.weight\); give a complete model"),
         (of_another_size, [], "size"),
         (damaged, [], "[Hh]eader"),
+        (nested_too_deeply, [], "model has JSON that is nested too deeply"),
         (good, ["--result", "nowhere.json"], "nowhere.json: .*No such file"),
         (good, ["--result", __file__], "test_repository.py: Expecting value"),
         (without_a_head, ["--result", "nowhere.json"], "--result is for classifiers, and .* has no head; leave it out"),

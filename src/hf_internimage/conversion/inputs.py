@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..models import auto
-from ..tensors import find_state_dict
+from ..tensors import check_values, find_state_dict
 from .systems import System, find_system
 
 _OPTIONS_OF_SOME_SYSTEMS = ("size", "checkpoint", "image_size", "head_map", "num_labels")
@@ -84,7 +84,7 @@ def errors_prefixed_with(path: Path) -> Iterator[None]:
     An InputError passes unchanged: it names its own file or option.
 
     Raises:
-        InputError: in place of any other ValueError.
+        InputError: in place of any other ValueError, and of the RecursionError of Python's parsers.
     """
     try:
         yield
@@ -92,6 +92,8 @@ def errors_prefixed_with(path: Path) -> Iterator[None]:
         raise
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: Nested too deeply; give a file that was not changed.") from error
 
 
 def read_inputs(options: Options) -> Inputs:
@@ -136,11 +138,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], System, dict[s
     Returns: the tensors under the names of the file, the system that they belong to, and the other entries of the file.
 
     Raises:
-        InputError: for a file that cannot be read, is damaged, holds Python objects, or belongs to no system.
+        InputError: for a file that cannot be read, is damaged, holds Python objects or tensors without values, or
+            belongs to no system.
     """
     with errors_prefixed_with(path):
         content = _load(path)
         state_dict = find_state_dict(content)
+        check_values(state_dict)
         system = find_system(state_dict)
     entries = content if isinstance(content, Mapping) else {}
     used = {*state_dict, "model", "state_dict"}
@@ -156,12 +160,17 @@ def _load(path: Path) -> object:
     try:
         if ending == ".safetensors":
             return load_file(path)
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _check_archive(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")
             # Files in the format from before torch 1.6 cannot be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except OSError as error:
         raise ValueError(f"Cannot be read ({error.strerror or error}); check the file.") from error
+    except _ArchiveError:
+        raise
     except Exception as error:  # damaged bytes can make the parsers raise anything
         refused = _REFUSED_GLOBAL.search(str(error))
         if refused:
@@ -172,6 +181,30 @@ def _load(path: Path) -> object:
         raise ValueError(
             "Not a readable checkpoint (truncated, damaged or of another format); download or copy it again."
         ) from error
+
+
+class _ArchiveError(ValueError):
+    """Report an archive that is not as torch.save writes it."""
+
+
+def _check_archive(path: Path) -> None:
+    """Check the checksum of each part of an archive that torch.save wrote, which torch.load does not.
+
+    Raises:
+        _ArchiveError: for a wrong checksum, and for parts that are larger than the file, or compressed.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if (
+            any(part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size for part in parts)
+            or sum(part.file_size for part in parts) > path.stat().st_size
+        ):
+            raise _ArchiveError(
+                "Its parts are compressed or overlap, which torch.save never does; save it with torch.save."
+            )
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise _ArchiveError(f"Damaged, the checksum of {damaged!r} is wrong; download or copy it again.")
 
 
 def _numpy_values() -> list[Any]:
@@ -283,6 +316,8 @@ def parse_indices(text: str) -> list[int]:
 
 
 def _read_text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ValueError("Not a file; give the path of one text file.")
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:

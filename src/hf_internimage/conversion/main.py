@@ -2,6 +2,7 @@
 """Command line of the conversion: `scripts/convert_checkpoint.py`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     destination = args.pop("destination")
     logging.disable_progress_bar()
     try:
-        folder = destination.resolve()
+        folder = Path(os.path.realpath(destination))  # `resolve` fails at loops of links
         check_destination(folder)
         prepared = prepare(Options(**{**args, "dtype": _DTYPES[args["dtype"]]}))
         write_folder(prepared.model, prepared.processor, folder, _MAX_SHARD_SIZE)

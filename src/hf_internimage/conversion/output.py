@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..atomic_write import atomic_write
-from ..tensors import Shapes, check_tensors
+from ..tensors import Shapes, check_tensors, writing
 from .build import file_shapes
 
 
@@ -30,7 +30,8 @@ def write_folder(model: PreTrainedModel, processor: BaseImageProcessor, destinat
         OSError: if they cannot be written.
     """
     with atomic_write(destination) as folder:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        with writing(destination):
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
         processor.save_pretrained(folder)
         _check_written(folder, file_shapes(model))
 

@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None, *, checkout: Path) -> int:
         args.folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (args.folder / name).write_text(text, encoding="utf-8", newline="\n")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         print("make_model_cards.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     print(f"{len(texts) - 1} cards, {len(outdated)} files changed, in {args.folder}")

@@ -112,7 +112,7 @@ def _make_card(args: argparse.Namespace, model: PreTrainedModel) -> ModelCard | 
         try:
             result = json.loads(args.result.read_text(encoding="utf-8"))
             return evaluated_card(result, model_id=args.repo_id, base_model=args.base_model, license=args.license)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{args.result}: {error}") from error
     if args.license:
         return repository.short_card(model, args.repo_id, license=args.license)
@@ -151,6 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             create_pr=args.create_pr,
             folder=args.output_dir,
         )
+    except RecursionError:
+        print(f"push_to_hub.py: error: {args.model} has JSON that is nested too deeply.", file=sys.stderr)
+        return 1
     except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:
         print("push_to_hub.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ from transformers import BaseImageProcessor, ImageProcessingMixin, PreTrainedCon
 from ..atomic_write import atomic_update, atomic_write
 from ..models import auto
 from ..models.image_processing_pil_internimage import image_processor_for
-from ..tensors import check_tensors, shapes_of
+from ..tensors import check_tensors, shapes_of, writing
 from .card_blocks import INTERNIMAGE, RUNS_OWN_CODE, card_metadata, pipeline_code, plain_card, python_block
 
 AUTO_MAPS = {model_type: entry.auto_map for model_type, entry in auto.MODELS.items() if entry.travels}
@@ -116,7 +116,7 @@ def save_for_hub(
         OSError: if files cannot be written.
     """
     processor = _checked(model, image_processor, folder)
-    destination = Path(folder).resolve()
+    destination = Path(os.path.realpath(folder))
     text = None if card is None else str(card)
     if text is None and not (destination / _CARD).exists():
         text = str(short_card(model, destination.name))
@@ -169,7 +169,7 @@ def push(
         if revision is not None and not create_pr and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         has_card = api.file_exists(repo_id, _CARD, revision=revision)
-    destination = Path(tempfile.mkdtemp(prefix="hf_internimage_") if folder is None else folder).resolve()
+    destination = Path(os.path.realpath(tempfile.mkdtemp(prefix="hf_internimage_") if folder is None else folder))
     temporary = folder is None
     try:
         text = None if card is None else str(card)
@@ -279,7 +279,8 @@ def _save(
     destination.parent.mkdir(parents=True, exist_ok=True)
     exists = destination.is_dir()
     with atomic_update(destination, _is_weights) if exists else atomic_write(destination) as new:
-        model.save_pretrained(new, max_shard_size=max_shard_size)
+        with writing(destination):
+            model.save_pretrained(new, max_shard_size=max_shard_size)
         for path in new.glob("*.py"):  # a class loaded from a repository brings its own, perhaps older files
             path.unlink()
         processor.save_pretrained(new)
