@@ -235,6 +235,37 @@ def test_results_by_hand():
         process.post_process_object_detection(outputs, target_sizes=[(1, 1), (1, 1)])
 
 
+def test_a_score_equal_to_the_threshold_is_left_out():
+    """It has to be above; a logit of 0 has the probability of exactly one half."""
+    outputs = outputs_of([[[0.0, 1e-3, -1e-3, -torch.inf]]], [[[0.5, 0.5, 0.2, 0.4]]])
+    process = InternImageDetectionImageProcessor().post_process_object_detection
+    assert process(outputs)[0]["labels"].tolist() == [1]
+    assert process(outputs, threshold=0.5)[0]["labels"].tolist() == [1]
+    assert process(outputs, threshold=0.0)[0]["labels"].tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("box", "kept"),
+    [
+        ((7, 5, 1, 1), True),  # one pixel in the middle
+        ((39, 23, 1, 1), True),  # the last one
+        ((39, 23, 9, 9), True),  # of which one pixel is in the image
+        ((40, 5, 9, 9), False),  # beside it
+        ((5, 24, 9, 9), False),
+        ((7, 5, 0, 1), False),
+        ((7, 5, 1, 0), False),
+        ((-9, 5, 9, 9), False),
+        ((-9, 5, 10, 9), True),
+    ],
+)
+def test_boxes_of_one_pixel_and_of_none(box, kept):
+    annotation = {"image_id": 0, "annotations": [{"category_id": 0, "bbox": box}]}
+    process = InternImageDetectionImageProcessor(do_resize=False)
+    image = np.zeros((24, 40, 3), np.uint8)
+    (labels,) = process(image, annotations=annotation, return_tensors="np")["labels"]
+    assert len(labels["boxes"]) == len(labels["class_labels"]) == kept
+
+
 def test_low_precision_outputs_are_ranked_in_float32():
     """In bfloat16 the sigmoids of 6 and 6.5 are both 1, and pixel coordinates are whole dozens."""
     outputs = outputs_of([[[6.0, 6.5]]], [[[0.5, 0.5, 0.25, 0.25]]], torch.bfloat16)

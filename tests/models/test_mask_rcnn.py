@@ -7,6 +7,7 @@ Skipped where torchvision's operators do not work, as with PyTorch for the CPU a
 import copy
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -290,6 +291,32 @@ def test_detections_are_plain(cascade):
         pooled = pool_regions(features, torch.cat([box.new_zeros(1), box])[None], 14)
         stages = [head(pooled)[0, label].sigmoid() for head in heads.mask_heads]
         assert_close(mask, sum(stages) / len(stages))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.5, 9), (0.4999, 0), (0.5001, 9)])
+def test_a_mask_of_exactly_the_threshold_is_shown(value, expected):
+    mask = torch.full((28, 28), value, dtype=torch.float64)
+    pasted = paste_mask(mask, torch.tensor([-20.0, -20.0, 23.0, 23.0], dtype=torch.float64), 3, 3, threshold=0.5)
+    assert pasted.sum() == expected
+
+
+def test_half_covered_pixels_of_a_target_are_object():
+    """A chessboard resampled to exactly one half in each pixel."""
+    masks = torch.tensor([[[1.0, 0.0] * 28, [0.0, 1.0] * 28] * 28])
+    cropped = crop_masks(masks, torch.tensor([0]), torch.tensor([[0.0, 0.0, 56.0, 56.0]]))
+    assert cropped.shape == (1, 28, 28)
+    assert (cropped == 1).all()
+
+
+def test_a_detection_has_to_score_more_than_the_threshold():
+    outputs = SimpleNamespace(
+        logits=torch.tensor([[[0.0, -9.0], [1e-3, -9.0]]]),
+        pred_boxes=torch.full((1, 2, 4), 0.5),
+        box_masks=torch.ones(1, 2, 28, 28),
+    )
+    (found,) = post_process_instance_segmentation(outputs, threshold=0.5, target_sizes=[(8, 8)])
+    assert len(found["scores"]) == 1
+    assert found["scores"][0] > 0.5
 
 
 def test_pasted_masks_are_plain():

@@ -31,6 +31,23 @@ def test_sizes_are_the_originals(case):
     assert list(multiple_size(*kept, divisor=setting["size_divisor"] or 1)) == case["final"]
 
 
+@pytest.mark.parametrize(
+    ("old", "edges", "new"),
+    [
+        ((320, 333), (800, 1333), (800, 833)),  # 832.5
+        ((333, 320), (800, 1333), (833, 800)),
+        ((4, 6), (3, 100), (3, 5)),  # 4.5
+        ((6, 4), (3, 100), (5, 3)),
+        ((8, 20), (100, 5), (2, 5)),
+        ((4, 10), (100, 5), (2, 5)),
+        ((3, 10), (100, 5), (2, 5)),  # 1.5
+        ((1, 10), (100, 5), (1, 5)),  # 0.5
+    ],
+)
+def test_halves_are_rounded_up(old, edges, new):
+    assert keep_ratio_size(*old, *edges) == new
+
+
 def test_a_thin_image_keeps_a_pixel():
     assert keep_ratio_size(1, 10_000, short=64, long=256) == (1, 256)
 

@@ -65,6 +65,13 @@ def test_several_labels():
     assert nothing == {"mean_average_precision": 0.0, "f1": 0.0}
 
 
+@pytest.mark.parametrize(("score", "f1"), [(0.5, 0.0), (np.nextafter(np.float32(0.5), 1), 1.0)])
+def test_a_label_needs_more_than_one_half(score, f1):
+    scores = np.array([[score, 0.1]], np.float32)
+    result = ComputeMetrics(2, multi_label=True)(EvalPrediction(scores, np.array([[1, 0]], np.float32)))
+    assert result["f1"] == f1
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_batches_add_up(multi_label):
     logits, labels = logits_and_labels(100, 8)

@@ -16,6 +16,7 @@ from hf_internimage.training.detection.augmentation import (
     mirror,
     resize,
 )
+from hf_internimage.training.detection.data import usable
 from hf_internimage.training.images import Augmented
 
 
@@ -322,3 +323,35 @@ def test_half_are_mirrored_and_half_are_cropped():
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         DetectionAugmentationArguments(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("box", "kept"),
+    [
+        ((7, 5, 1, 1), True),
+        ((7, 5, 1, 9), True),
+        ((7, 5, 0.9, 9), False),
+        ((7, 5, 9, 0.9), False),
+        ((39, 23, 9, 9), True),  # one pixel is in the image
+        ((39.1, 23, 9, 9), False),
+    ],
+)
+def test_boxes_of_one_pixel_are_trained_on(box, kept):
+    """Less than a pixel is left out, of the annotations and after the augmentation."""
+    target = objects([box])
+    corners, rows = usable(target, 40, 24)
+    assert len(corners) == len(rows) == kept
+    settings = DetectionAugmentationArguments(
+        flip_probability=0, crop_probability=0, resize_min=1, resize_max=1, resize_count=0
+    )
+    augment = DetectionAugmentation(of_fixed_sides(24, 40), settings)
+    example = augment(Image.new("RGB", (40, 24)), target, [0])
+    assert len(example["labels"]["boxes"]) == kept
+
+
+@pytest.mark.parametrize(("scale", "kept"), [(1, True), (0.5, False), (2, True)])
+def test_a_pixel_may_be_lost_by_resizing(scale, kept):
+    settings = DetectionAugmentationArguments(flip_probability=0, crop_probability=0)
+    augment = DetectionAugmentation(of_fixed_sides(int(24 * scale), int(40 * scale)), settings)
+    example = augment(Image.new("RGB", (40, 24)), objects([(7, 5, 1, 1)]), [0])
+    assert len(example["labels"]["boxes"]) == kept

@@ -3,6 +3,7 @@
 
 import colorsys
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -200,3 +201,16 @@ def test_kornia_is_needed_for_colours_only(monkeypatch):
     augmentation()
     with pytest.raises(ImportError, match=r"hf-internimage\[train\], or set color_distortion to false"):
         augmentation(color_distortion=True)
+
+
+@pytest.mark.parametrize(("most", "left"), [(0.75, 4), (0.76, 0), (0.74, 4)])
+def test_a_crop_with_exactly_the_share_is_drawn_again(most, left):
+    """The first crop drawn is 12 / 16 of one class, the second a half of each."""
+    labels = np.zeros((4, 8), int)
+    labels[3, :4] = labels[2:, 4:] = 1
+    labels = np.ascontiguousarray(labels)
+    drawn = iter([0, 0, 0, 4])
+    generator = SimpleNamespace(integers=lambda bound: next(drawn))
+    augment = augmentation(crop_size=[4, 4], crop_most_of_a_class=most)
+    _, cropped_labels = augment.crop(np.zeros((4, 8, 3), np.uint8), labels, generator)
+    assert np.array_equal(cropped_labels, labels[:, left : left + 4])
