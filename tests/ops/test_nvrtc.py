@@ -137,6 +137,40 @@ def test_folders_of_others(folder, compiled):
     assert not list(folder.iterdir())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows does not say who may write to a file")
+@pytest.mark.parametrize("who", ["another user's", "the group may write", "everybody may write"])
+def test_files_that_others_may_have_written_are_not_loaded(who, folder, compiled, monkeypatch):
+    """A folder that several users share: machine code of another would run on this one's GPU."""
+    nvrtc.build(*CALL)
+    (path,) = folder.iterdir()
+    assert nvrtc.build(*CALL) == b"code 1"
+    with monkeypatch.context() as patch:
+        if who == "another user's":
+            patch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+        else:
+            path.chmod(0o620 if who == "the group may write" else 0o602)
+        assert nvrtc.build(*CALL) == b"code 2"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert nvrtc.build(*CALL) == b"code 2"
+
+
+def test_a_file_does_not_take_the_place_of_another(folder, compiled):
+    """As who may rename files, but not write them, could make it."""
+    nvrtc.build(*CALL)
+    (path,) = folder.iterdir()
+    nvrtc.build("other", *CALL[1:])
+    (other,) = set(folder.iterdir()) - {path}
+    os.replace(other, path)
+    assert nvrtc.build(*CALL) == b"code 3"
+
+
+@pytest.mark.parametrize("root", ["~nobody-of-this-name/cache", "caf\udcc3\udca9", "\udcff\x01"])
+def test_odd_names_of_the_folder(root, compiled, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(nvrtc.CACHE_VARIABLE, root)
+    assert nvrtc.build(*CALL) == nvrtc.build(*CALL) == b"code 1"
+
+
 def test_nothing_is_kept_of_a_failure(folder, compiled, monkeypatch):
     def fail(*_):
         raise nvrtc.CompileError("no luck")

@@ -2,6 +2,8 @@
 """The choice of the backend for a call, the reasons against the others, and their texts."""
 
 import ast
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -319,6 +321,73 @@ def test_explains_in_words():
         assert (f"dcnv3 on {device}, float32: " in text) == getattr(torch, device).is_available()
 
 
+LACKS = (
+    "lacks the instruction set HF_INTERNIMAGE_CPU_ISA='{}', or this processor does; "
+    "set it to baseline, avx2 or avx512, or not at all."
+)
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["sse9", "avx512\n", "\udcff\udc80", "é"])
+def test_a_demanded_instruction_set_that_is_missing_is_an_error(name, with_library, monkeypatch):
+    """As a demanded backend is; no other backend runs instead."""
+    monkeypatch.setenv("HF_INTERNIMAGE_CPU_ISA", name)
+    with_library(native.PATH)
+    model = InternImageModel(tiny_config(depths=[1], groups=[1])).eval()
+    for call in (
+        lambda: dcnv3(*make_inputs(LOPSIDED), **LOPSIDED),
+        lambda: dcnv3(*make_inputs(LOPSIDED), **LOPSIDED, backend="cpu"),
+        lambda: model(torch.randn(1, 3, 32, 32)),
+    ):
+        with pytest.raises(BackendError, match=re.escape(LACKS.format(repr(name)[1:-1]))):
+            call()
+    assert torch.isfinite(dcnv3(*make_inputs(LOPSIDED), **LOPSIDED, backend="torch")).all()
+    assert repr(name)[1:-1] in ops.explain()
+    env.describe().encode()
+
+
+@needs_library
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems check the size of a library themselves")
+@pytest.mark.parametrize("share", [0.0005, 0.1, 0.5, 0.9])
+def test_a_library_that_was_cut_off_is_refused(share, with_library, tmp_path):
+    """Linux would map it and end the process at the first access behind its end."""
+    data = native.PATH.read_bytes()
+    path = tmp_path / "cut.so"
+    path.write_bytes(data)
+    assert native._missing_bytes(path) == 0
+    path.write_bytes(data[: int(len(data) * share)])
+    with_library(path)
+    with pytest.raises(BackendError, match=r"has a library that was cut off \(.*cut\.so lacks [\d,]+ bytes\): install"):
+        dcnv3(*make_inputs(LOPSIDED), **LOPSIDED, backend="cpu")
+
+
+def test_odd_bytes_in_environment_variables():
+    """Escaped in the output of the command, and in errors of one line."""
+    odd = os.fsdecode(b"\xff\x01\n/caf\xc3\xa9")
+    shown = "\\udcff\\x01\\n/café"
+    names = (
+        "HF_INTERNIMAGE_BACKEND",
+        "HF_INTERNIMAGE_CPU_ISA",
+        "HF_INTERNIMAGE_CACHE",
+        "HF_INTERNIMAGE_USE_HUB_KERNEL",
+    )
+    output = env_output(**dict.fromkeys(names, odd), PYTHONIOENCODING="utf-8")
+    assert f"HF_INTERNIMAGE_BACKEND: {shown}\n" in output
+    assert native.why_not() or f"HF_INTERNIMAGE_CPU_ISA='{shown}'" in output
+    for name in names[:2]:
+        code = """
+            import torch
+            from hf_internimage.ops import dcnv3
+            from hf_internimage.ops.registry import BackendError
+            try:
+                dcnv3(torch.zeros(1, 3, 3, 2), torch.zeros(1, 3, 3, 18), torch.zeros(1, 3, 3, 9), groups=1)
+            except (BackendError, ValueError) as error:
+                print(str(error))
+            """
+        lines = run_python(code, **{"HF_INTERNIMAGE_BACKEND": "", "HF_INTERNIMAGE_CPU_ISA": "", name: odd}).splitlines()
+        assert [name in line for line in lines] == ([True] if name == names[0] or not native.why_not() else [])
+
+
 def env_output(**environment):
     return run_python(
         "import runpy; runpy.run_module('hf_internimage.env', run_name='__main__')",
@@ -341,6 +410,6 @@ def test_env_command():
 def test_env_command_tells_what_is_wrong():
     text = env_output(HF_INTERNIMAGE_BACKEND="tpu", HF_INTERNIMAGE_CPU_ISA="sse9")
     assert "HF_INTERNIMAGE_BACKEND: tpu\n" in text
-    reason = "lacks the instruction set HF_INTERNIMAGE_CPU_ISA='sse9', or this processor does"
+    reason = f"The cpu backend {LACKS.format('sse9')}"
     assert f"compiled CPU library: {reason}\n" in text
     assert f"dcnv3 on cpu, float32: {CPU_FALLBACK}\n    not cpu: {reason}\n" in text

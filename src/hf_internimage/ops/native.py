@@ -3,11 +3,14 @@
 
 import ctypes
 import os
+import struct
 import sys
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+
+from .registry import BackendError
 
 INTERFACE = 3  # version in api.h; a library with another version is refused
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
@@ -28,13 +31,18 @@ class TensorLayout(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """Load the library; return it, or the reason why there is none."""
+    """Load the library; return it, or the reason why there is none.
+
+    Raises: BackendError if it lacks the instruction set that the environment variable demands.
+    """
     if not PATH.exists():
         return None, (
             "has no compiled library: this installation was built without a C++ compiler. Install a wheel that has it, "
             "or install again where one is found; in a checkout, python kernels/dcnv3/build.py"
         )
     try:
+        if missing := _missing_bytes(PATH):
+            return None, f"has a library that was cut off ({PATH} lacks {missing:,} bytes): install again"
         library = ctypes.CDLL(str(PATH))
         library.hfi_interface.restype = ctypes.c_int64
     except (OSError, AttributeError) as error:
@@ -47,8 +55,11 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     library.hfi_instruction_set.restype = ctypes.c_char_p
     library.hfi_source_hash.restype = ctypes.c_char_p
     instruction_set = os.environ.get(INSTRUCTION_SET_VARIABLE)
-    if instruction_set and library.hfi_use_instruction_set(instruction_set.encode()):
-        return None, f"lacks the instruction set {INSTRUCTION_SET_VARIABLE}={instruction_set!r}, or this processor does"
+    if instruction_set and library.hfi_use_instruction_set(os.fsencode(instruction_set)):
+        raise BackendError(
+            f"The cpu backend lacks the instruction set {INSTRUCTION_SET_VARIABLE}={instruction_set!r}, or this "
+            "processor does; set it to baseline, avx2 or avx512, or not at all."
+        )
     library.hfi_use_team.argtypes = [ctypes.c_void_p]
     library.hfi_use_team(_team())
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
@@ -61,6 +72,25 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     library.hfi_depthwise_norm_gelu_backward.argtypes = [pointer] * 10 + [integer] * 2
     library.hfi_row.argtypes, library.hfi_row.restype = [integer], integer
     return library, None
+
+
+def _missing_bytes(path: Path) -> int:
+    """Return how many bytes a 64-bit ELF file lacks at its end.
+
+    Linux maps such a file nevertheless, and ends the process at the first access behind the end. Other systems check
+    this themselves.
+    """
+    data = path.read_bytes()
+    if data[:5] != b"\x7fELF\x02" or len(data) < 64:
+        return 0
+    order = "<" if data[5] == 1 else ">"
+    (start,), (size, count) = struct.unpack_from(f"{order}Q", data, 32), struct.unpack_from(f"{order}HH", data, 54)
+    end = start + size * count
+    if size == 56 and end <= len(data):
+        for header in range(start, end, size):
+            offset, _, _, length = struct.unpack_from(f"{order}4Q", data, header + 8)
+            end = max(end, offset + length)
+    return max(0, end - len(data))
 
 
 def _team() -> ctypes.c_void_p | None:

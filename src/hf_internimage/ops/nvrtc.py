@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -75,16 +76,20 @@ def compile(source: str, headers: dict[str, str], options: tuple[str, ...]) -> b
 
 def cache_folder() -> Path:
     """Return the folder of compiled kernels."""
-    root = os.environ.get(CACHE_VARIABLE) or Path(constants.HF_HOME) / "hf_internimage"
-    return Path(root).expanduser() / "kernels"
+    root = os.environ.get(CACHE_VARIABLE) or os.path.join(constants.HF_HOME, "hf_internimage")
+    return Path(os.path.expanduser(root), "kernels")
 
 
 def _cached(key: str, make: Callable[[], bytes]) -> bytes:
-    """Return the content of file `key`; make it if it is missing or damaged. Safe with several processes at once."""
+    """Return the content of file `key`; make it if it is missing, damaged, or not this user's alone to write.
+
+    Safe with several processes at once.
+    """
     path = cache_folder() / key
     try:
-        content = path.read_bytes()
-        if _DIGEST(content[32:]).digest() == content[:32]:
+        with path.open("rb") as file:
+            content = file.read() if _is_own(file.fileno()) else b""
+        if content[:32] == _digest(key, content[32:]):
             return content[32:]
     except OSError:
         pass
@@ -96,11 +101,24 @@ def _cached(key: str, make: Callable[[], bytes]) -> bytes:
         return content  # the folder is not writable: the next process compiles again
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(_DIGEST(content).digest() + content)
+            file.write(_digest(key, content) + content)
         os.replace(temporary, path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)
     return content
+
+
+def _is_own(file: int) -> bool:
+    """Return True if an open file belongs to this user and nobody else may write to it; Windows does not say."""
+    if sys.platform == "win32":
+        return True
+    status = os.fstat(file)
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _digest(key: str, content: bytes) -> bytes:
+    """Return the checksum in a file of the cache. With its name in it, no file can take the place of another."""
+    return _DIGEST(key.encode() + content).digest()
 
 
 def _target(capability: tuple[int, int]) -> str:
