@@ -47,7 +47,7 @@ from transformers import AutoImageProcessor, {model_class}
 {variable} = "{repository}"
 model = {model_class}.from_pretrained({variable}).eval()
 segment = SemanticSegmenter(model, AutoImageProcessor.from_pretrained({variable}){options})
-labels = segment(Image.open("street.jpg").convert("RGB"))  # (height, width), the class of each pixel"""
+labels = segment(Image.open("street.jpg"))  # (height, width), the class of each pixel"""
 
 
 def card_metadata(

@@ -2,7 +2,7 @@
 """Make the folder of a trained model a repository with its card, and push it if asked to."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,31 @@ def base_repository(base_model: str | None) -> str | None:
     return None if base_model is None or Path(base_model).exists() else base_model
 
 
-def publish_by_trainer(trainer: RecipeTrainer, card: ModelCard) -> None:
-    """Write this card to the output folder; push by Trainer's own means if asked to. All processes must call this."""
+def add_notes(card: ModelCard, notes: Sequence[str]) -> None:
+    """Add a section with these sentences to the end of a card; nothing if there are none."""
+    if notes:
+        items = "".join(f"- {note}\n" for note in notes)
+        card.text = f"{card.text.rstrip()}\n\n## Images of the training and the evaluation\n\n{items}"
+
+
+def publish_by_trainer(trainer: RecipeTrainer, card: ModelCard, notes: Sequence[str] = ()) -> None:
+    """Write this card to the output folder; push by Trainer's own means if asked to. All processes must call this.
+
+    `notes` are sentences to add to the card.
+    """
     if trainer.is_world_process_zero():
+        add_notes(card, notes)
         Path(str(trainer.args.output_dir), "README.md").write_text(str(card), encoding="utf-8")
     if trainer.args.push_to_hub:
         trainer.push_to_hub()  # by all processes
 
 
 def write_repository(
-    trainer: RecipeTrainer, auto_class: Any, model_id: str, make_card: Callable[[Any], ModelCard]
+    trainer: RecipeTrainer,
+    auto_class: Any,
+    model_id: str,
+    make_card: Callable[[Any], ModelCard],
+    notes: Sequence[str] = (),
 ) -> None:
     """Make the output folder a repository that works without this package; push it if asked to.
 
@@ -47,6 +62,7 @@ def write_repository(
         auto_class: loads the whole model from there if each process has a part of it only.
         model_id: repository on the Hub, or the name of the folder.
         make_card: whole model -> its card.
+        notes: sentences to add to the card.
 
     Raises:
         PushError: if the Hub does not take it; the folder keeps everything.
@@ -58,6 +74,7 @@ def write_repository(
     is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     model: Any = auto_class.from_pretrained(output) if is_sharded else trainer.model
     card = make_card(model)
+    add_notes(card, notes)
     if not training.push_to_hub:
         hub.save_for_hub(model, output, image_processor=processor, card=card)
         return
@@ -82,6 +99,7 @@ def images_of(evaluation: Mapping[str, Any]) -> str:
 
 
 __all__ = [
+    "add_notes",
     "base_repository",
     "images_of",
     "model_id_of",

@@ -2,7 +2,7 @@
 """Run a training script: the steps from the data to the published model, which are the same for every task."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from transformers import AutoConfig, TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
+from .bad_images import FILE_NAME, add_left_out_of_stream, card_notes, image_facts, without_bad_images
 from .command_line import UsageError
 from .images import Augmented
 from .plots import draw_training
@@ -45,7 +46,7 @@ class Task:
         build_processor: (arguments, model) -> image processor.
         build_trainer: (arguments, data, model, processor) -> trainer, see `trainer_with_data`.
         evaluate_and_report: (trainer, data, split, arguments.data, model_name=, **evaluate_options) -> evaluation.
-        publish: (trainer, evaluation or None, base_model=, license=).
+        publish: (trainer, evaluation or None, base_model=, license=, notes=).
         apply_data_settings: (arguments, data): adapt the settings to the data, refuse those that do not fit.
         evaluate_options: arguments -> further options of `evaluate_and_report`.
         curves: Trainer's log -> the part of it to draw.
@@ -86,10 +87,14 @@ def run_training(arguments: Any, task: Task) -> None:
         keep_last_model(training)
     model = task.build_model(arguments.model, data)
     processor = task.build_processor(arguments, model)
+    output = Path(str(training.output_dir))
+    data = without_bad_images(data, arguments.data.bad_images, processor, output)
     trainer = task.build_trainer(arguments, data, model, processor)
 
     if training.do_train:
         trainer.train_and_save(checkpoint)
+        if isinstance(data.train, IterableDataset):
+            add_left_out_of_stream(data.reader, output)
     own_name = training.hub_model_id or str(training.output_dir)
     options = {
         "model_name": own_name if training.do_train else arguments.model.model_name_or_path,
@@ -103,8 +108,10 @@ def run_training(arguments: Any, task: Task) -> None:
     if training.do_train:
         if trainer.is_world_process_zero():
             curves = task.curves(trainer.state.log_history)
-            draw_training(curves, Path(str(training.output_dir), "training.png"))
-        task.publish(trainer, evaluation, base_model=arguments.model.base_model, license=arguments.run.license)
+            draw_training(curves, output / "training.png")
+        notes = card_notes(image_facts(data.reader))
+        base_model, license = arguments.model.base_model, arguments.run.license
+        task.publish(trainer, evaluation, base_model=base_model, license=license, notes=notes)
 
 
 def find_checkpoint(training: TrainingArguments) -> Path | None:
@@ -197,9 +204,18 @@ def trainer_with_data(
         augmented = Augmented(make_augmentation(), training.seed)
         callbacks = [EpochCallback(augmented.epoch), *callbacks]
         transform = data.training_transform(augmented)
+        transform = replace(transform, reader=data.reader.for_processor(processor))
         if isinstance(train, IterableDataset):
-            process, processes = training.process_index, training.world_size
-            train = TrainingStream(train, transform, training.seed, arguments.data.shuffle_buffer, process, processes)
+            file = Path(str(training.output_dir), FILE_NAME) if arguments.data.bad_images == "skip" else None
+            train = TrainingStream(
+                train,
+                transform,
+                training.seed,
+                arguments.data.shuffle_buffer,
+                training.process_index,
+                training.world_size,
+                bad_images_file=file,
+            )
         else:
             train = train.with_transform(transform)
     if validation is not None:

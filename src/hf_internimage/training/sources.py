@@ -57,6 +57,13 @@ class SourceArguments:
         default=None, metadata={"help": "Validate and test on this many images only, chosen in the same way."}
     )
     max_image_pixels: int = field(default=MAX_PIXELS, metadata={"help": "Larger images are an error."})
+    bad_images: str = field(
+        default="stop",
+        metadata={
+            "help": "Images that cannot be used: stop at the first that is read; skip them all, and say so in the "
+            "results and the card; or list them all in bad_images.txt before the training, and stop if there are any."
+        },
+    )
     data_cache_dir: str | None = field(
         default=None, metadata={"help": "Where datasets keeps what it downloads and converts."}
     )
@@ -64,6 +71,8 @@ class SourceArguments:
     def __post_init__(self) -> None:
         if not 0 <= self.train_val_split < 1:
             raise ValueError(f"train_val_split is {self.train_val_split}, expected at least 0 and less than 1.")
+        if self.bad_images not in ("stop", "skip", "list"):
+            raise ValueError(f"bad_images is {self.bad_images!r}, expected stop, skip or list.")
         self.check_positive("max_train_samples", "max_eval_samples", "max_image_pixels")
         folders = [name for name in (f"{split}_dir" for split in SPLITS) if getattr(self, name, None)]
         if self.dataset_name is None and not folders:
@@ -202,7 +211,7 @@ def read_label_names(path: str | Path, unique: bool = True) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         names: Any = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); give a text file or JSON in UTF-8.") from error
     if isinstance(names, dict):
         if set(names) != {str(index) for index in range(len(names))}:

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from datasets import IterableDataset
@@ -12,7 +13,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from .images import RowTransform
+from .images import BadImageError, RowTransform
 
 logger = logging.get_logger(__name__)
 
@@ -33,6 +34,10 @@ class TrainingStream(TorchIterableDataset):
         seed: of the order.
         buffer_size: encoded images each worker keeps to choose from.
         rank, world_size: number of this process, and how many there are.
+        bad_images_file: leave bad images out and, in the first pass, add their errors to this file; None to raise them.
+
+    Raises:
+        ValueError: while it is read, if no image of a pass can be used.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class TrainingStream(TorchIterableDataset):
         buffer_size: int = 1000,
         rank: int = 0,
         world_size: int = 1,
+        bad_images_file: Path | None = None,
     ) -> None:
         if stream.num_shards < world_size and hasattr(stream, "reshard"):  # not in early versions 4 of datasets
             stream = stream.reshard()
@@ -54,6 +60,7 @@ class TrainingStream(TorchIterableDataset):
             )
         self.stream, self.transform, self.seed, self.buffer_size = stream, transform, seed, buffer_size
         self.rank, self.world_size = rank, world_size
+        self.bad_images_file = bad_images_file
 
     @property
     def num_shards(self) -> int:
@@ -83,12 +90,29 @@ class TrainingStream(TorchIterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for number in count():
-            empty = True
-            for example in self._pass(number):
-                empty = False
-                yield self.transform.one(example, number)
-            if empty:  # a worker without a shard
+            used = bad = 0
+            for row in self._pass(number):
+                try:
+                    example = self.transform.one(row, number)
+                except BadImageError as error:
+                    if self.bad_images_file is None:
+                        raise
+                    bad += 1
+                    if number == 0:
+                        _leave_out(str(error), self.bad_images_file)
+                    continue
+                used += 1
+                yield example
+            if bad and not used:
+                raise ValueError(f"None of the {bad} images of the training data that a worker reads can be used.")
+            if not used:  # a worker without a shard
                 return
+
+
+def _leave_out(error: str, file: Path) -> None:
+    logger.warning(f"Left out of the training data: {error}")
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write(f"train: {' '.join(error.split())}\n")
 
 
 __all__ = ["TrainingStream"]

@@ -646,7 +646,7 @@ def test_check_lists_every_bad_image(streaming, digits, tmp_path):
     images[3], images[20] = b"", images[20][:60]
     write_parquet(tmp_path / "a", images, digits[1])
     data = load(tmp_path / "a", streaming=streaming)
-    errors = list(check_images(data.train, data.image_column))
+    errors = list(check_images(data.train, data.training_transform(lambda image, key: image).read))
     assert [row for row, _ in errors] == [3, 20]
     assert errors[0][1].startswith("3.png: is empty")
     assert errors[1][1].startswith("20.png: cannot be decoded")

@@ -541,15 +541,18 @@ def test_overlays_are_of_images_spread_over_a_split(scenes, tmp_path, monkeypatc
     monkeypatch.setattr(box_overlays, "draw_boxes", lambda *arguments: drawn.append(arguments))
     data = load(train_dir=scenes / "train", train_val_split=0)
     split = data.train.select([7, 1, 2, 3, 4])
-    rows = np.array([[0.9, 1, 3, 4, 5, 6], [0.3, 0, 1, 2, 3, 4], [-1, -1, -1, -1, -1, -1]])
+    rows = np.array([[0.9, 1, 3, 4, 5, 6], [0.5, 0, 1, 2, 3, 4], [0.49, 1, 1, 2, 3, 4], [-1, -1, -1, -1, -1, -1]])
     detections = {number: rows + np.array([0, 0, number, 0, 0, 0]) for number in range(8)}
-    paths = box_overlays.draw_overlays(split, detections, NAMES, tmp_path / "o", prefix="x_", count=3, threshold=0.5)
+    paths = box_overlays.draw_overlays(
+        split, detections, NAMES, tmp_path / "o", prefix="x_", count=3, threshold=0.5, reader=data.reader
+    )
     assert [path.name for path in paths] == ["x_000007_07.png", "x_000002_02.png", "x_000004_04.png"]
     for number, (image, truth, kept, names, path) in zip((7, 2, 4), drawn, strict=True):
         assert np.array_equal(np.asarray(image), np.asarray(scene(number)[0]))
         boxes = np.array(scene(number)[1])
         assert truth[:, 1].tolist() == [0, 1]
         assert np.array_equal(truth[:, 2:], np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
-        assert kept.tolist() == [[0.9, 1, 3 + number, 4, 5, 6]]
+        assert kept.tolist() == [[0.9, 1, 3 + number, 4, 5, 6], [0.5, 0, 1 + number, 2, 3, 4]]  # 0.5 is enough
         assert (names, path.parent) == (NAMES, tmp_path / "o")
-    assert box_overlays.draw_overlays(split, detections, NAMES, tmp_path / "none", count=0, threshold=0.5) == []
+    options = {"count": 0, "threshold": 0.5, "reader": data.reader}
+    assert box_overlays.draw_overlays(split, detections, NAMES, tmp_path / "none", **options) == []

@@ -179,7 +179,7 @@ def test_the_small_recipe_is_small():
         ({"inference": "slide"}, "inference=slide, which needs both"),
         ({"inference_crop": 16}, "are for inference=slide"),
         ({"inference": "slide", "inference_crop": 16, "inference_stride": 20}, "leaves gaps"),
-        ({"per_device_train_batch_size": 9}, "There are 8 training images for batches of 9"),
+        ({"per_device_train_batch_size": 9}, "There are 8 training images for batches of 9, and dataloader_drop_last"),
         ({"do_predict": True}, "use do_eval"),
         ({"do_eval": True}, "Without training there has to be a checkpoint"),
     ],

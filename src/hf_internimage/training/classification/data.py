@@ -3,7 +3,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from datasets.fingerprint import Hasher
 from PIL.Image import Image as PILImage
 from transformers.utils import logging
 
-from ..images import MAX_PIXELS, RowTransform, read_image
+from ..images import MAX_PIXELS, BadImageError, ImageReader, RowTransform
 from ..sources import (
     SourceArguments,
     check_label_names,
@@ -109,15 +109,22 @@ class DatasetTransform(RowTransform):
     classes: int
     multi_label: bool
 
-    def one(self, row: dict[str, Any], *key: int) -> dict[str, Any]:
-        """Return the example of a single row; raise ValueError naming the file of an image that cannot be used."""
+    def read(self, row: dict[str, Any]) -> tuple[PILImage, Any, bytes]:
+        """Return the image of a row, its label or labels, and the image's encoded bytes.
+
+        Raises:
+            BadImageError: naming the file, for an image that cannot be used.
+        """
         if row[self.image_column] is None:
-            raise ValueError(f"An example without an image in column {self.image_column!r}; remove it from the data.")
-        image, data = read_image(row[self.image_column], self.max_pixels)
-        labels = row[self.label_column]
+            raise BadImageError(f"a row without an image: column {self.image_column!r} is empty; remove the row.")
+        image, data = self.reader.read(row[self.image_column])
+        return image, row[self.label_column], data
+
+    def one(self, row: dict[str, Any], *key: int) -> dict[str, Any]:
+        image, labels, data = self.read(row)
         if self.multi_label:
-            labels = torch.zeros(self.classes)
-            labels[row[self.label_column]] = 1
+            indices, labels = labels, torch.zeros(self.classes)
+            labels[indices] = 1
         return {"pixel_values": self.prepare(image, [zlib.crc32(data), *key]), "labels": labels}
 
 
@@ -142,7 +149,7 @@ class ClassificationData:
         label_column: int64, or a list of it for each image if `multi_label`.
         label_names: in the order of the indices.
         multi_label: True if each image has any number of labels.
-        max_pixels: see `images.decode_image`.
+        reader: reads the images.
     """
 
     train: Dataset | IterableDataset | None
@@ -152,7 +159,7 @@ class ClassificationData:
     image_column: str
     label_column: str
     multi_label: bool
-    max_pixels: int = MAX_PIXELS
+    reader: ImageReader = field(default_factory=ImageReader)
     _counts: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def training_transform(self, augmentation: Callable[[PILImage, list[int]], torch.Tensor]) -> DatasetTransform:
@@ -163,12 +170,14 @@ class ClassificationData:
             label_column=self.label_column,
             classes=len(self.label_names),
             multi_label=self.multi_label,
-            max_pixels=self.max_pixels,
+            reader=self.reader,
         )
 
     def evaluation_transform(self, processor: Any) -> DatasetTransform:
         """Return the transform of rows into examples by an image processor and nothing else."""
-        return self.training_transform(ProcessorTransform(processor))
+        return replace(
+            self.training_transform(ProcessorTransform(processor)), reader=self.reader.for_processor(processor)
+        )
 
     def class_counts(self) -> np.ndarray:
         """Return the number of training images of each class, (classes,); one with several labels counts for each.
@@ -248,7 +257,7 @@ def load_data(
         image_column=image_column,
         label_column=label_column,
         multi_label=vocabulary.multi_label,
-        max_pixels=arguments.max_image_pixels,
+        reader=ImageReader(arguments.max_image_pixels),
     )
     classes = f"the data's {len(data.label_names)}"
     check_label_names(label_names, data.label_names, classes, "use scripts/evaluate.py, which matches them by name")

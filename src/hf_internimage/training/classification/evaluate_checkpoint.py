@@ -30,6 +30,7 @@ from transformers.utils import logging
 
 from ...ops import BackendError
 from ...ops.registry import BACKEND_VARIABLE
+from ..bad_images import image_facts, without_bad_images
 from ..evaluation_results import evaluation_result, write_json
 from ..sources import are_unnamed
 from .data import ClassificationDataArguments, collate, load_data
@@ -194,6 +195,7 @@ def evaluate_model(options: EvaluationArguments, data_options: ClassificationDat
         data = load_data(data_options, splits=[options.split])
 
     model, processor = load_model(options)
+    data = without_bad_images(data, data_options.bad_images, processor, folder=None)
     model = model.to(device).eval()
     classes = model.config.num_labels
     model_names = [model.config.id2label[index] for index in range(classes)]
@@ -226,6 +228,7 @@ def evaluate_model(options: EvaluationArguments, data_options: ClassificationDat
         images_per_second=len(labels) / predictions.seconds,
         processes=accelerator.num_processes,
         labels_matched_by=matched_by,
+        **image_facts(data.reader),
     )
 
 

@@ -3,6 +3,7 @@
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.training_args import OptimizerNames
 from ...hub import cards
 from ...hub import repository as hub
 from ...models import auto
+from ..bad_images import image_facts
 from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
 from ..images import decode_image, target_size
 from ..publish import base_repository, model_id_of, write_repository
@@ -57,6 +59,7 @@ def evaluate_and_report(
         metrics={name: metrics[f"{prefix}_{name}"] for name in _METRICS if f"{prefix}_{name}" in metrics},
         image_size=target_size(processor),
         images_per_second=metrics[f"{prefix}_samples_per_second"],
+        **image_facts(data.reader),
     )
     if trainer.is_world_process_zero() and not data.multi_label:
         draw_predictions(prediction, rows, data, Path(str(trainer.args.output_dir)), prefix)
@@ -84,7 +87,7 @@ def draw_predictions(prediction: Any, rows: Any, data: ClassificationData, outpu
     worst = worst_mistakes(truth, classes, scores)
     wrong = int((truth != classes[:, 0]).sum())
     draw_mistakes(
-        [decode_image(images[row][data.image_column], data.max_pixels) for row in worst],
+        [decode_image(images[row][data.image_column], data.reader.max_pixels) for row in worst],
         truth[worst],
         classes[worst, 0],
         scores[worst, 0],
@@ -101,6 +104,7 @@ def publish(
     *,
     base_model: str | None = None,
     license: str | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Make the output folder a repository that works without this package, with its card; push it if asked to.
 
@@ -111,6 +115,7 @@ def publish(
         evaluation: as `evaluate_and_report` returns it, for the card.
         base_model: folder or repository that the training started from; the card names a repository.
         license: SPDX identifier in lower case; not stated if None.
+        notes: sentences on the images, for the card.
 
     Raises:
         PushError: if the Hub does not take it; the folder keeps everything.
@@ -137,7 +142,7 @@ def publish(
             training=training_facts(trainer),
         )
 
-    write_repository(trainer, AutoModelForImageClassification, model_id, make_card)
+    write_repository(trainer, AutoModelForImageClassification, model_id, make_card, notes)
 
 
 def training_facts(trainer: ClassificationTrainer) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from ...hub.repository import default_image_processor
 from ...models import auto
 from ...models.image_processing_pil_internimage import InternImageImageProcessorPil
 from ..command_line import UsageError, json_object, parse, run_script
-from ..images import check_images, target_size
+from ..images import target_size
 from ..run import Task, label_fields, run_training, trainer_with_data
 from .augmentation import Augmentation, AugmentationArguments
 from .data import ClassificationData, ClassificationDataArguments, collate, load_data
@@ -74,9 +74,6 @@ class RunArguments:
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better one."}
-    )
-    check_data: bool = field(
-        default=False, metadata={"help": "Decode every image first, and list all that cannot be used."}
     )
     license: str | None = field(default=None, metadata={"help": "Licence of the weights, for the model's card."})
 
@@ -184,14 +181,12 @@ def build_trainer(
 
 
 def apply_data_settings(arguments: ScriptArguments, data: ClassificationData) -> None:
-    """Check the images if asked to, and adapt the settings to the data.
+    """Adapt the settings to the data.
 
     Raises:
-        UsageError: listing all images that cannot be used; for settings that do not fit together.
+        UsageError: for settings that do not fit together.
     """
     training = arguments.training
-    if arguments.run.check_data:
-        check_all_images(data)
     if data.multi_label and training.metric_for_best_model == DEFAULTS["metric_for_best_model"]:
         training.metric_for_best_model = "mean_average_precision"
     if not training.do_train:
@@ -202,22 +197,6 @@ def apply_data_settings(arguments: ScriptArguments, data: ClassificationData) ->
         raise UsageError("A stream has no epochs: set eval_strategy and save_strategy to steps.")
     if data.validation is None and arguments.run.early_stopping_patience is not None:
         raise UsageError("early_stopping_patience needs validation data: set validation_dir or train_val_split.")
-
-
-def check_all_images(data: ClassificationData) -> None:
-    """Decode every image of every split.
-
-    Raises:
-        UsageError: listing all that fail.
-    """
-    errors = [
-        f"{name}: {error}"
-        for name, split in (("train", data.train), ("validation", data.validation), ("test", data.test))
-        if split is not None
-        for _, error in check_images(split, data.image_column, data.max_pixels)
-    ]
-    if errors:
-        raise UsageError("\n".join([f"{len(errors)} images cannot be used:", *errors]))
 
 
 TASK = Task(

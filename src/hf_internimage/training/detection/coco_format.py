@@ -24,13 +24,14 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 }
 
 
-def read_coco(folder: Path, path: Path) -> Dataset:
+def read_coco(folder: Path, path: Path, refuse_missing: bool = True) -> Dataset:
     """Read the images of a folder, or of the folder images/ in it, with the objects of a file in COCO's format.
 
     Classes are in the order of the category ids.
 
     Raises:
-        ValueError: naming the file, image or annotation, if one is missing, given twice, or malformed.
+        ValueError: naming the file, image or annotation, if one is missing, given twice, or malformed; an image's file
+            may be missing without `refuse_missing`, and its row then fails when it is read.
     """
     content = _read_json(path)
     categories = sorted(content["categories"], key=lambda entry: entry["id"])
@@ -43,7 +44,8 @@ def read_coco(folder: Path, path: Path) -> Dataset:
         raise ValueError(f"{path}: several images have the same id.")
     folder = folder / IMAGES if (folder / IMAGES).is_dir() else folder
     paths = {key: folder / entry["file_name"] for key, entry in images.items()}
-    if missing := [str(file) for file in paths.values() if not file.is_file()]:
+    missing = [str(file) for file in paths.values() if not file.is_file()] if refuse_missing else []
+    if missing:
         raise ValueError(f"{path}: {len(missing)} of its {len(images)} images are not there, such as {missing[0]}.")
     rows = _Rows({key: str(file) for key, file in paths.items()})
     for entry in content["annotations"]:
@@ -66,7 +68,7 @@ def read_coco(folder: Path, path: Path) -> Dataset:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as JSON ({error}).") from error
     for part, keys in _NEEDED.items():
         entries = content.get(part) if isinstance(content, dict) else None

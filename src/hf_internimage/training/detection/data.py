@@ -19,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from transformers.utils import logging
 
 from ...models.resizing import multiple_size
-from ..images import MAX_PIXELS, RowTransform, name_of, read_image
+from ..images import BadImageError, ImageReader, RowTransform, name_of
 from ..sources import (
     SPLITS,
     SourceArguments,
@@ -98,24 +98,24 @@ class DetectionData:
     Attributes:
         train, validation, test: None if not loaded or not there.
         label_names: in the order of the classes.
-        max_pixels: see `images.decode_image`.
+        reader: reads the images.
     """
 
     train: Dataset | None
     validation: Dataset | None
     test: Dataset | None
     label_names: list[str]
-    max_pixels: int = MAX_PIXELS
+    reader: ImageReader = field(default_factory=ImageReader)
 
     def training_transform(
         self, augmentation: Callable[[PILImage, Target, list[int]], dict[str, Any]]
     ) -> "DatasetTransform":
         """Return the transform of rows into examples that `augmentation` makes of an image, its objects and a key."""
-        return DatasetTransform(augmentation, self.max_pixels)
+        return DatasetTransform(augmentation, self.reader)
 
     def evaluation_transform(self, processor: Any) -> "DatasetTransform":
         """Return the transform of rows into examples by an image processor and nothing else."""
-        return self.training_transform(ProcessorTransform(processor))
+        return DatasetTransform(ProcessorTransform(processor), self.reader.for_processor(processor))
 
 
 @dataclass(frozen=True)
@@ -131,27 +131,33 @@ class DatasetTransform(RowTransform):
 
     prepare: Callable[[PILImage, Target, list[int]], dict[str, Any]]
 
+    def read(self, row: dict[str, Any]) -> tuple[PILImage, Target, bytes]:
+        """Return the image of a row, its objects, and the image's encoded bytes; raises as `read_objects`."""
+        return read_objects(row, self.reader)
+
     def one(self, row: dict[str, Any], *key: int) -> dict[str, Any]:
-        """Return the example of a single row; raises as `read_objects`."""
-        image, target, data = read_objects(row, self.max_pixels)
+        image, target, data = self.read(row)
         example = self.prepare(image, target, [zlib.crc32(data), *key])
         labels = {**example["labels"], "image_id": torch.tensor([row["image_id"]])}
         labels["orig_size"] = torch.tensor([image.height, image.width])
         return {"pixel_values": example["pixel_values"], "labels": labels}
 
 
-def read_objects(row: dict[str, Any], max_pixels: int = MAX_PIXELS) -> tuple[PILImage, Target, bytes]:
+def read_objects(row: dict[str, Any], reader: ImageReader) -> tuple[PILImage, Target, bytes]:
     """Return the image of a row of a split, its objects, and its encoded bytes.
 
     Raises:
-        ValueError: naming the file, if it is unreadable, too large (which `decode_image` reads at a reduced size if it
-            is a JPEG), or of another size than annotated.
+        BadImageError: naming the file, if it is unreadable, too large (which `decode_image` reads at a reduced size if
+            it is a JPEG), or of another size than annotated.
     """
-    image, data = read_image(row["image"], max_pixels)
+    if row["image"] is None:
+        raise BadImageError("a row without an image: remove it from the data.")
+    image, data = reader.read(row["image"])
+    max_pixels = reader.max_pixels
     if data.startswith(b"\xff\xd8") and math.prod(JpegImageFile(io.BytesIO(data)).size) > max_pixels:
-        raise ValueError(f"{name_of(row['image'])}: has more than {max_pixels:,} pixels; raise max_image_pixels.")
+        raise BadImageError(f"{name_of(row['image'])}: has more than {max_pixels:,} pixels; raise max_image_pixels.")
     if row["width"] and image.size != (row["width"], row["height"]):
-        raise ValueError(
+        raise BadImageError(
             f"{name_of(row['image'])}: has {image.width}x{image.height} pixels, {row['width']}x{row['height']} by its "
             "annotations; its boxes would be wrong."
         )
@@ -249,7 +255,7 @@ def load_data(
         validation=datasets.get("validation"),
         test=datasets.get("test"),
         label_names=list(names),
-        max_pixels=arguments.max_image_pixels,
+        reader=ImageReader(arguments.max_image_pixels),
     )
 
 
@@ -274,7 +280,7 @@ def _read_split(arguments: DetectionDataArguments, split: str) -> Dataset | None
             return None
         path = Path(getattr(arguments, f"{split}_annotations") or Path(folder, ANNOTATIONS))
         if path.exists() or getattr(arguments, f"{split}_annotations"):
-            return read_coco(Path(folder), path)
+            return read_coco(Path(folder), path, refuse_missing=arguments.bad_images == "stop")
         return _read_column(read_folder(folder, False, arguments.data_cache_dir), arguments, folder)
     named = arguments.load_split(split)
     return None if named is None else _read_column(named[1], arguments, f"{arguments.dataset_name}, {named[0]}")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Evaluate a trained detector by COCO's measure, draw its boxes, and publish it with its card."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import AutoModelForObjectDetection
 
 from ...hub.card_blocks import score_table
 from ...hub.system_cards import trained_system_card
+from ..bad_images import image_facts
 from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
 from ..publish import base_repository, images_of, model_id_of, publish_by_trainer, write_repository
 from .coco_map import CocoMap
@@ -69,6 +71,7 @@ def evaluate_and_report(
         image_size=_sides(processor),
         images_per_second=metrics[f"{prefix}_samples_per_second"],
         map_per_class=result.per_class,
+        **image_facts(data.reader),
     )
     if trainer.is_world_process_zero():
         draw_overlays(
@@ -79,7 +82,7 @@ def evaluate_and_report(
             prefix=f"{prefix}_",
             count=overlays,
             threshold=overlay_threshold,
-            max_pixels=data.max_pixels,
+            reader=data.reader,
         )
     return evaluation
 
@@ -107,6 +110,7 @@ def publish(
     *,
     base_model: str | None = None,
     license: str | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write a card to the output folder, and DINO's source files to work without this package; push it if asked to.
 
@@ -117,6 +121,7 @@ def publish(
         evaluation: as `evaluate_and_report` returns it, for the card.
         base_model: folder or repository that the training started from; the card names a repository.
         license: SPDX identifier in lower case; not stated if None.
+        notes: sentences on the images, for the card.
 
     Raises:
         PushError: if the Hub does not take it; the folder keeps everything.
@@ -140,9 +145,9 @@ def publish(
         )
 
     if has_code:
-        write_repository(trainer, AutoModelForObjectDetection, model_id, make_card)
+        write_repository(trainer, AutoModelForObjectDetection, model_id, make_card, notes)
     else:
-        publish_by_trainer(trainer, make_card(trainer.model))
+        publish_by_trainer(trainer, make_card(trainer.model), notes)
 
 
 __all__ = ["curves", "evaluate_and_report", "publish"]

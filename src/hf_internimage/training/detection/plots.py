@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 from PIL.Image import Image as PILImage
 
-from ..images import MAX_PIXELS
+from ..images import ImageReader
 from ..plot_style import cut, image_panels, rows_to_draw, style
 from .data import read_objects
 
@@ -29,7 +29,7 @@ def draw_overlays(
     prefix: str = "",
     count: int,
     threshold: float,
-    max_pixels: int = MAX_PIXELS,
+    reader: ImageReader,
 ) -> list[Path]:
     """Draw images spread evenly over a split: left with the annotated boxes, right with the detected ones.
 
@@ -41,14 +41,14 @@ def draw_overlays(
         prefix: beginning of the files' names.
         count: largest number of images; 0 for none.
         threshold: smallest score of the detections that are drawn.
-        max_pixels: see `images.decode_image`.
+        reader: reads the images.
 
     Returns: the paths of the files.
     """
     paths = []
     for row in rows_to_draw(len(split), count):
         example = split[row]
-        image, target, _ = read_objects(example, max_pixels)
+        image, target, _ = read_objects(example, reader)
         boxes = target["boxes"]
         truth = np.concatenate([np.ones((len(boxes), 1)), target["classes"][:, None], boxes], 1)
         truth[:, 4:] += truth[:, 2:4]

@@ -4,7 +4,7 @@
 import io
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from datasets import Image as ImageFeature
 from datasets.table import InMemoryTable
 from PIL import Image
 
-from ..images import MAX_PIXELS, RowTransform, name_of, read_bytes, read_image
+from ..images import BadImageError, ImageReader, RowTransform, name_of, read_bytes
 from ..sources import (
     IMAGE_ENDINGS,
     SourceArguments,
@@ -96,7 +96,6 @@ class DatasetTransform(RowTransform):
     reduce_labels: bool
 
     def one(self, row: dict[str, Any], *key: int) -> dict[str, torch.Tensor]:
-        """Return the example of a single row; raises as `read`."""
         image, labels, data = self.read(row)
         return self.prepare(image, labels, [zlib.crc32(data), *key])
 
@@ -104,15 +103,16 @@ class DatasetTransform(RowTransform):
         """Return the image of a row, its map (H, W) of classes, and the image's encoded bytes.
 
         Raises:
-            ValueError: naming the file, for what cannot be read, a map of another size or with unknown classes.
+            BadImageError: naming the file, for an image or a map that cannot be read, or that differ in size.
+            ValueError: naming the file, for a map with unknown classes.
         """
         image, mask = row[_IMAGE_COLUMN], row[_LABEL_COLUMN]
         if image is None or mask is None:
-            raise ValueError("An example has no image or no map; remove it from the data.")
-        pixels, data = read_image(image, self.max_pixels)
+            raise BadImageError("a row without an image or a map: remove it from the data.")
+        pixels, data = self.reader.read(image)
         labels = decode_mask(mask)
         if labels.shape != (pixels.height, pixels.width):
-            raise ValueError(
+            raise BadImageError(
                 f"{name_of(mask)}: has {labels.shape[1]}x{labels.shape[0]} pixels, its image {name_of(image)} "
                 f"{pixels.width}x{pixels.height}; they have to be of one size."
             )
@@ -132,16 +132,16 @@ def decode_mask(mask: dict[str, Any]) -> np.ndarray:
     """Return the numbers in an undecoded map: (H, W) int64. Of an image with a palette, the indices.
 
     Raises:
-        ValueError: naming the file, if it cannot be decoded or has several channels.
+        BadImageError: naming the file, if it cannot be decoded or has several channels.
     """
     name, data = name_of(mask), read_bytes(mask)
     try:
         opened = Image.open(io.BytesIO(data))
         opened.load()
     except Exception as error:  # damaged bytes can make Pillow's parsers raise anything
-        raise ValueError(f"{name}: cannot be decoded ({error}); replace or remove the file.") from error
+        raise BadImageError(f"{name}: cannot be decoded ({error}); replace or remove the file.") from error
     if len(opened.getbands()) != 1 or opened.mode == "F":
-        raise ValueError(f"{name}: is {opened.mode}, but a map has the class's number of each pixel in one channel.")
+        raise BadImageError(f"{name}: is {opened.mode}, but a map has the class's number of each pixel in one channel.")
     return np.asarray(opened).astype(np.int64)
 
 
@@ -181,14 +181,15 @@ class SegmentationData:
     Attributes:
         train, validation: None if not loaded or not there.
         label_names: in the order of the classes, without the one that `reduce_labels` takes away.
-        reduce_labels, max_pixels: see `SegmentationDataArguments`.
+        reduce_labels: see `SegmentationDataArguments`.
+        reader: reads the images.
     """
 
     train: Dataset | None
     validation: Dataset | None
     label_names: list[str]
     reduce_labels: bool
-    max_pixels: int = MAX_PIXELS
+    reader: ImageReader = field(default_factory=ImageReader)
 
     def training_transform(
         self, augmentation: Callable[[Image.Image, np.ndarray, list[int]], dict[str, torch.Tensor]]
@@ -198,12 +199,14 @@ class SegmentationData:
             prepare=augmentation,
             classes=len(self.label_names),
             reduce_labels=self.reduce_labels,
-            max_pixels=self.max_pixels,
+            reader=self.reader,
         )
 
     def evaluation_transform(self, processor: Any) -> DatasetTransform:
         """Return the transform of rows into examples by an image processor and nothing else."""
-        return self.training_transform(ProcessorTransform(processor))
+        return replace(
+            self.training_transform(ProcessorTransform(processor)), reader=self.reader.for_processor(processor)
+        )
 
 
 def load_data(
@@ -242,7 +245,7 @@ def load_data(
         validation=datasets.get("validation"),
         label_names=list(names),
         reduce_labels=bool(arguments.reduce_labels),
-        max_pixels=arguments.max_image_pixels,
+        reader=ImageReader(arguments.max_image_pixels),
     )
 
 

@@ -3,6 +3,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from datasets import Dataset
 from ...hub.card_blocks import score_table
 from ...hub.system_cards import trained_system_card
 from ...segmentation import SemanticSegmenter
+from ..bad_images import image_facts
 from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
 from ..metric_modules import load_metric_module
 from ..plot_style import rows_to_draw
@@ -128,6 +130,7 @@ def evaluate_and_report(
         images_per_second=len(rows) / seconds,
         class_iou={name: None if math.isnan(value) else value for name, value in class_iou},
         inference={name: getattr(inference, name) for name in _REPORTED_SETTINGS},
+        **image_facts(data.reader),
     )
 
 
@@ -172,6 +175,7 @@ def publish(
     *,
     base_model: str | None = None,
     license: str | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write a card to the output folder, with the model, how to load it and its scores; push it if asked to.
 
@@ -182,6 +186,7 @@ def publish(
         evaluation: as `evaluate_and_report` returns it, for the card.
         base_model: folder or repository that the training started from; the card names a repository.
         license: SPDX identifier in lower case; not stated if None.
+        notes: sentences on the images, for the card.
     """
     model, model_id = trainer.model, model_id_of(trainer.args, "internimage-segmentation")
     scores = ""
@@ -197,7 +202,7 @@ def publish(
         license=license,
         scores=scores,
     )
-    publish_by_trainer(trainer, card)
+    publish_by_trainer(trainer, card, notes)
 
 
 __all__ = ["InferenceArguments", "evaluate_and_report", "publish"]

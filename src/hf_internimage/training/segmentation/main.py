@@ -77,7 +77,7 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "per_device_eval_batch_size": 1,  # images come out in several sizes
     "batch_eval_metrics": True,
-    "dataloader_drop_last": True,  # of the training data only, for batch norms
+    "dataloader_drop_last": True,  # for batch norms
 }
 
 
@@ -185,13 +185,6 @@ def build_trainer(
     )
 
 
-def apply_data_settings(arguments: ScriptArguments, data: SegmentationData) -> None:
-    """Raise UsageError if a step takes more images than there are to train on."""
-    batch = arguments.training.train_batch_size * arguments.training.world_size
-    if data.train is not None and len(data.train) < batch:
-        raise UsageError(f"There are {len(data.train)} training images for batches of {batch}: make these smaller.")
-
-
 TASK = Task(
     load_data=load_data,
     build_model=build_model,
@@ -199,7 +192,6 @@ TASK = Task(
     build_trainer=build_trainer,
     evaluate_and_report=evaluate_and_report,
     publish=publish,
-    apply_data_settings=apply_data_settings,
     evaluate_options=lambda arguments: {"inference": arguments.inference},
 )
 
