@@ -50,6 +50,7 @@ from hf_internimage import (
 )
 from hf_internimage.hub import repository as hub
 from hf_internimage.hub.main import main
+from hf_internimage.hub.tokens import without_tokens
 
 WRITTEN = {*ISLAND, "README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
 ODD_SIZE = {"size": {"shortest_edge": 96}, "crop_size": {"height": 64, "width": 96}}
@@ -729,18 +730,19 @@ def test_pushes_that_fail(pushed):
     pushed.server.break_after("/api/models/tester/broken/commit/main", 100)
     printed = pushed.run(
         f"""
-        import json, os
+        import json, os, traceback
         from pathlib import Path
         from huggingface_hub import constants
         from support.golden_data import tiny_config
         from hf_internimage import InternImageModel, hub
 
-        model, seen = InternImageModel(tiny_config()), {{}}
+        model, seen = InternImageModel(tiny_config()), {{"tracebacks": ""}}
 
         def attempt(name, repo_id="broken", **options):
             try:
                 seen[name] = ("pushed", str(hub.push(model, repo_id, **options)))
             except (hub.PushError, ValueError) as error:
+                seen["tracebacks"] += traceback.format_exc()
                 folder = getattr(error, "folder", None)
                 kept = None if folder is None else [str(folder), sorted(os.listdir(folder))]
                 seen[name] = (type(error).__name__, str(error), kept)
@@ -761,6 +763,12 @@ def test_pushes_that_fail(pushed):
         """
     )
     seen = json.loads(printed)
+    tracebacks = seen.pop("tracebacks")
+    for token in ("hf_wrong", pushed.server.visitor_token, pushed.server.token):  # sent back by the server
+        assert token not in json.dumps(seen)
+        assert token not in tracebacks
+    assert "Bearer [token]" in seen["wrong token"][1]
+    assert "with [token]" in seen["of another"][1]
     sentences = {
         "no token": "was not uploaded: the Hub wants a valid token .*; log in with `hf auth login`",
         "wrong token": "was not uploaded: the Hub wants a valid token",
@@ -981,6 +989,38 @@ def test_script_refuses_arguments_that_do_not_go_together(tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
             main(["model", "me/x", *arguments])
         assert message in capsys.readouterr().err
+
+
+def test_script_prints_no_token(pushed):
+    """Which the server sends back."""
+    pushed.run(
+        """
+        import contextlib, io
+        from hf_internimage.hub.main import main
+
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors):
+            assert main(["tester/nowhere", "newts"]) == 1
+        assert "[token]" in errors.getvalue(), errors.getvalue()
+        assert "hf_WrongTokenOfUsualLength" not in errors.getvalue()
+        """,
+        home="no_token",
+        HF_TOKEN="hf_WrongTokenOfUsualLength123",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "token", "expected"),
+    [
+        ("sent hf_abcdefghij0123456789 to x", None, "sent [token] to x"),
+        ("Authorization: Bearer eyJhbGciOi.J9 is wrong", None, "Authorization: Bearer [token] is wrong"),
+        ("secret, secrets", "secret", "[token], [token]s"),
+        ("/home/me/hf_internimage and hf_internimage.hub", True, "/home/me/hf_internimage and hf_internimage.hub"),
+        ("nothing", "", "nothing"),
+    ],
+)
+def test_texts_without_tokens(text, token, expected):
+    assert without_tokens(text, token) == expected
 
 
 def test_script_says_why_a_push_failed(tmp_path, capsys):

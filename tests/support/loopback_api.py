@@ -52,8 +52,8 @@ class HubHandler(Handler):
     def answer(self, path):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in self.hub.users:
-            raise HubError(401, "Invalid credentials in Authorization header")
-        self.user = self.hub.users.get(token)
+            raise HubError(401, f"Invalid credentials in Authorization header: Bearer {token}")  # sent back, as a proxy may
+        self.token, self.user = token, self.hub.users.get(token)
         for methods, pattern, function in ROUTES:
             if self.command in methods and (match := pattern.fullmatch(path)):
                 arguments = {key: value and unquote(value) for key, value in match.groupdict().items()}
@@ -78,7 +78,7 @@ class HubHandler(Handler):
             raise HubError(401, "Invalid username or password.", "RepoNotFound")
         if write and not self.owns(name):
             self.need_user()
-            raise HubError(403, "You don't have the rights to write to this repository.")
+            raise HubError(403, f"You don't have the rights to write to this repository with {self.token}.")
         if content and found.gated and not self.owns(name):
             raise HubError(403 if self.user else 401, f"Access to model {name} is restricted.", "GatedRepo")
         return found

@@ -20,6 +20,7 @@ from transformers.utils import logging
 from ..models import auto
 from . import repository
 from .cards import evaluated_card
+from .tokens import without_tokens
 
 _PREPROCESSOR = "preprocessor_config.json"
 
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"push_to_hub.py: error: {args.model} has JSON that is nested too deeply.", file=sys.stderr)
         return 1
     except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:
-        print("push_to_hub.py: error:", " ".join(str(error).split()), file=sys.stderr)
+        print("push_to_hub.py: error:", without_tokens(" ".join(str(error).split())), file=sys.stderr)
         return 1
     print(f"pushed: {commit.pr_url or commit.commit_url}")
     return 0

@@ -26,6 +26,7 @@ from ..models import auto
 from ..models.image_processing_pil_internimage import image_processor_for
 from ..tensors import check_tensors, shapes_of, writing
 from .card_blocks import INTERNIMAGE, RUNS_OWN_CODE, card_metadata, pipeline_code, plain_card, python_block
+from .tokens import without_tokens
 
 AUTO_MAPS = {model_type: entry.auto_map for model_type, entry in auto.MODELS.items() if entry.travels}
 MAX_SHARD_SIZE = "5GB"
@@ -319,7 +320,9 @@ def _explained(api: HfApi, repo_id: str, folder: Path | None = None) -> Iterator
         raise
     except Exception as error:  # uploads raise any error of their transport
         where = "" if folder is None else f"; the files are in {folder}"
-        raise PushError(f"{repo_id} was not uploaded: {_reason(error, api)}{where}.", folder) from error
+        message = without_tokens(f"{repo_id} was not uploaded: {_reason(error, api)}{where}.", api.token)
+        shown = str(error)  # in a traceback
+        raise PushError(message, folder) from (error if without_tokens(shown, api.token) == shown else None)
 
 
 def _reason(error: Exception, api: HfApi) -> str:
