@@ -19,6 +19,7 @@ import pytest
 import torch
 from support import cuda_tools
 from support.golden_data import operator_arguments
+from support.loops import DRAWN, drawn_call
 from support.native_library import declared, sanitizer_library
 from support.operator_cases import (
     CASES,
@@ -123,6 +124,13 @@ def test_matches_the_original(gpu, sums, name, dtype, tolerance):
     for what, got in found.items():
         expected = TENSORS[f"{name}/{what}_grid64"].to(dtype)
         torch.testing.assert_close(got, expected, rtol=0, atol=case[tolerance], msg=lambda text, w=what: f"{w}: {text}")
+
+
+@pytest.mark.parametrize("seed", DRAWN)
+def test_drawn_calls_match_loops(gpu, sums, seed):
+    arguments, inputs, grad_output, expected = drawn_call(seed)
+    for got, want in zip(run(inputs, grad_output, **arguments), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("wide", [(), (1, 2), (1,), (2,)], ids=["same_dtype", "float32", "offsets", "masks"])

@@ -16,7 +16,7 @@ from hf_internimage.models import dcnv3_reference
 def in_one_piece(value, offset, mask, **arguments):
     """The path of other devices and of torch.func, on the CPU."""
     geometry = dcnv3_reference.check_dcnv3(value, offset, mask, **arguments)
-    return dcnv3_reference._sample(value, offset, mask, geometry, False, False)
+    return dcnv3_reference._sample(value, offset, mask, geometry, False, plain=False)
 
 
 def registered(value, offset, mask, **arguments):

@@ -1,54 +1,28 @@
 # SPDX-License-Identifier: MIT
 """The operator, on each of its backends, against nested loops, and everything around its arithmetic."""
 
-import itertools
 import math
 
 import pytest
 import torch
-from support.operator_cases import LOPSIDED, PAD_0_2, make_inputs, pair
+from support.loops import DRAWN, by_loops, drawn_call
+from support.operator_cases import LOPSIDED, PAD_0_2, make_inputs, results
 
 from hf_internimage.models import dcnv3_reference as reference
 from hf_internimage.models.dcnv3_reference import dcnv3_reference
-
-
-def by_loops(value, offset, mask, groups, kernel_size, stride, padding, dilation, offset_scale, remove_center):
-    """The definition, one scalar sample at a time, with no regard for speed."""
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = map(pair, (kernel_size, stride, padding, dilation))
-    batch, height, width, channels = value.shape
-    _, out_height, out_width, _ = mask.shape
-    taps = [(i, j) for i in range(kw) for j in range(kh) if not (remove_center and (i, j) == (kw // 2, kh // 2))]
-    depth = channels // groups
-    centre_x, centre_y = (dw * (kw - 1)) // 2, (dh * (kh - 1)) // 2
-    result = torch.zeros(batch, out_height, out_width, channels, dtype=value.dtype)
-
-    def pixel(n, y, x, g):
-        if not (0 <= y < height and 0 <= x < width):
-            return torch.zeros(depth, dtype=value.dtype)
-        return value[n, y, x, g * depth : (g + 1) * depth]
-
-    for n, h, w, g in itertools.product(range(batch), range(out_height), range(out_width), range(groups)):
-        total = torch.zeros(depth, dtype=value.dtype)
-        for p, (i, j) in enumerate(taps):
-            index = g * len(taps) + p
-            off_x, off_y = offset[n, h, w, 2 * index].item(), offset[n, h, w, 2 * index + 1].item()
-            x = w * sw - pw + centre_x + (i * dw - centre_x + off_x) * offset_scale
-            y = h * sh - ph + centre_y + (j * dh - centre_y + off_y) * offset_scale
-            if not (-1 < x < width and -1 < y < height):
-                continue  # also for NaN
-            x0, y0 = math.floor(x), math.floor(y)
-            fx, fy = x - x0, y - y0
-            sample = (1 - fy) * ((1 - fx) * pixel(n, y0, x0, g) + fx * pixel(n, y0, x0 + 1, g))
-            sample = sample + fy * ((1 - fx) * pixel(n, y0 + 1, x0, g) + fx * pixel(n, y0 + 1, x0 + 1, g))
-            total = total + mask[n, h, w, index] * sample
-        result[n, h, w, g * depth : (g + 1) * depth] = total
-    return result
 
 
 @pytest.mark.parametrize("arguments", [LOPSIDED, PAD_0_2], ids=["k3x2-s2x1-p1x0-d2x1", "k3-p0x2-rc"])
 def test_matches_loops_where_height_and_width_differ(dcnv3, arguments):
     inputs = make_inputs(arguments)
     torch.testing.assert_close(dcnv3(*inputs, **arguments), by_loops(*inputs, **arguments), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", DRAWN)
+def test_drawn_calls_match_loops(dcnv3, seed):
+    arguments, inputs, grad_output, expected = drawn_call(seed)
+    for got, want in zip(results(dcnv3, inputs, grad_output, **arguments), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -70,7 +44,7 @@ def test_softmax_normalises_the_taps_of_each_group(dcnv3):
 def test_blocks_do_not_matter(rows, monkeypatch):
     """However the work is cut (one line at a time, a few, images together), results and gradients are the same."""
     inputs = [tensor.requires_grad_() for tensor in make_inputs(PAD_0_2, batch=5)]
-    whole = reference._sample(*inputs, reference.check_dcnv3(*inputs, **PAD_0_2), True, False)
+    whole = reference._sample(*inputs, reference.check_dcnv3(*inputs, **PAD_0_2), True, plain=False)
     grad = torch.randn_like(whole)
     expected = (whole, *torch.autograd.grad(whole, inputs, grad))
     monkeypatch.setattr(reference, "_BLOCK_ROWS", rows)
@@ -172,7 +146,7 @@ def test_no_taps_left_gives_zeros(dcnv3):
             mask,
             reference.check_dcnv3(value, offset, mask, stride=1, dilation=1, offset_scale=1.0, **arguments),
             False,
-            False,
+            plain=False,
         ),
     ):
         assert output.shape == value.shape
@@ -207,7 +181,7 @@ def test_any_order_of_strides(dcnv3, order):
     expected = dcnv3(*inputs, **LOPSIDED)
     leaves = [tensor.detach().requires_grad_() for tensor in permuted]
     geometry = reference.check_dcnv3(*leaves, **LOPSIDED)
-    for got in (dcnv3(*leaves, **LOPSIDED), reference._sample(*leaves, geometry, False, False)):
+    for got in (dcnv3(*leaves, **LOPSIDED), reference._sample(*leaves, geometry, False, plain=False)):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
         for gradient, tensor in zip(torch.autograd.grad(got.sum(), leaves), leaves, strict=True):
             assert gradient.shape == tensor.shape
@@ -228,7 +202,7 @@ def test_training_after_inference_mode():
     leaves = [tensor.requires_grad_() for tensor in inputs]
     output = dcnv3_reference(*leaves, **arguments)
     torch.autograd.grad(output.sum(), leaves)
-    composite = reference._sample(*leaves, reference.check_dcnv3(*leaves, **arguments), False, True)
+    composite = reference._sample(*leaves, reference.check_dcnv3(*leaves, **arguments), False, plain=True)
     torch.autograd.grad(composite.sum(), leaves)
     assert torch.equal(first, output)
 
@@ -262,10 +236,8 @@ def test_loop_for_devices_without_embedding_bag(monkeypatch):
 
     sampled = reference._weighted_sum
 
-    monkeypatch.setattr(
-        reference, "_weighted_sum", lambda table, rows, weights: sampled(Elsewhere(table), rows, weights)
-    )
-    got = reference._sample(*inputs, reference.check_dcnv3(*inputs, **LOPSIDED), False, False)
+    monkeypatch.setattr(reference, "_weighted_sum", lambda table, *others: sampled(Elsewhere(table), *others))
+    got = reference._sample(*inputs, reference.check_dcnv3(*inputs, **LOPSIDED), False, plain=False)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
@@ -288,26 +260,27 @@ def test_functional_transforms(dcnv3):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_second_order_gradients_are_refused(dcnv3):
-    inputs = [tensor.requires_grad_() for tensor in make_inputs(LOPSIDED)]
-    (gradient,) = torch.autograd.grad(dcnv3(*inputs, **LOPSIDED).square().sum(), inputs[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"groups": 4}, "value has 6 channels, expected a positive multiple of groups=4"),
         ({"groups": 0}, "groups is 0, expected an integer of at least 1"),
         ({"groups": True}, "groups is True"),
-        ({"kernel_size": 0}, "kernel_size is 0, expected an integer of at least 1 or a"),
+        ({"kernel_size": 0}, "kernel_size is 0, expected an integer from 1 to 2147483647 or a"),
         ({"kernel_size": (3, 3, 3)}, r"kernel_size is \(3, 3, 3\)"),
         ({"stride": 1.5}, "stride is 1.5"),
-        ({"padding": -1}, "padding is -1, expected an integer of at least 0"),
+        ({"padding": -1}, "padding is -1, expected an integer from 0 to 2147483647"),
+        ({"padding": 2**31}, "padding is 2147483648, expected an integer from 0 to 2147483647"),
+        ({"stride": 2**31}, "stride is 2147483648, expected an integer from 1"),
+        ({"dilation": (1, 10**30)}, r"dilation is \(1, 1000000000000000000000000000000\), expected"),
+        ({"kernel_size": 2**63}, "kernel_size is 9223372036854775808, expected"),
         ({"dilation": (1, 0)}, r"dilation is \(1, 0\)"),
         ({"offset_scale": math.nan}, "offset_scale is nan, expected a finite number"),
         ({"offset_scale": "2"}, "offset_scale is '2'"),
+        (
+            {"offset_scale": 10**309},
+            r"offset_scale is 10+, expected .* at most 1.8e\+308, the largest of torch.float64",
+        ),
         ({"kernel_size": (9, 9), "padding": 0}, "leaves an output of -"),
         ({"padding": 2}, r"offset has shape \(2, 3, 5, 24\), expected \(2, 4, 9, 24\)"),
         ({"remove_center": True}, r"offset has shape \(2, 3, 5, 24\), expected \(2, 3, 5, 20\)"),
@@ -318,6 +291,26 @@ def test_second_order_gradients_are_refused(dcnv3):
 def test_arguments_that_cannot_work(dcnv3, change, message):
     with pytest.raises(ValueError, match=message):
         dcnv3(*make_inputs(LOPSIDED), **{**LOPSIDED, **change})
+
+
+@pytest.mark.parametrize("scale", [3.5e38, -1e300, 10**40])
+def test_offset_scales_beyond_the_dtype_of_positions(dcnv3, scale):
+    inputs = make_inputs(LOPSIDED, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"expected a finite number of at most 3.4e\+38, the largest of torch.float32"):
+        dcnv3(*inputs, **{**LOPSIDED, "offset_scale": scale})
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01, -2.5])
+@pytest.mark.parametrize(("padding", "stride"), [(2**31 - 1, 2**30 + 1), (2**30, 2**29 + 1), (2**29 + 2, 2**29 + 5)])
+def test_sizes_near_the_largest_integer(dcnv3, padding, stride, scale):
+    """Positions are exact where the image is, although float32 has too few digits for a stride times an index."""
+    arguments = {"groups": 2, "kernel_size": (2, 3), "stride": stride, "padding": padding, "dilation": 1}
+    arguments |= {"offset_scale": scale, "remove_center": False}
+    inputs = make_inputs(arguments, size=(6, 5), dtype=torch.float32)
+    found = results(dcnv3, inputs, **arguments)
+    expected = results(by_loops, [tensor.double() for tensor in inputs], **arguments)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

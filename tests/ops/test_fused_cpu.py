@@ -13,9 +13,11 @@ from support.fused_layers import KINDS, dw_conv, fused_dw_conv, fused_mlp, mlp, 
 from support.golden_data import awaken, tiny_config
 from support.operator_cases import Seen
 from torch import nn
+from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from hf_internimage import InternImageForImageClassification
+from hf_internimage.models.layers_internimage import InternImageDropPath
 from hf_internimage.ops import fused_cpu, native
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"the cpu backend {native.why_not()}")
@@ -449,6 +451,14 @@ def test_a_forward_replaced_for_a_whole_class_is_noticed(kind, of, monkeypatch):
 
 
 @every_kind
+@pytest.mark.parametrize("of", [nn.GELU, nn.LayerNorm, nn.Linear, nn.Conv2d], ids=lambda kind: kind.__name__)
+def test_a_call_replaced_for_a_whole_class_is_noticed(kind, of, monkeypatch):
+    module, states = KINDS[kind][0](), random_states(2, 4, 4, 16)
+    monkeypatch.setattr(of, "__call__", lambda self, *inputs: nn.Module.__call__(self, *inputs))
+    assert noticed(kind, module, states) == any(isinstance(part, of) for part in module.modules())
+
+
+@every_kind
 @pytest.mark.parametrize(
     "register",
     [
@@ -569,14 +579,41 @@ def test_dropout_that_drops_nothing_is_not_noticed():
     [
         functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16),
         Seen,
+        BaseTorchFunctionMode,
         functools.partial(torch.profiler.record_function, "nothing"),
+        functools.partial(torch.device, "cpu"),
     ],
-    ids=["autocast", "dispatch_mode", "none"],
+    ids=["autocast", "dispatch_mode", "function_mode", "none", "default_device"],
 )
 def test_contexts_are_noticed(kind, context):
     with context(), torch.no_grad():
         found = KINDS[kind][1](random_states(2, 4, 4, 16), KINDS[kind][0]())
-    assert (found is None) == (not isinstance(context(), torch.profiler.record_function))
+    assert (found is None) == (not isinstance(context(), (torch.profiler.record_function, torch.device)))
+
+
+class Calls(TorchFunctionMode):
+    """Notes the functions that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.functions = []
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        self.functions.append(function)
+        return function(*arguments, **(options or {}))
+
+
+@torch.no_grad()
+def test_a_function_mode_sees_every_layer_of_a_model():
+    model = tiny_model()
+    expected = model(images()).logits
+    with Calls() as calls:
+        logits = model(images()).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    blocks = sum(model.config.depths)
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    assert calls.functions.count(nn.functional.layer_norm) == len(norms)
+    assert sum(function is torch.ops.hf_internimage.dcnv3 for function in calls.functions) == blocks
 
 
 @every_kind
@@ -726,6 +763,25 @@ def test_stochastic_depth_drops_without_gradients_too(rate):
     block = model.model.levels[1].blocks[0]
     states = random_states(2, 4, 4, 32)
     assert torch.equal(block(states), states) == (rate > 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sampled", [False, True], ids=["all in eval", "only the stochastic depth in training"])
+def test_stochastic_depth_decides_for_itself(sampled):
+    """Its module is asked, not the block: sampling puts only these modules into training mode."""
+    model = tiny_model(post_norm=True, drop_path_rate=0.5, drop_path_type="uniform").eval()
+    if sampled:
+        for module in model.modules():
+            if isinstance(module, InternImageDropPath):
+                module.train()
+    else:
+        model.train()
+        for module in model.modules():
+            if isinstance(module, (InternImageDropPath, nn.BatchNorm2d)):
+                module.eval()
+    torch.manual_seed(0)
+    first, second = model(images()).logits, model(images()).logits
+    assert torch.equal(first, second) == (not sampled)
 
 
 def test_hooks_on_all_modules_are_called():

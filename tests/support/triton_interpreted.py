@@ -19,6 +19,7 @@ from hf_internimage.ops import dcnv3, fixed_point
 from hf_internimage.ops.backends import dcnv3_triton
 from hf_internimage.ops.registry import Call
 from support.golden_data import operator_arguments
+from support.loops import DRAWN, drawn_call
 from support.operator_cases import (
     CASES,
     LAYOUTS,
@@ -113,6 +114,15 @@ def test_matches_the_original_in_float64(name, fixed_sums):
     """Gradients of value are summed in fixed point."""
     compare_with_golden(name, torch.float64, "atol_grid64")
     assert fixed_sums == [torch.int64]
+
+
+@pytest.mark.parametrize("seed", DRAWN[::5])
+@pytest.mark.usefixtures("nan_memory")
+def test_drawn_calls_match_loops(seed):
+    """A part of them: the interpreter is slow."""
+    arguments, inputs, grad_output, expected = drawn_call(seed)
+    for got, want in zip(results(on_triton, inputs, grad_output, **arguments), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("index", range(len(CASES)))

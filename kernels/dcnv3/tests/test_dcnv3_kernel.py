@@ -268,9 +268,8 @@ def test_compiles_in_one_piece(kernel: ModuleType) -> None:
 def test_no_second_order(kernel: ModuleType) -> None:
     tensors, geometry = call()
     inputs = [tensor.float().to(DEVICE).requires_grad_() for tensor in tensors]
-    (gradient, *_) = torch.autograd.grad(kernel.dcnv3(*inputs, **geometry).square().sum(), inputs, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="first-order gradients only"):
+        torch.autograd.grad(kernel.dcnv3(*inputs, **geometry).square().sum(), inputs, create_graph=True)
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="streams are CUDA's")

@@ -6,9 +6,12 @@ Method: a table has one row of D values per (pixel, group). Each output pixel of
 `embedding_bag`. The table is the image with a border of two zero pixels. Positions are clamped to that border, so that
 all positions outside the image read zeros, and no bounds are tested.
 
-On the CPU, training uses `_Sampling`, which saves only its inputs for the backward pass and works block by block, so
-that the memory for indices and weights does not grow with the image. All else (other devices, torch.compile,
-torch.export, torch.func) uses the same arithmetic in one piece with ordinary autograd.
+Plain eager training uses `_Sampling`, which saves only its inputs for the backward pass. On the CPU it works block by
+block, so that the memory for indices and weights does not grow with the image. All else (torch.compile, torch.export,
+torch.func) uses the same arithmetic in one piece with ordinary autograd.
+
+Where derivatives of derivatives, forward mode or batches of gradients are wanted, `embedding_bag`, which has none,
+gives way to a loop of `index_select`: slower, and exact to any order. See `is_transformed` and `dcnv3_gradients`.
 """
 
 import warnings
@@ -19,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 _BORDER = 2  # zero pixels around the image; with two, both corners of a clamped position lie in the border
 _BLOCK_ROWS = 65_536  # (pixel, group) rows in a block on the CPU; bounds the memory for indices and weights
@@ -80,7 +83,7 @@ def dcnv3_reference(
     * offset_scale, with the kernel centre c = (dil*(K-1))//2, in pixels; pairs are (x, y), taps run x-outer.
     Reads outside the image give 0, and so do NaN or infinite positions. With `softmax=True` the mask holds logits and
     is normalised over the taps of each group.
-    Result: value.dtype, summed in float32 (float64 for float64). First-order gradients for all three tensors.
+    Result: value.dtype, summed in float32 (float64 for float64). Derivatives of any order for all three tensors.
     Raises: ValueError for shapes, dtypes, devices, layouts or arguments that disagree.
     Source: arXiv:2211.05778 eq. 2; equal to OpenGVLab/InternImage@31c962d for square padding.
 
@@ -100,10 +103,9 @@ def dcnv3_reference(
         offset_scale=offset_scale,
         remove_center=remove_center,
     )
-    plain = _is_plain_eager(value)
-    if plain and value.device.type == "cpu":
+    if _is_plain_eager(value):
         return _Sampling.apply(value, offset, mask, geometry, softmax)
-    return _sample(value, offset, mask, geometry, softmax, plain).to(value.dtype)
+    return _sample(value, offset, mask, geometry, softmax, plain=False, any_order=is_transformed()).to(value.dtype)
 
 
 def check_dcnv3(
@@ -125,17 +127,12 @@ def check_dcnv3(
     """
     if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
         raise ValueError(f"groups is {groups!r}, expected an integer of at least 1.")
-    if not isinstance(offset_scale, Real) or not abs(offset_scale) < float("inf"):  # NaN compares false
-        raise ValueError(f"offset_scale is {offset_scale!r}, expected a finite number.")
-    geometry = DCNv3Geometry(
-        int(groups),
+    pairs = [
         _pair("kernel_size", kernel_size, 1),
         _pair("stride", stride, 1),
         _pair("padding", padding, 0),
         _pair("dilation", dilation, 1),
-        float(offset_scale),
-        bool(remove_center),
-    )
+    ]
     for name, tensor in (("value", value), ("offset", offset), ("mask", mask)):
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor.")
@@ -154,6 +151,13 @@ def check_dcnv3(
         if tensor.dtype not in (value.dtype, wide):
             allowed = " or ".join(str(dtype) for dtype in dict.fromkeys((value.dtype, wide)))
             raise ValueError(f"{name} has dtype {tensor.dtype}, expected {allowed} for a value of {value.dtype}.")
+    largest = torch.finfo(wide).max
+    if not isinstance(offset_scale, Real) or not abs(offset_scale) <= largest:  # NaN compares false
+        raise ValueError(
+            f"offset_scale is {offset_scale!r}, expected a finite number of at most {largest:.3g}, the largest "
+            f"of {wide}."
+        )
+    geometry = DCNv3Geometry(groups, *pairs, float(offset_scale), bool(remove_center))
 
     batch, height, width, channels = value.shape
     if channels < 1 or channels % geometry.groups:
@@ -178,11 +182,13 @@ def check_dcnv3(
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    """Return (height, width) from an integer or such a pair, each at least `least`."""
+    """Return (height, width) from an integer or such a pair, each from `least` to the largest 32-bit integer."""
     sides: Sequence[Any] = value if isinstance(value, (tuple, list)) else (value, value)
-    if len(sides) != 2 or not all(isinstance(s, int) and not isinstance(s, bool) and s >= least for s in sides):
+    if len(sides) != 2 or not all(
+        isinstance(s, int) and not isinstance(s, bool) and least <= s <= _INT32_MAX for s in sides
+    ):
         raise ValueError(
-            f"{name} is {value!r}, expected an integer of at least {least} or a (height, width) pair of them."
+            f"{name} is {value!r}, expected an integer from {least} to {_INT32_MAX} or a (height, width) pair of them."
         )
     return int(sides[0]), int(sides[1])
 
@@ -192,6 +198,18 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def is_transformed() -> bool:
+    """Return True under a transform of torch.func, a batched backward pass or forward-mode differentiation."""
+    return torch._C._are_functorch_transforms_active() or (
+        not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+    )
+
+
+def is_recorded(grad_output: torch.Tensor) -> bool:
+    """Return True in a backward pass that is itself differentiated (`create_graph=True`), transformed or batched."""
+    return torch.is_grad_enabled() or is_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad_output)
+
+
 def _is_plain_eager(tensor: torch.Tensor) -> bool:
     """Return True in plain eager execution: no tracing, fake tensors, transforms or graph capture."""
     return not (
@@ -199,7 +217,7 @@ def _is_plain_eager(tensor: torch.Tensor) -> bool:
         or torch.jit.is_tracing()
         or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or is_transformed()
         or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
     )
 
@@ -211,14 +229,16 @@ def _sampling_grid(
 
     Rows (Ho, 1, 1, 1, 2) and columns with taps (Wo, 1, P, 2); pairs are (x, y).
     """
-    taps = torch.tensor(geometry.taps(), dtype=dtype, device=device)  # (P, 2)
+    # Integers until the end: float32 has too few digits for a large stride times an index.
+    taps = torch.tensor(geometry.taps(), dtype=torch.int64, device=device).view(-1, 2)  # (P, 2)
     zero = torch.zeros((), dtype=dtype, device=device)
     axes = []
     for axis, length in ((1, size[1]), (0, size[0])):  # x, then y
         centre = (geometry.dilation[axis] * (geometry.kernel_size[axis] - 1)) // 2
         start = centre - geometry.padding[axis] + _BORDER
-        steps = torch.arange(length, dtype=dtype, device=device) * geometry.stride[axis] + start
-        axes.append((steps, (taps[:, 1 - axis] * geometry.dilation[axis] - centre) * geometry.offset_scale))
+        steps = torch.arange(length, device=device) * geometry.stride[axis] + start
+        from_centre = taps[:, 1 - axis] * geometry.dilation[axis] - centre
+        axes.append((steps.to(dtype), from_centre.to(dtype) * geometry.offset_scale))
     (steps_x, taps_x), (steps_y, taps_y) = axes
     rows = torch.stack(torch.broadcast_tensors(zero, steps_y), -1).view(-1, 1, 1, 1, 2)
     columns = torch.stack(torch.broadcast_tensors(steps_x[:, None] + taps_x, taps_y), -1).unsqueeze(1)
@@ -296,15 +316,21 @@ def _tap_gradients(
     lower = torch.lerp(lower_left, lower_right, taps.right)
     grad_mask = torch.lerp(upper, lower, taps.below)
     along_x = torch.lerp(upper_right - upper_left, lower_right - lower_left, taps.below)
-    grad_offset = torch.stack((along_x, lower - upper), -1) * (taps.mask * offset_scale).unsqueeze(-1)
+    # One factor after the other: the product of mask and scale may be infinite where the slopes are 0.
+    grad_offset = torch.stack((along_x, lower - upper), -1) * taps.mask.unsqueeze(-1) * offset_scale
     if softmax:
         grad_mask = taps.mask * (grad_mask - (taps.mask * grad_mask).sum(-1, keepdim=True))
     return grad_offset, grad_mask
 
 
-def _weighted_sum(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return sum_k weights[r, k] * table[rows[r, k]]; (M, D), (R, K), (R, K) -> (R, D)."""
-    if table.device.type != "mps":  # MPS has no embedding_bag in some supported releases
+def _weighted_sum(
+    table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, any_order: bool = False
+) -> torch.Tensor:
+    """Return sum_k weights[r, k] * table[rows[r, k]]; (M, D), (R, K), (R, K) -> (R, D).
+
+    With `any_order`, by operators that have derivatives of any order, forward mode and batching rules.
+    """
+    if not any_order and table.device.type != "mps":  # MPS has no embedding_bag in some supported releases
         return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
     result = table.new_zeros(rows.shape[0], table.shape[1])
     for row, weight in zip(rows.unbind(1), weights.unbind(1), strict=True):
@@ -318,7 +344,9 @@ def _sample(
     mask: torch.Tensor,
     geometry: DCNv3Geometry,
     softmax: bool,
+    *,
     plain: bool,
+    any_order: bool = False,
 ) -> torch.Tensor:
     """Compute the operator in one piece; the result is in the dtype of the computation."""
     dtype, taps = compute_dtype(value.dtype), geometry.num_taps()
@@ -343,7 +371,7 @@ def _sample(
         ),
         table_size,
     )
-    summed = _weighted_sum(table.view(-1, value.shape[3] // geometry.groups), rows, weights)
+    summed = _weighted_sum(table.view(-1, value.shape[3] // geometry.groups), rows, weights, any_order)
     return summed.view(batch, height, width, value.shape[3])
 
 
@@ -352,7 +380,7 @@ def dcnv3_forward(
 ) -> torch.Tensor:
     """Compute the operator without autograd, block by block on the CPU; arguments are not checked."""
     if value.device.type != "cpu":
-        return _sample(value, offset, mask, geometry, softmax, _is_plain_eager(value)).to(value.dtype)
+        return _sample(value, offset, mask, geometry, softmax, plain=_is_plain_eager(value)).to(value.dtype)
     result = torch.empty(*offset.shape[:3], value.shape[3], dtype=value.dtype, device=value.device)
     if not geometry.num_taps():
         return result.zero_()
@@ -373,13 +401,7 @@ def dcnv3_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of value, offset and mask, contiguous; everything is computed again from the inputs."""
     if value.device.type != "cpu":
-
-        def forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return _sample(value, offset, mask, geometry, softmax, False).to(value.dtype)
-
-        pull_back = torch.func.vjp(forward, value, offset, mask)[1]
-        grad_value, grad_offset, grad_mask = (gradient.contiguous() for gradient in pull_back(grad_output))
-        return grad_value, grad_offset, grad_mask
+        return dcnv3_gradients(grad_output, value, offset, mask, geometry, softmax, any_order=False)
     dtype = compute_dtype(value.dtype)
     batch, height, width, channels = value.shape
     grad_table = value.new_zeros((batch, height + 2 * _BORDER, width + 2 * _BORDER, channels), dtype=dtype)
@@ -398,8 +420,31 @@ def dcnv3_backward(
     return inner.to(value.dtype).contiguous(), grad_offset, grad_mask
 
 
+def dcnv3_gradients(
+    grad_output: torch.Tensor,
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    geometry: DCNv3Geometry,
+    softmax: bool,
+    *,
+    any_order: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of value, offset and mask, contiguous, by PyTorch's own operators in one piece.
+
+    With `any_order` they can be differentiated and batched themselves, at the price of time and memory.
+    """
+
+    def forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return _sample(value, offset, mask, geometry, softmax, plain=False, any_order=any_order).to(value.dtype)
+
+    pull_back = torch.func.vjp(forward, value, offset, mask)[1]
+    grad_value, grad_offset, grad_mask = (gradient.contiguous() for gradient in pull_back(grad_output))
+    return grad_value, grad_offset, grad_mask
+
+
 class _Sampling(torch.autograd.Function):
-    """The operator on the CPU; it saves only its inputs for the backward pass."""
+    """The operator in plain eager execution; it saves only its inputs for the backward pass."""
 
     @staticmethod
     def forward(
@@ -415,11 +460,11 @@ class _Sampling(torch.autograd.Function):
         return dcnv3_forward(value, offset, mask, geometry, softmax)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         value, offset, mask = ctx.saved_tensors
+        gradients = dcnv3_gradients if is_recorded(grad_output) else dcnv3_backward
         with torch.autocast(value.device.type, enabled=False):
-            return *dcnv3_backward(grad_output, value, offset, mask, ctx.geometry, ctx.softmax), None, None
+            return *gradients(grad_output, value, offset, mask, ctx.geometry, ctx.softmax), None, None
 
 
 class _Block(NamedTuple):

@@ -87,14 +87,17 @@ def linear_layer(in_features: int, out_features: int, initialization: str) -> nn
 class InternImageDropPath(nn.Module):
     """Stochastic depth: drop the residual branch of a whole sample with probability `rate`, in training only."""
 
-    only_permutes = True  # in inference: the result is the input
-
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
+    @property
+    def only_permutes(self) -> bool:
+        """True if the result is the input."""
+        return self.rate == 0.0 or not self.training
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.rate == 0.0 or not self.training:
+        if self.only_permutes:
             return hidden_states
         keep = hidden_states.new_empty((hidden_states.shape[0],) + (1,) * (hidden_states.dim() - 1))
         return hidden_states * keep.bernoulli_(1 - self.rate).div_(1 - self.rate)
@@ -116,7 +119,9 @@ class InternImageStem(nn.Module):
         self.norm2 = _convolution_norm(config.channels, config.norm_layer, channels_last=True)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.conv1(pixel_values.contiguous(memory_format=torch.channels_last))
+        # In channels-last memory. Permuted by hand, because torch.func cannot batch `memory_format`.
+        pixel_values = pixel_values.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        hidden_states = self.conv1(pixel_values)
         fused = (
             fused_cpu.norm_act(hidden_states.permute(0, 2, 3, 1), self.norm1, self.act)
             if fused_cpu is not None
@@ -249,10 +254,9 @@ class InternImageLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """Return residual + scale * norm(branch), with stochastic depth; norm and scale are optional."""
         if norm is not None:
-            if fused_cpu is not None and not (self.training and getattr(self.drop_path, "rate", 0.0) > 0):
-                fused = fused_cpu.norm_add(branch, norm, scale, residual, self.drop_path)
-                if fused is not None:
-                    return fused
+            fused = fused_cpu.norm_add(branch, norm, scale, residual, self.drop_path) if fused_cpu is not None else None
+            if fused is not None:
+                return fused
             branch = norm(branch)
         branch = self.drop_path(branch)
         return residual + branch if scale is None else torch.addcmul(residual, branch, scale)

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from ..models.dcnv3_reference import check_dcnv3, dcnv3_reference
+from ..models.dcnv3_reference import check_dcnv3, dcnv3_gradients, dcnv3_reference, is_recorded
 from . import eager
 from .registry import Backend, Call, Registry, environment
 
@@ -56,7 +55,8 @@ def dcnv3(
     Units: pixels. Offsets are pairs (x, y); taps run over kernel columns in the outer loop and rows in the inner one;
     `offset_scale` scales grid and offsets about the kernel's centre. Positions outside the image read 0, and so do
     NaN or infinite ones. With `softmax=True` the mask holds logits, normalised inside over the taps of each group.
-    Result: value.dtype, summed in float32 (float64 for float64). First-order gradients for all three tensors.
+    Result: value.dtype, summed in float32 (float64 for float64). Gradients for all three tensors; derivatives of higher
+    order, forward mode and batched gradients are exact as well, computed by PyTorch's own operators, and slower.
     Autocast: `value` is cast to autocast's dtype, unless it is float64.
     `backend`: None for the best that can run the call, or a name that `explain()` lists, to demand that one, as the
     environment variable HF_INTERNIMAGE_BACKEND does ("hub": see `use_hub_kernel`). "torch" consists of PyTorch's own
@@ -213,9 +213,12 @@ class _Planned(torch.autograd.Function):
         return plan.forward(value, offset, mask)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return *ctx.plan.backward(grad_output, *ctx.saved_tensors), None
+        plan = ctx.plan
+        value, offset, mask = ctx.saved_tensors
+        if is_recorded(grad_output):
+            return *dcnv3_gradients(grad_output, value, offset, mask, plan.geometry, plan.softmax), None
+        return *plan.backward(grad_output, value, offset, mask), None
 
 
 _ARGUMENTS = (
@@ -283,7 +286,7 @@ def _check_gradient(grad_output: torch.Tensor, value: torch.Tensor, offset: torc
 
 
 def _no_second_order(ctx: Any, *_: torch.Tensor) -> None:
-    raise NotImplementedError("dcnv3 has no second-order gradients.")
+    raise NotImplementedError("The operator dcnv3_backward has no gradients; those of dcnv3 can be differentiated.")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -292,7 +295,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 
 def _registered_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    gradients = torch.ops.hf_internimage.dcnv3_backward(grad_output, *ctx.saved_tensors, *ctx.arguments)
+    value, offset, mask = ctx.saved_tensors
+    if is_recorded(grad_output):
+        named, softmax, _ = _named(ctx.arguments)
+        geometry = check_dcnv3(value, offset, mask, **named)
+        gradients = dcnv3_gradients(grad_output, value, offset, mask, geometry, softmax)
+    else:
+        gradients = torch.ops.hf_internimage.dcnv3_backward(grad_output, value, offset, mask, *ctx.arguments)
     return *gradients, *(None for _ in ctx.arguments)
 
 

@@ -2,23 +2,28 @@
 """Checks for plain eager execution, in which a call may go straight to a kernel, past PyTorch's dispatcher."""
 
 import torch
-from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from ..models.dcnv3_reference import is_transformed
 
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 
 
 def transforms() -> bool:
     """Return True under a transform of torch.func, forward-mode differentiation or torch.jit.trace."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()
-        or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0)
-    )
+    return is_transformed() or torch.jit.is_tracing()
 
 
 def watched() -> bool:
-    """Return True if a dispatch mode (fake tensors, selective checkpointing, ...) is active."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    """Return True if a dispatch mode (fake tensors, selective checkpointing, ...) or a function mode is active.
+
+    The function mode of `torch.set_default_device` does not count: it changes nothing but new tensors.
+    """
+    return torch._C._len_torch_dispatch_stack() > 0 or (
+        torch._C._len_torch_function_stack() > 0
+        and any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+    )
 
 
 def ordinary(tensor: torch.Tensor) -> bool:

@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: MIT
 """Fused CPU kernels for the layers around DCNv3: each does several modules in one pass over memory.
 
-Results are those of the modules up to rounding. Only plain eager calls are fused, see `can_fuse`; torch.compile has
-fusion of its own.
+Results are those of the modules up to rounding, derivatives of higher order included. Only plain eager calls are fused,
+see `can_fuse`; torch.compile has fusion of its own.
 """
 
 import ctypes
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
+from ..models.dcnv3_reference import is_recorded
 from . import eager, native
+from .operands import Operand, check_saved
 from .registry import environment
 
 _INT = ctypes.c_int64
 _PARTS = 32  # number of partial sums over pixels, independent of the number of threads
 _BLOCK_BYTES = 2**22  # hidden features in a block
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# The stock implementations, to notice a replaced `forward`.
+# The stock implementations, to notice a replaced `forward` or `__call__`.
+_CALL: Any = nn.Module.__call__
 _ORIGINALS: dict[type[nn.Module], Any] = {
     kind: kind.forward for kind in (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.Identity, nn.Sequential)
 }
@@ -29,9 +33,9 @@ _ORIGINALS: dict[type[nn.Module], Any] = {
 def can_fuse(states: torch.Tensor, *modules: nn.Module) -> bool:
     """Return True for plain eager CPU tensors and unhooked stock modules, which a fused kernel can replace.
 
-    The call must not be traced, transformed or seen by a dispatch mode. Modules must be PyTorch's own or have the class
-    attribute `only_permutes` (their result is a permuted view of the input, or the input), without hooks or wrappers.
-    Parameters must be plain tensors of the dtype of `states`.
+    The call must not be traced, transformed or seen by a mode. Modules must be PyTorch's own, or say by `only_permutes`
+    that their result is a permuted view of the input, or the input; without hooks or wrappers. What else a kernel reads
+    must be compared by `_is_like`.
     """
     return (
         not torch.compiler.is_compiling()
@@ -43,26 +47,37 @@ def can_fuse(states: torch.Tensor, *modules: nn.Module) -> bool:
         and environment() in (None, "cpu")
         and native.why_not() is None
         and not nn.modules.module._has_any_global_hook()
-        and all(_is_bare(module, states.dtype) for module in modules)
+        and all(map(_is_bare, modules))
     )
 
 
-def _is_bare(module: nn.Module, dtype: torch.dtype) -> bool:
-    """Return True if `module` is a stock module without hooks, with plain parameters of `dtype` on the CPU."""
+def _is_bare(module: nn.Module) -> bool:
+    """Return True if `module` is a stock module, or one that only permutes now, without hooks."""
     own, kind = module.__dict__, type(module)
-    if (
-        not ("only_permutes" in kind.__dict__ or kind.forward is _ORIGINALS.get(kind))
+    return (_only_permutes(module) or kind.forward is _ORIGINALS.get(kind)) and not (
+        kind.__call__ is not _CALL
         or "forward" in own
         or own["_forward_hooks"]
         or own["_forward_pre_hooks"]
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
-    ):
-        return False
-    for parameter in own["_parameters"].values():
-        if parameter is not None and not (parameter.dtype == dtype and parameter.is_cpu and eager.ordinary(parameter)):
-            return False
-    return True
+    )
+
+
+def _only_permutes(module: nn.Module) -> bool:
+    """Return True if the module's own class says that its result is now a permuted view of the input, or the input."""
+    return "only_permutes" in type(module).__dict__ and bool(module.only_permutes)
+
+
+def _is_like(tensor: torch.Tensor | None, states: torch.Tensor, *shape: int) -> bool:
+    """Return True if `tensor` is a plain tensor of this shape, with the dtype and device of `states`."""
+    return (
+        tensor is not None
+        and eager.ordinary(tensor)
+        and tensor.dtype == states.dtype
+        and tensor.device == states.device
+        and tensor.shape == shape
+    )
 
 
 def _tracked(*tensors: torch.Tensor | None) -> bool:
@@ -89,8 +104,8 @@ def norm_add(
 ) -> torch.Tensor | None:
     """Compute residual + scale * LayerNorm(states), (..., C) -> (..., C); `norms` holds the LayerNorm.
 
-    `drop` is the stochastic depth after the norm; the caller guarantees that it is inactive. Return None if the modules
-    cannot be fused, or if gradients are needed.
+    `drop` is the stochastic depth after the norm. Return None if the modules cannot be fused, an active `drop` among
+    them, or if gradients are needed.
     """
     return _norm(states, norms, drop, scale, residual)
 
@@ -102,16 +117,17 @@ def _norm(
     scale: torch.Tensor | None,
     residual: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    computing = [module for module in norms if "only_permutes" not in type(module).__dict__]
+    computing = [module for module in norms if not _only_permutes(module)]
     layer_norm = computing[0] if len(computing) == 1 else None
+    channels = states.shape[-1]
     if (
         not isinstance(layer_norm, nn.LayerNorm)
-        or layer_norm.weight is None
-        or layer_norm.bias is None
-        or layer_norm.normalized_shape != states.shape[-1:]
+        or layer_norm.normalized_shape != (channels,)
         or not can_fuse(states, norms, *norms, *([] if after is None else [after]))
-        or not (scale is None or _is_like(scale, states, states.shape[-1:]))
-        or not (residual is None or _is_like(residual, states, states.shape))
+        or not _is_like(layer_norm.weight, states, channels)
+        or not _is_like(layer_norm.bias, states, channels)
+        or not (scale is None or _is_like(scale, states, channels))
+        or not (residual is None or _is_like(residual, states, *states.shape))
         or _tracked(states, layer_norm.weight, layer_norm.bias, scale, residual)
     ):
         return None
@@ -135,16 +151,6 @@ def _norm(
     return output
 
 
-def _is_like(tensor: torch.Tensor, states: torch.Tensor, shape: torch.Size) -> bool:
-    """Return True if `tensor` is a plain tensor of this shape, with the dtype and device of `states`."""
-    return (
-        eager.ordinary(tensor)
-        and tensor.dtype == states.dtype
-        and tensor.device == states.device
-        and tensor.shape == shape
-    )
-
-
 def mlp(
     states: torch.Tensor, first: nn.Module, act: nn.Module, second: nn.Module, drop: nn.Module
 ) -> torch.Tensor | None:
@@ -158,8 +164,10 @@ def mlp(
         and isinstance(act, nn.GELU)
         and isinstance(drop, nn.Dropout)
         and can_fuse(states, first, act, second, drop)
-        and first.bias is not None
-        and second.bias is not None
+        and _is_like(first.weight, states, first.out_features, states.shape[-1])
+        and _is_like(first.bias, states, first.out_features)
+        and _is_like(second.weight, states, second.out_features, first.out_features)
+        and _is_like(second.bias, states, second.out_features)
         and act.approximate == "none"
         and not (drop.training and drop.p)
     ):
@@ -167,11 +175,11 @@ def mlp(
     if _tracked(states, first.weight, first.bias, second.weight, second.bias):
         return _GeluLinear.apply(first(states), second.weight, second.bias)
     if states.numel() // first.in_features * first.out_features * states.element_size() <= _BLOCK_BYTES:
-        hidden = nn.functional.linear(states, first.weight, first.bias)
-        return nn.functional.linear(_gelu(hidden, hidden), second.weight, second.bias)
+        hidden = F.linear(states, first.weight, first.bias)
+        return F.linear(_gelu(hidden, hidden), second.weight, second.bias)
     output = states.new_empty((*states.shape[:-1], second.out_features))
     for part, result in _blocks(first.out_features, states.contiguous(), output):
-        hidden = nn.functional.linear(part, first.weight, first.bias)
+        hidden = F.linear(part, first.weight, first.bias)
         torch.addmm(second.bias, _gelu(hidden, hidden), second.weight.t(), out=result)
     return output
 
@@ -188,25 +196,52 @@ def _gelu(states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     return output
 
 
-class _GeluLinear(torch.autograd.Function):
-    """Linear layer of GELU(states). It saves only its inputs and computes the GELU again in the backward pass.
+class _FusedFunction(torch.autograd.Function):
+    """A fused kernel with its backward pass. It saves only its inputs; the backward pass computes the rest again."""
 
-    Rows are processed in blocks, as in `mlp`.
-    """
+    @staticmethod
+    def save(ctx: Any, *inputs: torch.Tensor) -> None:
+        """Save the inputs for the backward pass."""
+        ctx.save_for_backward(*inputs)
+        ctx.operands = tuple(map(Operand.of, inputs))
+
+    @staticmethod
+    def saved(ctx: Any) -> tuple[torch.Tensor, ...]:
+        """Return the saved inputs, possibly in other strides.
+
+        Raises: RuntimeError if they are not what was saved.
+        """
+        tensors: tuple[torch.Tensor, ...] = ctx.saved_tensors  # read once: a checkpoint unpacks them once
+        check_saved(ctx.operands, tensors)
+        return tensors
+
+
+def _recorded_gradients(
+    function: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...], grad_output: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Return the gradients of `inputs` by PyTorch's own operators; they can be differentiated and batched."""
+    with torch.autocast("cpu", enabled=False):
+        gradients: tuple[torch.Tensor, ...] = torch.func.vjp(function, *inputs)[1](grad_output)
+    return gradients
+
+
+class _GeluLinear(_FusedFunction):
+    """Linear layer of GELU(states). Rows are processed in blocks, as in `mlp`."""
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        _FusedFunction.save(ctx, states, weight, bias)
         states = states.contiguous()
-        ctx.save_for_backward(states, weight)
         output = states.new_empty((*states.shape[:-1], weight.shape[0]))
         for before, result in _blocks(states.shape[-1], states, output):
             torch.addmm(bias, _gelu(before, torch.empty_like(before)), weight.t(), out=result)
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        states, weight = ctx.saved_tensors
+        states, weight, bias = _FusedFunction.saved(ctx)
+        if is_recorded(grad_output):
+            return _recorded_gradients(lambda s, w, b: F.linear(F.gelu(s), w, b), (states, weight, bias), grad_output)
         states, grad_output = states.contiguous(), grad_output.resolve_neg().contiguous()
         with torch.autocast("cpu", enabled=False):
             grad_bias = grad_output.view(-1, grad_output.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
@@ -237,27 +272,28 @@ def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Ten
         return None
     conv, norms, act = block
     norm = norms[-1] if isinstance(norms, nn.Sequential) and len(norms) == 2 else None
+    channels, kernel = states.shape[-1], conv.kernel_size[0] if isinstance(conv, nn.Conv2d) else 0
     if not (
         isinstance(conv, nn.Conv2d)
         and isinstance(norms, nn.Sequential)
         and isinstance(norm, nn.LayerNorm)
         and isinstance(act, nn.GELU)
         and can_fuse(states, block, conv, norms, *norms, act)
-        and conv.bias is not None
-        and "only_permutes" in type(norms[0]).__dict__
-        and norm.weight is not None
-        and norm.bias is not None
-        and norm.normalized_shape == states.shape[-1:]
+        and _only_permutes(norms[0])
+        and norm.normalized_shape == (channels,)
         and act.approximate == "none"
         and conv.padding_mode == "zeros"
         and conv.stride == conv.dilation == (1, 1)
-        and conv.groups == conv.in_channels == conv.out_channels == states.shape[-1]
-        and conv.padding == (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
-        and conv.kernel_size[0] == conv.kernel_size[1]
-        and conv.kernel_size[0] % 2 == 1
+        and conv.groups == channels
+        and conv.padding == (kernel // 2, kernel // 2)
+        and kernel % 2 == 1
+        and _is_like(conv.weight, states, channels, 1, kernel, kernel)
+        and _is_like(conv.bias, states, channels)
+        and _is_like(norm.weight, states, channels)
+        and _is_like(norm.bias, states, channels)
     ):
         return None
-    tensors = (states, conv.weight, conv.bias, norm.weight, norm.bias)
+    tensors: tuple[Any, ...] = (states, conv.weight, conv.bias, norm.weight, norm.bias)
     if _tracked(*tensors):
         return _DepthwiseNormGelu.apply(*tensors, norm.eps)
     return _depthwise_forward(*_contiguous_inputs(*tensors), norm.eps)
@@ -295,20 +331,35 @@ def _depthwise_forward(states: torch.Tensor, *rest: Any) -> torch.Tensor:
     return output
 
 
-class _DepthwiseNormGelu(torch.autograd.Function):
-    """Depth-wise convolution, norm and GELU. It saves only its inputs; the backward pass computes the rest again."""
+def _depthwise_plain(
+    epsilon: float,
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    gamma: torch.Tensor,
+    beta: torch.Tensor,
+) -> torch.Tensor:
+    """Compute the same by PyTorch's own operators."""
+    channels, padding = weight.shape[0], weight.shape[-1] // 2
+    local = F.conv2d(states.permute(0, 3, 1, 2), weight, bias, padding=padding, groups=channels).permute(0, 2, 3, 1)
+    return F.gelu(F.layer_norm(local, (channels,), gamma, beta, epsilon))
+
+
+class _DepthwiseNormGelu(_FusedFunction):
+    """Depth-wise convolution, norm and GELU."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
-        *arguments, ctx.epsilon = inputs
-        tensors = _contiguous_inputs(*arguments)
-        ctx.save_for_backward(*tensors)
-        return _depthwise_forward(*tensors, ctx.epsilon)
+        *tensors, ctx.epsilon = inputs
+        _FusedFunction.save(ctx, *tensors)
+        return _depthwise_forward(*_contiguous_inputs(*tensors), ctx.epsilon)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        states, *parameters = _contiguous_inputs(*ctx.saved_tensors)  # saved-tensor hooks may change strides
+        saved = _FusedFunction.saved(ctx)
+        if is_recorded(grad_output):
+            return *_recorded_gradients(functools.partial(_depthwise_plain, ctx.epsilon), saved, grad_output), None
+        states, *parameters = _contiguous_inputs(*saved)
         weight = parameters[0]
         channels, taps = weight.shape[0], weight.shape[-1] ** 2
         grad_output = grad_output.resolve_neg().contiguous()

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ._ops import add_op_namespace_prefix, ops
 
@@ -151,8 +150,9 @@ class _DCNv3(torch.autograd.Function):
         return ops.dcnv3_forward(value, offset, mask, *geometry)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("This kernel has first-order gradients only; hf_internimage.ops.dcnv3 has all orders.")
         value, offset, mask = ctx.saved_tensors
         return (*_backward(grad_output, value, offset, mask, ctx.geometry), None)
 

@@ -8,7 +8,7 @@ import torch
 from ...models.dcnv3_reference import DCNv3Geometry
 from .. import native
 from ..registry import BackendError, Call, wrong_dtype
-from .dcnv3_call import FIELDS, has_dense_features, scalar_arguments, with_dense_features
+from .dcnv3_call import FIELDS, CheckedPlan, has_dense_features, scalar_arguments, with_dense_features
 
 _LONGEST_SIDE = 2**30  # pixel positions are 32-bit integers
 
@@ -27,28 +27,24 @@ def why_not(call: Call) -> str | None:
     return wrong_dtype(call) or native.why_not()
 
 
-class Plan:
-    """A call prepared for tensors of certain shapes, strides and dtypes; several threads may use it at once."""
+class Plan(CheckedPlan):
+    """A call prepared for the library."""
 
     def __init__(
         self, geometry: DCNv3Geometry, softmax: bool, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        batch, height, width, channels = value.shape
+        super().__init__(geometry, softmax, value, offset, mask)
+        _, height, width, _ = value.shape
         if max(height, width) >= _LONGEST_SIDE:
             raise BackendError(f"dcnv3: backend 'cpu' takes sides below {_LONGEST_SIDE}, got {height}x{width}.")
-        _, out_height, out_width, _ = offset.shape
-        self._output_shape = (batch, out_height, out_width, channels)
         self._dense = all(map(has_dense_features, (value, offset, mask)))
-        self._strides = [tensor.stride() for tensor in (value, offset, mask)]
-        self._geometry, self._softmax = geometry, softmax
         output = value.new_empty(self._output_shape)
         self._call = _Call(
             *scalar_arguments(geometry, softmax, value, offset),
             *(native.TensorLayout.of(with_dense_features(tensor)) for tensor in (value, offset, mask, output)),
         )
 
-    def forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the output (N, Ho, Wo, G*D) in value's dtype."""
+    def _forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         output = value.new_empty(self._output_shape)
         if not self._dense:
             value, offset, mask = map(with_dense_features, (value, offset, mask))
@@ -62,14 +58,10 @@ class Plan:
         )
         return output
 
-    def backward(
+    def _backward(
         self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the gradients of value, offset and mask, contiguous, in their shapes and dtypes."""
-        if [tensor.stride() for tensor in (value, offset, mask)] != self._strides:  # saved-tensor hooks changed them
-            return Plan(self._geometry, self._softmax, value, offset, mask).backward(grad_output, value, offset, mask)
         gradients = tuple(t.new_empty(t.shape) for t in (value, offset, mask))
-        grad_output = grad_output.resolve_neg().contiguous()
         if not self._dense:
             value, offset, mask = map(with_dense_features, (value, offset, mask))
         native.call(

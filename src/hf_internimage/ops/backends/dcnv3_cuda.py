@@ -174,18 +174,19 @@ def _function(source: str, name: str, options: tuple[str, ...], index: int) -> c
     return cuda_driver.load(image, name, index)
 
 
-class Plan:
-    """A call prepared for tensors of certain shapes, strides and dtypes; several threads may use it at once."""
+class Plan(dcnv3_call.CheckedPlan):
+    """A call prepared for kernels of its kind.
+
+    Under `torch.use_deterministic_algorithms`, grad_value is summed in fixed point (`ops/fixed_point.py`).
+    """
 
     def __init__(
         self, geometry: DCNv3Geometry, softmax: bool, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        batch, height, width, channels = value.shape
+        super().__init__(geometry, softmax, value, offset, mask)
+        _, height, width, channels = value.shape
         _, out_height, out_width, _ = offset.shape
-        self._geometry, self._softmax = geometry, softmax
         self._index = torch.cuda.current_device() if value.device.index is None else value.device.index
-        self._strides = [tensor.stride() for tensor in (value, offset, mask)]
-        self._output_shape = (batch, out_height, out_width, channels)
         self._pairs = out_height * out_width * geometry.groups
         self._wide = compute_dtype(value.dtype)
         # The kernels take offsets and masks of one dtype.
@@ -213,22 +214,14 @@ class Plan:
             *(_View.of(tensor) for tensor in (*tensors, torch.empty(self._output_shape, device="meta"))),
         )
 
-    def forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the output (N, Ho, Wo, G*D) in value's dtype."""
+    def _forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         output = value.new_empty(self._output_shape)
         self._run(self._kinds["forward", self._wide], (value, offset, mask), output)
         return output
 
-    def backward(
+    def _backward(
         self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the gradients of value, offset and mask, contiguous, in their shapes and dtypes.
-
-        Under `torch.use_deterministic_algorithms`, grad_value is summed in fixed point (`ops/fixed_point.py`).
-        """
-        if [tensor.stride() for tensor in (value, offset, mask)] != self._strides:  # saved-tensor hooks changed them
-            return Plan(self._geometry, self._softmax, value, offset, mask).backward(grad_output, value, offset, mask)
-        grad_output = grad_output.resolve_neg().contiguous()
         if grad_output.data_ptr() % 16:
             grad_output = grad_output.clone()
         fixed = torch.are_deterministic_algorithms_enabled()
@@ -237,8 +230,8 @@ class Plan:
         grad_offset, grad_mask = (torch.empty(t.shape, dtype=self._dtype, device=t.device) for t in (offset, mask))
         scale = None
         if fixed:
-            terms = fixed_point.most_terms(grad_output, self._softmax, self._geometry.num_taps())
-            scale = fixed_point.scale(grad_output, mask, self._softmax, terms)
+            terms = fixed_point.most_terms(grad_output, self.softmax, self.geometry.num_taps())
+            scale = fixed_point.scale(grad_output, mask, self.softmax, terms)
         gradients = (grad_value, grad_offset, grad_mask)
         self._run(self._kinds["backward", total], (value, offset, mask), grad_output, gradients, scale)
         if scale is not None:
@@ -261,7 +254,7 @@ class Plan:
         addresses = [tensor.data_ptr() for tensor in tensors]
         if any(address % bytes_ for address, bytes_ in zip(addresses, self._alignments)):  # noqa: B905  # inputs first
             copies = tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in inputs)
-            Plan(self._geometry, self._softmax, *copies)._run(kind, copies, output, gradients, scale)
+            Plan(self.geometry, self.softmax, *copies)._run(kind, copies, output, gradients, scale)
             return
         call = _Call.from_buffer_copy(self._call)
         for place, address in zip(_ADDRESSES, addresses):  # noqa: B905  # forward has fewer

@@ -17,6 +17,7 @@ import torch
 
 from ...models.dcnv3_reference import DCNv3Geometry
 from ..registry import BackendError, Call, wrong_dtype
+from .dcnv3_call import CheckedPlan
 
 KERNEL_VARIABLE = "HF_INTERNIMAGE_USE_HUB_KERNEL"
 
@@ -124,29 +125,25 @@ def parse(name: str) -> tuple[Path | None, str, dict[str, Any]]:
     return None, repository, {"revision": version}
 
 
-class Plan:
-    """A call prepared for tensors of certain shapes and dtypes; several threads may use it at once."""
+class Plan(CheckedPlan):
+    """A call of the kernel; under `torch.use_deterministic_algorithms` it sums grad_value in fixed point."""
 
     def __init__(
         self, geometry: DCNv3Geometry, softmax: bool, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> None:
+        super().__init__(geometry, softmax, value, offset, mask)
         name = wanted()
         if name is None:
             raise BackendError("dcnv3: backend 'hub' has no kernel: none is asked for.")
         self._kernel = load(name)
         self._arguments: dict[str, Any] = {**geometry._asdict(), "softmax": softmax}
 
-    def forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the output (N, Ho, Wo, G*D) in value's dtype."""
+    def _forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self._kernel.forward(value, offset, mask, **self._arguments)
         return output
 
-    def backward(
+    def _backward(
         self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the gradients of value, offset and mask, contiguous, in their shapes and dtypes.
-
-        Under `torch.use_deterministic_algorithms` the kernel sums grad_value in fixed point.
-        """
         grad_value, grad_offset, grad_mask = self._kernel.backward(grad_output, value, offset, mask, **self._arguments)
         return grad_value, grad_offset, grad_mask

@@ -3,8 +3,9 @@
 
 import torch
 
-from ...models.dcnv3_reference import DCNv3Geometry, dcnv3_backward, dcnv3_forward
+from ...models.dcnv3_reference import dcnv3_backward, dcnv3_forward
 from ..registry import Call
+from .dcnv3_call import CheckedPlan
 
 
 def why_not(call: Call) -> str | None:
@@ -12,18 +13,13 @@ def why_not(call: Call) -> str | None:
     return None
 
 
-class Plan:
-    """A call prepared for tensors of certain shapes, strides and dtypes."""
+class Plan(CheckedPlan):
+    """A call by PyTorch's own operators."""
 
-    def __init__(self, geometry: DCNv3Geometry, softmax: bool, *_: torch.Tensor) -> None:
-        self._geometry, self._softmax = geometry, softmax
+    def _forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return dcnv3_forward(value, offset, mask, self.geometry, self.softmax)
 
-    def forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the output (N, Ho, Wo, G*D) in value's dtype."""
-        return dcnv3_forward(value, offset, mask, self._geometry, self._softmax)
-
-    def backward(
+    def _backward(
         self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the gradients of value, offset and mask, contiguous, in their shapes and dtypes."""
-        return dcnv3_backward(grad_output, value, offset, mask, self._geometry, self._softmax)
+        return dcnv3_backward(grad_output, value, offset, mask, self.geometry, self.softmax)

@@ -12,7 +12,7 @@ import torch
 from ...models.dcnv3_reference import DCNv3Geometry, compute_dtype
 from .. import fixed_point
 from ..registry import BackendError, Call, wrong_dtype
-from .dcnv3_call import with_dense_features
+from .dcnv3_call import CheckedPlan, with_dense_features
 
 FORWARD_WARPS, BACKWARD_WARPS = 4, 1  # with one warp, gradients are stored without shared memory and barriers
 _LONGEST_SIDE = 2**30  # pixel positions are 32-bit integers
@@ -61,19 +61,17 @@ def tile(depth: int, itemsize: int, warps: int) -> dict[str, int]:
     return {"BLOCK": max(1, 32 * warps * per_lane // channels), "CHANNELS": channels, "num_warps": warps}
 
 
-class Plan:
-    """A call prepared for tensors of certain shapes, strides and dtypes; several threads may use it at once."""
+class Plan(CheckedPlan):
+    """A call prepared for the kernels."""
 
     def __init__(
         self, geometry: DCNv3Geometry, softmax: bool, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        batch, height, width, channels = value.shape
+        super().__init__(geometry, softmax, value, offset, mask)
+        _, height, width, channels = value.shape
         _, out_height, out_width, _ = offset.shape
         if max(height, width) >= _LONGEST_SIDE:
             raise BackendError(f"dcnv3: backend 'triton' takes sides below {_LONGEST_SIDE}, got {height}x{width}.")
-        self._geometry, self._softmax = geometry, softmax
-        self._strides = [tensor.stride() for tensor in (value, offset, mask)]
-        self._output_shape = (batch, out_height, out_width, channels)
         self._reads = min(value.numel(), offset.numel()) > 0
         self._normalise_first = softmax and geometry.num_taps() > _MOST_UNROLLED
         self._sum_dtype = compute_dtype(value.dtype)
@@ -101,13 +99,12 @@ class Plan:
             "ACC": language.float64 if self._sum_dtype == torch.float64 else language.float32,
         }
 
-    def forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the output (N, Ho, Wo, G*D) in value's dtype."""
+    def _forward(self, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if not self._reads:
             return value.new_zeros(self._output_shape)
         if self._normalise_first:
             mask = self._normalised(mask)
-            return Plan(self._geometry, False, value, offset, mask).forward(value, offset, mask)
+            return Plan(self.geometry, False, value, offset, mask).forward(value, offset, mask)
         output = value.new_empty(self._output_shape)
         value, offset, mask = map(with_dense_features, (value, offset, mask))
         words = value.dtype == torch.bfloat16 and self._constants["VECTOR"] % 2 == value.data_ptr() % 4 == 0
@@ -115,23 +112,19 @@ class Plan:
         self._launch(_kernels().forward_kernel, value.itemsize, FORWARD_WARPS, *tensors, WORDS=words)
         return output
 
-    def backward(
+    def _backward(
         self, grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the gradients of value, offset and mask, contiguous, in their shapes and dtypes."""
         if not self._reads:
             return value.new_zeros(value.shape), offset.new_zeros(offset.shape), mask.new_zeros(mask.shape)
         if self._normalise_first:
             return self._backward_normalised_first(grad_output, value, offset, mask)
-        if [tensor.stride() for tensor in (value, offset, mask)] != self._strides:  # saved-tensor hooks changed them
-            return Plan(self._geometry, self._softmax, value, offset, mask).backward(grad_output, value, offset, mask)
         scale, sum_dtype = None, self._sum_dtype
         if torch.are_deterministic_algorithms_enabled():
-            terms = fixed_point.most_terms(grad_output, self._softmax, self._geometry.num_taps())
-            scale, sum_dtype = fixed_point.scale(grad_output, mask, self._softmax, terms), torch.int64
+            terms = fixed_point.most_terms(grad_output, self.softmax, self.geometry.num_taps())
+            scale, sum_dtype = fixed_point.scale(grad_output, mask, self.softmax, terms), torch.int64
         grad_value = value.new_zeros(value.shape, dtype=sum_dtype)
         grad_offset, grad_mask = offset.new_empty(offset.shape), mask.new_empty(mask.shape)
-        grad_output = grad_output.resolve_neg().contiguous()
         value, offset, mask = map(with_dense_features, (value, offset, mask))
         tensors = (grad_output, value, offset, mask, grad_value, grad_offset, grad_mask, scale)
         self._launch(_kernels().backward_kernel, sum_dtype.itemsize, BACKWARD_WARPS, *tensors)
@@ -163,7 +156,7 @@ class Plan:
 
     def _normalised(self, mask: torch.Tensor) -> torch.Tensor:
         """Return the softmax of mask logits over the taps of each group."""
-        by_tap = mask.unflatten(3, (self._geometry.groups, self._geometry.num_taps()))
+        by_tap = mask.unflatten(3, (self.geometry.groups, self.geometry.num_taps()))
         return by_tap.softmax(-1, dtype=self._sum_dtype).flatten(3)
 
     def _backward_normalised_first(
@@ -171,9 +164,9 @@ class Plan:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the gradients with the softmax outside the kernel, for kernels with many taps."""
         weights = self._normalised(mask)
-        plan = Plan(self._geometry, False, value, offset, weights)
+        plan = Plan(self.geometry, False, value, offset, weights)
         grad_value, grad_offset, slopes = plan.backward(grad_output, value, offset, weights)
-        sizes = (self._geometry.groups, self._geometry.num_taps())
+        sizes = (self.geometry.groups, self.geometry.num_taps())
         mean = (weights * slopes).unflatten(3, sizes).sum(-1, keepdim=True)
         grad_mask = weights * (slopes.unflatten(3, sizes) - mean).flatten(3)
         return grad_value, grad_offset, grad_mask.to(mask.dtype)
