@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from .models import auto
-from .models.configuration_internimage import InternImageConfig, is_integer
+from .models.checked_configuration import is_integer
+from .models.configuration_internimage import InternImageConfig
 from .models.layers_internimage import InternImageDeformableConvolution
 
 # Per output value and tap: four corners of the bilinear sample, and the mask.

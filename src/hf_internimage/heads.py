@@ -22,7 +22,7 @@ _STEM_STRIDE = 4
 _PLAIN, _COMPOSITE = "internimage", "cb_internimage"
 # Fields of a backbone's configuration that may differ between checkpoint and head, because they do not change the
 # results of trained weights. `num_channels` and `layer_scale` have rules of their own, see `load_backbone`.
-_FREE_FIELDS = {
+FREE_FIELDS = {
     *("core_op", "image_size", "drop_rate", "drop_path_rate", "drop_path_type", "with_cp", "initializer_range"),
     *("cls_scale", "use_clip_projector", "num_channels", "layer_scale"),
 }
@@ -150,16 +150,22 @@ def head_config(head: str | type, backbone: "PreTrainedConfig | str", **fields: 
     """
     import transformers
 
+    from .models.checked_configuration import no_field
+
     entry = HEADS[_head_name(head)]
     config_class = getattr(transformers, entry.config)
     if "backbone_config" in fields:
         raise ValueError("backbone_config is given twice; give the backbone as the second argument only.")
+    default = config_class()
+    for name in fields:
+        if name != "out_features" and not hasattr(default, name):
+            raise ValueError(no_field(config_class, name))
     backbone = _backbone_config(backbone)
     out_features = fields.pop("out_features", None) or _stages(entry, backbone, fields.get("num_feature_levels"))
     changes: dict[str, Any] = {"out_features": list(out_features)}
     if entry.channels is not None:
         changes["num_channels"] = entry.channels
-    backbone = type(backbone)(**{**_own_fields(backbone), **changes})
+    backbone = type(backbone).from_dict({**_own_fields(backbone), **changes})
     strides = [_stride(backbone, stage) for stage in out_features]
     derived_fields = entry.extra(config_class, backbone, strides, fields) if entry.extra is not None else {}
     if "decoder_config" in derived_fields:
@@ -192,13 +198,16 @@ def from_backbone(
     import torch
     import transformers
 
+    from .models.checked_configuration import check_fields
+
     where = {name: fields.pop(name) for name in _FROM_WHERE if name in fields}
     if isinstance(checkpoint, torch.nn.Module):
         source: Any = find_backbone(checkpoint)[1].config
     else:
-        source = transformers.AutoConfig.from_pretrained(checkpoint, **where)
+        source = auto.load_config(checkpoint, **where)
     source = _backbone_config(source)
-    source = type(source)(**{**_own_fields(source), **(backbone_fields or {})})
+    check_fields(type(source), backbone_fields or {})
+    source = type(source).from_dict({**_own_fields(source), **(backbone_fields or {})})
     config = head_config(head, source, **fields)
     model = getattr(transformers, HEADS[_head_name(head)].model)(config)
     return load_backbone(model, checkpoint, **where).eval()
@@ -362,10 +371,8 @@ def _out_channels(backbone: Any) -> list[int]:
 
 def _from_pretrained(checkpoint: str | os.PathLike, options: dict[str, Any]) -> "tuple[PreTrainedModel, set[str]]":
     """Load the checkpoint's backbone; return it with the names of missing weights."""
-    from transformers import AutoConfig
-
     where = {name: options[name] for name in _FROM_WHERE if name in options}
-    model_type = AutoConfig.from_pretrained(checkpoint, **where).model_type
+    model_type = auto.load_config(checkpoint, **where).model_type
     if model_type not in auto.model_types("AutoBackbone"):
         raise ValueError(
             f"{os.fspath(checkpoint)} holds a model of type {model_type!r}, expected an InternImage; if there is one "
@@ -400,7 +407,7 @@ def _check_architecture(source: Any, target: Any) -> None:
 
 def _effective(config: Any) -> dict[str, Any]:
     """Return the fields that decide the results of weights, with equivalent values made equal."""
-    fields = {name: value for name, value in _own_fields(config).items() if name not in _FREE_FIELDS}
+    fields = {name: value for name, value in _own_fields(config).items() if name not in FREE_FIELDS}
     fields.pop("round_gamma", None)  # concerns the connection of the two backbones, not their weights
     fields["dw_kernel_size"] = config.dw_kernel_size or 3
     fields["res_post_norm"] = config.res_post_norm and not config.post_norm and config.layer_scale is None

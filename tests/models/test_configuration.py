@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: MIT
 """The configuration: official files, names users expect, and values that cannot work."""
 
+import json
+import time
+
 import pytest
 import torch
 from support.golden_data import MANIFESTS, manifest
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from hf_internimage import InternImageBackbone, InternImageConfig, InternImageForImageClassification, InternImageModel
+from hf_internimage import (
+    CBInternImageConfig,
+    InternImageBackbone,
+    InternImageConfig,
+    InternImageDinoConfig,
+    InternImageForImageClassification,
+    InternImageMaskRCNNConfig,
+    InternImageModel,
+)
 
 ARCHITECTURE = """
     core_op depths groups channels dw_kernel_size layer_scale offset_scale mlp_ratio post_norm res_post_norm
@@ -82,7 +93,6 @@ def test_names_transformers_users_expect():
     assert InternImageConfig(out_indices=(1, -1)).out_features == ["stage1", "stage4"]
     assert InternImageConfig(out_features=("stem", "stage2")).out_indices == [0, 2]
     assert InternImageConfig(depths=(1, 1, 1), groups=(4, 8, 16)).stage_names[-1] == "stage3"
-    assert InternImageConfig(some_key_of_mine=1).some_key_of_mine == 1
 
 
 def test_num_classes_and_num_labels_are_one_thing():
@@ -158,3 +168,100 @@ def test_a_value_set_later_is_checked_too():
     config.groups = [3, 6, 12, 24]
     with pytest.raises(ValueError, match=r"groups\[0\] is 3, which does not divide"):
         InternImageModel(config)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: InternImageConfig(chanels=3), "InternImageConfig has no field 'chanels'; did you mean 'channels' or"),
+        (lambda: InternImageConfig(dephts=[1]), "'dephts'; did you mean 'depths'"),
+        (lambda: InternImageConfig(num_label=3), "'num_label'; did you mean 'num_labels'"),
+        (lambda: InternImageConfig(out_feature=["stage1"]), "'out_feature'; did you mean 'out_features'"),
+        (lambda: InternImageConfig(something_else=3), "no field 'something_else'; its documentation lists them"),
+        (lambda: InternImageConfig.from_size("t", drop_path=0.1), "'drop_path'; did you mean .*'drop_path_rate'"),
+        (
+            lambda: CBInternImageConfig(round_gama=True),
+            "CBInternImageConfig has no field 'round_gama'; .*'round_gamma'",
+        ),
+        (
+            lambda: InternImageDinoConfig(num_querys=9),
+            "InternImageDinoConfig .* 'num_querys'; did you mean 'num_queries'",
+        ),
+        (
+            lambda: InternImageDinoConfig(backbone_config={"model_type": "internimage", "chanels": 3}),
+            "InternImageConfig has no field 'chanels'",
+        ),
+        (lambda: InternImageMaskRCNNConfig(box_los="l1"), "InternImageMaskRCNNConfig .* 'box_los'; .*'box_loss'"),
+        (lambda: InternImageMaskRCNNConfig.from_size("t", nms_treshold=1), "'nms_treshold'; did you mean 'nms_thresh"),
+        (lambda: InternImageMaskRCNNConfig(backbone_config={"chanels": 3}), "InternImageConfig has no field 'chanels'"),
+    ],
+)
+def test_misspelt_fields_are_refused_where_they_are_typed(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "build", [InternImageConfig, CBInternImageConfig, InternImageDinoConfig, InternImageMaskRCNNConfig]
+)
+def test_unknown_keys_of_a_file_survive_with_a_warning(build, tmp_path, caplog):
+    build().save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert not caplog.messages
+    key = f"chanels_of_{build.__name__}"  # each warning comes once
+    fields[key] = 3
+    if "backbone_config" in fields:
+        fields["backbone_config"][key] = 4
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config = build.from_pretrained(tmp_path)
+    assert getattr(config, key) == 3
+    assert any(f"{build.__name__} has no field '{key}'" in message for message in caplog.messages)
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == fields
+    assert getattr(AutoConfig.from_pretrained(tmp_path), key) == 3
+    assert getattr(build.from_json_file(tmp_path / "config.json"), key) == 3
+    changed, unused = build.from_pretrained(tmp_path, return_unused_kwargs=True, **{key: 5}, foo=6)
+    assert getattr(changed, key) == 5
+    assert unused == {"foo": 6}
+    if "backbone_config" in fields:
+        assert getattr(config.backbone_config, key) == 4
+
+
+def test_keys_of_transformers_and_of_the_authors_are_no_news(tmp_path, caplog):
+    old = {"torchscript": False, "pruned_heads": {}, "use_cache": True, "tie_word_embeddings": True, "max_length": 20}
+    private = {"_name_or_path": "x", "_commit_hash": None, "_attn_implementation_autoset": True}
+    given = {**PreTrainedConfig().to_dict(), **old, **private, "torch_dtype": "float32", "quantization_config": {}}
+    given["model_type"] = "internimage"
+    for fields in (given, *(manifest(name)["config"] for name in MANIFESTS)):
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        AutoConfig.from_pretrained(tmp_path)
+    assert not caplog.messages
+    with pytest.raises(ValueError, match="'chanels'; did you mean 'channels'"):
+        InternImageConfig.from_pretrained(tmp_path, chanels=3)
+    assert InternImageConfig.from_pretrained(tmp_path, cache_dir=tmp_path, foo=3).channels
+
+
+@pytest.mark.parametrize("build", [InternImageConfig, InternImageDinoConfig, InternImageMaskRCNNConfig])
+def test_hostile_files_end_in_one_line_at_once(build, tmp_path):
+    build().save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    deep = json.loads("[" * 400 + "]" * 400)
+    start = time.monotonic()
+    for changed, message in (
+        ({"num_labels": 10**9}, "num_labels is 1000000000, expected .* at most 1000000"),
+        ({"auto_map": ["AutoModel"]}, r"auto_map is \['AutoModel'\], expected a mapping"),
+        ({"auto_map": 5}, "auto_map is 5, expected a mapping"),
+        ({"id2label": [1]}, r"id2label is \[1\], expected a mapping"),
+        ({"chunk_size_feed_forward": deep}, "nested deeper than 100 levels"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**fields, **changed}))
+        with pytest.raises(ValueError, match=message) as caught:
+            build.from_pretrained(tmp_path)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match=r"config.json is nested too deep"):
+        build.from_pretrained(tmp_path)
+    config = build()
+    with pytest.raises(ValueError, match="num_labels is 1000000000"):
+        config.num_labels = 10**9
+    assert time.monotonic() - start < 20

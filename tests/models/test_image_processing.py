@@ -2,6 +2,7 @@
 """Image processors: the official preprocessor's numbers."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,12 @@ from support.golden_data import GOLDEN, MANIFESTS, manifest
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
-from hf_internimage import InternImageConfig, InternImageImageProcessorPil
+from hf_internimage import (
+    InternImageConfig,
+    InternImageDetectionImageProcessor,
+    InternImageImageProcessorPil,
+    InternImageSegmentationImageProcessor,
+)
 
 DOCUMENT = json.loads((GOLDEN / "preprocess.json").read_text())
 TENSORS = load_file(GOLDEN / "preprocess.safetensors")
@@ -109,3 +115,28 @@ def test_the_torchvision_class_says_what_it_needs():
 
     with pytest.raises(ImportError, match="requires the Torchvision library"):
         InternImageImageProcessor()
+
+
+@pytest.mark.parametrize(
+    "build", [InternImageImageProcessorPil, InternImageSegmentationImageProcessor, InternImageDetectionImageProcessor]
+)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_std": [0.2, 0.0, 0.2]}, r"image_std is .*0\.0.*, expected finite numbers above 0"),
+        ({"image_std": 0.0}, "image_std is 0.0, expected finite numbers above 0"),
+        ({"image_std": [0.2, math.nan, 0.2]}, "image_std is .*nan.*, expected finite numbers above 0"),
+        ({"image_mean": [math.inf, 0.5, 0.5]}, "image_mean is .*inf.*, expected finite numbers"),
+    ],
+)
+def test_normalisation_that_cannot_work(build, fields, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        build(**fields)
+    with pytest.raises(ValueError, match=message):
+        build()(np.zeros((32, 32, 3), dtype=np.uint8), **fields)
+    build().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    with pytest.raises(ValueError, match=message):
+        build.from_pretrained(tmp_path)
+    build(do_normalize=False, **fields)  # unused

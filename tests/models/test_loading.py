@@ -18,11 +18,13 @@ from support.golden_data import (
     tiny_config,
     write_official_folder,
 )
+from support.island import ISLAND
 from support.loading import ANOTHER_VERSION, CLASSES, WITHOUT_THE_PACKAGE, assert_loaded_fully, every_class, run_python
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 from transformers.core_model_loading import revert_weight_conversion
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageModel
+from hf_internimage.models import auto
 
 
 @every_class
@@ -240,12 +242,7 @@ def test_saved_folder_runs_without_the_package(installed, tmp_path):
     model = golden_model("tiny_h")
     model.save_pretrained(tmp_path / "saved")
     files = {path.name for path in (tmp_path / "saved").glob("*.py")}
-    assert files == {
-        "configuration_internimage.py",
-        "dcnv3_reference.py",
-        "layers_internimage.py",
-        "modeling_internimage.py",
-    }
+    assert files == ISLAND
     torch.save(model_input("tiny_h"), tmp_path / "input.pt")
     printed = run_python(
         installed
@@ -264,3 +261,13 @@ def test_saved_folder_runs_without_the_package(installed, tmp_path):
     case, expected = model_case("tiny_h")
     got = torch.tensor(json.loads(printed))
     torch.testing.assert_close(got, expected["logits"], rtol=0, atol=case["float32_noise"]["logits"]["atol"])
+
+
+@pytest.mark.parametrize(
+    "content", ['{"model_type": "internimage", "auto_map": 5}', '{"auto_map": ["AutoConfig"]}', "[" * 100_000]
+)
+def test_a_configuration_that_transformers_stumbles_over_is_named(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"The config.json of {tmp_path} .*; is it damaged\?") as caught:
+        auto.load_config(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -7,6 +7,7 @@ from hf_internimage import models
 
 MODELS_FOLDER = Path(models.__file__).parent
 ISLAND = {
+    "checked_configuration.py",
     "configuration_internimage.py",
     "dcnv3_reference.py",
     "layers_internimage.py",
@@ -21,4 +22,5 @@ DETECTOR_ISLAND = ISLAND | {
     "modeling_internimage_dino.py",
     "precision.py",
     "resizing.py",
+    "rgb_images.py",
 }

@@ -175,6 +175,24 @@ def _register_processors(key: type, processors: Mapping[str, str]) -> None:
     AutoImageProcessor.register(key, image_processor_classes=classes, exist_ok=True)
 
 
+def load_config(name: Any, **where: Any) -> Any:
+    """Return the configuration of a folder or repository, by `AutoConfig.from_pretrained`.
+
+    Args:
+        where: arguments of `from_pretrained`, such as `revision`.
+
+    Raises:
+        ValueError: also for a file that makes transformers raise other errors: whose auto_map is no mapping of names,
+            or that is nested too deep.
+        OSError: if there is no such folder or repository.
+    """
+    try:
+        return AutoConfig.from_pretrained(name, **where)
+    except (TypeError, RecursionError) as error:
+        problem = "is nested too deep" if isinstance(error, RecursionError) else f"has an unusable entry ({error})"
+        raise ValueError(f"The config.json of {name} {problem}; is it damaged?") from error
+
+
 def source_files(*names: str) -> list[Path]:
     """Return the source files of these classes and of all that they import from this folder, as transformers does.
 
@@ -192,6 +210,7 @@ __all__ = [
     "OTHER_PROCESSORS",
     "ModelEntry",
     "load",
+    "load_config",
     "model_class",
     "model_types",
     "public_classes",

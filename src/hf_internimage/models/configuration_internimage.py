@@ -2,11 +2,12 @@
 """Configuration of InternImage: architecture, and the released sizes."""
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 from transformers.backbone_utils import BackboneConfigMixin
-from transformers.configuration_utils import PreTrainedConfig
+
+from .checked_configuration import CheckedConfig, check_label_count, is_integer
 
 # Released architectures: OpenGVLab/InternImage@31c962d, classification/configs. Other fields keep their default.
 SIZES: dict[str, dict[str, Any]] = {
@@ -87,7 +88,7 @@ _FLAGS = (
 _OFFICIAL_CLASSIFIER = "InternImageModelForImageClassification"
 
 
-class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
+class InternImageConfig(BackboneConfigMixin, CheckedConfig):
     r"""Architecture of an InternImage model. The defaults give InternImage-T.
 
     Field names are those of OpenGVLab's `config.json` files, which load unchanged; `num_classes` and `num_labels`
@@ -134,6 +135,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
 
     model_type = "internimage"
     attribute_map = {"num_classes": "num_labels", "num_hidden_layers": "num_stages"}
+    _other_names = ("out_features", "out_indices", "stage_names")
 
     core_op: str = "DCNv3"
     num_channels: int = 3
@@ -164,6 +166,7 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self.check_given(kwargs)
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         hidden_sizes = kwargs.pop("hidden_sizes", None)
         kwargs.pop("stage_names", None)
@@ -219,8 +222,8 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
         """Convert `num_classes` to `num_labels`; an explicit `num_labels` takes precedence over it."""
         num_classes = kwargs.pop("num_classes", None)
         for name, value in (("num_classes", num_classes), ("num_labels", kwargs.get("num_labels"))):
-            if value is not None and not (is_integer(value) and value >= 0):
-                raise ValueError(f"{name} is {value!r}, expected an integer of at least 0.")
+            if value is not None:
+                check_label_count(name, value)
         if num_classes is None or kwargs.get("num_labels") is not None:
             return
         if self.id2label is None:
@@ -315,11 +318,6 @@ class InternImageConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"use_clip_projector is True but depths is {list(self.depths)}: the head reads the last two stages."
             )
-
-
-def is_integer(value: Any) -> bool:
-    """Return True for an integer that is not a bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_finite_number(value: Any) -> bool:

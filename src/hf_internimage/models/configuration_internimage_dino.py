@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from .checked_configuration import CheckedConfig, is_integer
 from .configuration_cb_internimage import CBInternImageConfig
-from .configuration_internimage import InternImageConfig, is_finite_number, is_integer
+from .configuration_internimage import InternImageConfig, is_finite_number
 
 if TYPE_CHECKING:
     from transformers import DeformableDetrConfig
@@ -44,7 +45,7 @@ _WEIGHTS = (
 )
 
 
-class InternImageDinoConfig(PreTrainedConfig):
+class InternImageDinoConfig(CheckedConfig):
     r"""Architecture and training loss of a DINO detector. The defaults are those of the released T on 256 channels.
 
     Args:
@@ -129,9 +130,18 @@ class InternImageDinoConfig(PreTrainedConfig):
     init_std: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self.check_given(kwargs)
         self.backbone_config = _parse_backbone(self.backbone_config)
         super().__post_init__(**kwargs)
         self.check_architecture()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a configuration from the content of a file; unknown keys survive, also the backbone's."""
+        backbone = config_dict.get("backbone_config")
+        if isinstance(backbone, dict):
+            config_dict = {**config_dict, "backbone_config": _parse_backbone(backbone, from_file=True)}
+        return super().from_dict(config_dict, **kwargs)
 
     def check_architecture(self) -> None:
         """Raise ValueError with field, value and rule if a model of this configuration cannot work."""
@@ -186,8 +196,11 @@ class InternImageDinoConfig(PreTrainedConfig):
         )
 
 
-def _parse_backbone(backbone: dict | PreTrainedConfig | None) -> PreTrainedConfig:
-    """Return the backbone's configuration as an object; None gives the default backbone."""
+def _parse_backbone(backbone: dict | PreTrainedConfig | None, from_file: bool = False) -> PreTrainedConfig:
+    """Return the backbone's configuration as an object; None gives the default backbone.
+
+    Fields of ours that do not exist are refused, unless they are `from_file`.
+    """
     if backbone is None:
         fields: dict[str, Any] = {"layer_scale": 1.0, "out_features": ["stage2", "stage3", "stage4"]}
         return InternImageConfig(**fields)
@@ -200,7 +213,8 @@ def _parse_backbone(backbone: dict | PreTrainedConfig | None) -> PreTrainedConfi
 
     name = str(backbone.get("model_type"))
     if name in _BACKBONES:
-        return _BACKBONES[name].from_dict(backbone)
+        config: PreTrainedConfig = _BACKBONES[name].from_dict(backbone) if from_file else _BACKBONES[name](**backbone)
+        return config
     if name not in CONFIG_MAPPING:
         raise ValueError(
             f"backbone_config has the model_type {name!r}, expected {', '.join(_BACKBONES)} or that of a backbone of "

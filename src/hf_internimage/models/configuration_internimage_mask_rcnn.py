@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from .checked_configuration import CheckedConfig
 from .configuration_internimage import InternImageConfig
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -26,7 +27,7 @@ _SIZES = ("t", "s", "b", *_CASCADE_SIZES)
 _BOX_LOSSES = ("l1", "giou")
 
 
-class InternImageMaskRCNNConfig(PreTrainedConfig):
+class InternImageMaskRCNNConfig(CheckedConfig):
     r"""Architecture of a Mask R-CNN with an InternImage backbone. The defaults give Mask R-CNN with InternImage-T.
 
     With one stage it is Mask R-CNN, with several it is Cascade Mask R-CNN: each stage has its own heads and starts from
@@ -82,17 +83,18 @@ class InternImageMaskRCNNConfig(PreTrainedConfig):
     max_detections: int = 100
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.backbone_config is None:
-            self.backbone_config = _backbone("t")
-        elif isinstance(self.backbone_config, dict):
-            model_type = self.backbone_config.get("model_type", InternImageConfig.model_type)
-            if model_type != InternImageConfig.model_type:
-                raise ValueError(
-                    f"backbone_config has model_type {model_type!r}, expected {InternImageConfig.model_type!r}."
-                )
-            self.backbone_config = InternImageConfig(**self.backbone_config)
+        self.check_given(kwargs)
+        self.backbone_config = _parse_backbone(self.backbone_config)
         self.check_architecture()
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a configuration from the content of a file; unknown keys survive, also the backbone's."""
+        backbone = config_dict.get("backbone_config")
+        if isinstance(backbone, dict):
+            config_dict = {**config_dict, "backbone_config": _parse_backbone(backbone, from_file=True)}
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def from_size(cls, size: str, num_labels: int = 80, **kwargs: Any) -> "InternImageMaskRCNNConfig":
@@ -145,6 +147,21 @@ class InternImageMaskRCNNConfig(PreTrainedConfig):
         ):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected an integer of at least {least}.")
+
+
+def _parse_backbone(backbone: Any, from_file: bool = False) -> Any:
+    """Return the backbone's configuration as an object; None gives InternImage-T.
+
+    Fields that do not exist are refused, unless they are `from_file`.
+    """
+    if backbone is None:
+        return _backbone("t")
+    if not isinstance(backbone, dict):
+        return backbone
+    model_type = backbone.get("model_type", InternImageConfig.model_type)
+    if model_type != InternImageConfig.model_type:
+        raise ValueError(f"backbone_config has model_type {model_type!r}, expected {InternImageConfig.model_type!r}.")
+    return InternImageConfig.from_dict(backbone) if from_file else InternImageConfig(**backbone)
 
 
 def _backbone(size: str) -> InternImageConfig:

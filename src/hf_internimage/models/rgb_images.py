@@ -16,14 +16,39 @@ class WrongPixelsError(ValueError):
 
 
 class RgbMixin:
-    """Convert Pillow images by `to_rgb` before an image processor of transformers reads them, with `do_convert_rgb`."""
+    """Convert Pillow images by `to_rgb` before an image processor of transformers reads them, with `do_convert_rgb`.
 
-    def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> Any:
+    Raises: ValueError for an `image_mean` or `image_std` that leaves no finite pixels, when it is set or given.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        processor: Any = self
+        if processor.do_normalize:
+            check_normalisation(processor.image_mean, processor.image_std)
+
+    def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
         """Convert a single image to the working format of the image processor."""
+        do_convert_rgb = args[0] if args else kwargs.get("do_convert_rgb")
         if do_convert_rgb and is_pil_image(image):
             image = to_rgb(image)
         processor: Any = super()
-        return processor.process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+        return processor.process_image(image, *args, **kwargs)
+
+    def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("do_normalize"):
+            check_normalisation(kwargs.get("image_mean"), kwargs.get("image_std"))
+        processor: Any = super()
+        processor._validate_preprocess_kwargs(*args, **kwargs)
+
+
+def check_normalisation(mean: Any, std: Any) -> None:
+    """Raise ValueError for an `image_mean` or `image_std`, a number or several, that leaves no finite pixels."""
+    for name, value in (("image_mean", mean), ("image_std", std)):
+        numbers = np.atleast_1d(np.asarray(() if value is None else value, dtype=np.float64))
+        if not np.isfinite(numbers).all() or (name == "image_std" and (numbers <= 0).any()):
+            rule = "finite numbers above 0" if name == "image_std" else "finite numbers"
+            raise ValueError(f"{name} is {value!r}, expected {rule}; leave it out for ImageNet's.")
 
 
 def to_rgb(image: Any) -> Any:
@@ -84,4 +109,4 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     )
 
 
-__all__ = ["RgbMixin", "WrongPixelsError", "is_read_otherwise", "to_rgb"]
+__all__ = ["RgbMixin", "WrongPixelsError", "check_normalisation", "is_read_otherwise", "to_rgb"]

@@ -5,9 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..models import auto
+from ..models.configuration_internimage import InternImageConfig
 from .command_line import UsageError, json_object
+from .overrides import refuse_contradictions
 from .run import label_fields
 
 
@@ -43,6 +46,8 @@ class SystemModelArguments:
         sources = [name for name in ("model_name_or_path", "backbone", "size") if getattr(self, name) is not None]
         if len(sources) > 1:
             raise ValueError(f"{sources[0]} and {sources[1]} are both set; choose one of them.")
+        if self.size is not None:
+            InternImageConfig.from_size(self.size)  # refuses a wrong one before data are read
 
     @property
     def base_model(self) -> str | None:
@@ -76,15 +81,18 @@ def load_model(
         auto_class_of: configuration -> the Auto class that loads its model.
 
     Raises:
-        UsageError: for fields of a backbone that the model does not have.
+        UsageError: for fields of a backbone that the model does not have, or that contradict its trained weights.
     """
     name, revision = str(arguments.model_name_or_path), arguments.model_revision
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    config = auto.load_config(name, revision=revision)
     if backbone_fields:
         backbone = getattr(config, "backbone_config", None)
         if backbone is None:
             raise UsageError(f"{name} has no backbone_config: leave out config_overrides and drop_path_rate.")
+        refuse_contradictions("config_overrides", name, backbone, backbone_fields)
         backbone.update(backbone_fields)
+    overrides = json_object("head_overrides", arguments.head_overrides)
+    refuse_contradictions("head_overrides", name, config, overrides)
     config.update(head_fields)
     auto_class = auto_class_of(config)
     return auto_class.from_pretrained(name, revision=revision, config=config, ignore_mismatched_sizes=True)
