@@ -30,7 +30,8 @@ def smallest_batch(images: int, training: TrainingArguments) -> int:
         )
     rounds = -(-images // (batch * processes))  # of an epoch
     ends_before = 0 < training.max_steps * training.gradient_accumulation_steps < rounds
-    filled_up = processes > 1 and training.accelerator_config.even_batches
+    config: Any = training.accelerator_config
+    filled_up = processes > 1 and config.even_batches
     last = images % batch
     if not last or training.dataloader_drop_last or ends_before or filled_up:
         last = batch

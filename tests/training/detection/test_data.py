@@ -181,10 +181,10 @@ def test_large_jpeg_images_are_refused(tmp_path):
     content["images"] = [{"id": 100, "file_name": "00.jpg"}]
     write(tmp_path / "train", content)
     scene(0)[0].save(tmp_path / "train" / "images" / "00.jpg")
-    data = load(train_dir=tmp_path / "train", train_val_split=0, max_image_pixels=1000)
-    with pytest.raises(ValueError, match=r"00.jpg: has more than 1,000 pixels; raise max_image_pixels"):
+    data = load(train_dir=tmp_path / "train", train_val_split=0, max_image_pixels=1919)  # one less than it has
+    with pytest.raises(ValueError, match=r"00.jpg: has more than 1,919 pixels; raise max_image_pixels"):
         data.train.with_transform(augmented(data))[0]
-    enough = load(train_dir=tmp_path / "train", train_val_split=0, max_image_pixels=2000)
+    enough = load(train_dir=tmp_path / "train", train_val_split=0, max_image_pixels=1920)
     assert len(enough.train.with_transform(augmented(enough))[0]["labels"]["boxes"]) == 2
 
 
