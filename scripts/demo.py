@@ -19,10 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
-from sklearn.datasets import load_digits
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -38,6 +36,12 @@ from transformers.utils import logging
 
 # Importing the package is also what makes the Auto classes and the pipeline know InternImage.
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
+
+try:
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as error:
+    sys.exit(f'error: {error.name} is missing: pip install "hf-internimage[demo]"')
 
 SIZE = 32  # pixels the processor enlarges the scans to; the stem then makes a map of 8x8 again
 BATCH_SIZE = 64

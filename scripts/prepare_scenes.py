@@ -3,7 +3,10 @@
 
 import sys
 
-from hf_internimage.training.example_data.scenes import main
+try:
+    from hf_internimage.training.example_data.scenes import main
+except ModuleNotFoundError as error:
+    sys.exit(f'error: {error.name} is missing: pip install "hf-internimage[train]"')
 
 if __name__ == "__main__":
     sys.exit(main())

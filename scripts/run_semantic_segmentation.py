@@ -12,7 +12,10 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-from hf_internimage.training.segmentation.main import main
+try:
+    from hf_internimage.training.segmentation.main import main
+except ModuleNotFoundError as error:
+    sys.exit(f'error: {error.name} is missing: pip install "hf-internimage[train]"')
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -26,6 +27,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_internimage import InternImageForImageClassification
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
+from hf_internimage.training.interrupt import saving_on_interrupt
 from support.golden_data import tiny_config
 
 torch.set_num_threads(1)
@@ -57,11 +59,55 @@ class KillAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class InterruptAt(TrainerCallback):
+    """Send Ctrl-C to one of the processes in a step."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if state.global_step + 1 == self.step and args.process_index == self.rank:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class CompareBuffers(TrainerCallback):
+    """Note whether all processes have the same batch norm statistics, after each step and in each evaluation."""
+
+    def __init__(self) -> None:
+        self.same: dict[str, list[bool]] = {"step": [], "evaluation": []}
+
+    def compare(self, model: torch.nn.Module) -> bool:
+        buffers = [buffer.tolist() for buffer in model.buffers() if buffer.is_floating_point()]
+        everywhere = [None] * dist.get_world_size()
+        dist.all_gather_object(everywhere, buffers)
+        return bool(buffers) and all(others == buffers for others in everywhere)
+
+    def on_step_end(self, args, state, control, model, **kwargs) -> None:
+        self.same["step"].append(self.compare(model))
+
+    def on_evaluate(self, args, state, control, model, **kwargs) -> None:
+        self.same["evaluation"].append(self.compare(model))
+
+
+class SpoiledTrainer(ClassificationTrainer):
+    """A trainer whose loss is not a number in one process and step."""
+
+    spoiled: tuple[int, int]
+
+    def compute_loss(self, *args, **kwargs):
+        loss = super().compute_loss(*args, **kwargs)
+        if (self.args.process_index, self.state.global_step + 1) == self.spoiled:
+            return loss * float("nan")
+        return loss
+
+
 def main(settings: dict) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     torch.manual_seed(0)
     # The head of H has no batch norm, whose statistics depend on the size of each process's batch.
-    config = tiny_config(num_labels=2, use_clip_projector=True, drop_path_rate=0.0, **settings.get("config", {}))
+    config = tiny_config(
+        **{"num_labels": 2, "use_clip_projector": True, "drop_path_rate": 0.0, **settings.get("config", {})}
+    )
     model = InternImageForImageClassification(config)
     sharding = {}
     if settings["mode"] == "fsdp2":
@@ -85,27 +131,45 @@ def main(settings: dict) -> None:
     )
     if sharding:
         shard_on_cpus(arguments)
-    trainer = ClassificationTrainer(
+    compare = CompareBuffers()
+    callbacks = [compare] if settings.get("compare_buffers") else []
+    callbacks += [KillAt(*settings["kill"])] if "kill" in settings else []
+    callbacks += [InterruptAt(*settings["interrupt"])] if "interrupt" in settings else []
+    trainer_class = SpoiledTrainer if "spoil" in settings else ClassificationTrainer
+    trainer = trainer_class(
         model=model,
         args=arguments,
         train_dataset=Stripes(),
         eval_dataset=Stripes(),
-        recipe=ClassificationRecipe(ema_decay=0.5, layer_decay=0.9, geometry_lr_scale=0.1),
-        callbacks=[KillAt(*settings["kill"])] if "kill" in settings else [],
+        recipe=ClassificationRecipe(
+            ema_decay=0.5, layer_decay=0.9, geometry_lr_scale=0.1, **settings.get("recipe", {})
+        ),
+        callbacks=callbacks,
     )
-    trainer.train(resume_from_checkpoint=settings.get("resume"))
+    trainer.spoiled = tuple(settings.get("spoil", ()))
+    result_file = Path(settings["output_dir"], "result.json")
+    try:
+        with saving_on_interrupt(trainer):
+            trainer.train(resume_from_checkpoint=settings.get("resume"))
+    except (FloatingPointError, KeyboardInterrupt) as error:
+        everywhere = [None] * world
+        dist.all_gather_object(everywhere, [type(error).__name__, str(error)])
+        result_file.write_text(json.dumps({"stopped": everywhere}))
+        return
     metrics = trainer.evaluate()
     trainer.save_model(str(Path(settings["output_dir"], "final")))
     if trainer.is_world_process_zero():
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         result = {
             "losses": [entry["loss"] for entry in history],
+            "rates": [entry["learning_rate"] for entry in history],
+            "same_buffers": compare.same,
             "norms": [entry["grad_norm"] for entry in history],
             "eval_loss": metrics["eval_loss"],
             "world": world,
             "sharded": type(trainer.model).__name__,
         }
-        Path(settings["output_dir"], "result.json").write_text(json.dumps(result))
+        result_file.write_text(json.dumps(result))
 
 
 def launch(settings: dict) -> None:

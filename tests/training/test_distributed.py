@@ -111,6 +111,45 @@ def test_shards_fit_other_numbers_of_processes(run, results, tmp_path):
     assert torch.equal(loaded.head.weight, whole["head.weight"])
 
 
+def test_learning_rates_are_scaled_to_the_images_of_all_processes(run, results, tmp_path):
+    """8 images a step, in one process or two, and rates that are given for 4: twice as high."""
+    _, runs = results
+    recipe = {"learning_rate_batch_size": 4}
+    expected = [2 * rate for rate in runs["one"]["rates"]]
+    assert expected[2] > 0
+    for mode in ("one", "ddp"):
+        assert run(tmp_path / mode, mode, recipe=recipe)["rates"] == pytest.approx(expected)
+
+
+def test_evaluations_have_the_same_batch_norm_statistics_everywhere(run, tmp_path):
+    """Each process gathers its own in training; in an evaluation those of the first one count, also in averages."""
+    config = {"use_clip_projector": False}  # a head with a batch norm
+    same = run(tmp_path, "ddp", config=config, compare_buffers=True)["same_buffers"]
+    assert same["step"] == [False] * 6
+    assert same["evaluation"] == [True]
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(run, mode, tmp_path):
+    (first, second) = run(tmp_path, mode, spoil=[1, 2])["stopped"]
+    assert first == second
+    assert first[0] == "FloatingPointError"
+    assert "the loss of step 2 is not a finite number" in first[1]
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_ctrl_c_in_one_process_saves_in_all(run, results, mode, tmp_path):
+    folder, runs = results
+    stopped = run(tmp_path, mode, interrupt=[1, 2])["stopped"]
+    assert [name for name, _ in stopped] == ["KeyboardInterrupt"] * 2
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    again = run(tmp_path, mode, resume=str(tmp_path / "checkpoint-2"))
+    assert again["losses"] == runs[mode]["losses"]
+    for name, tensor in weights(folder / mode / "final").items():
+        assert torch.equal(weights(tmp_path / "final")[name], tensor), name
+
+
 def test_gradient_checkpointing_with_shards(run, results, tmp_path):
     _, runs = results
     again = run(tmp_path, "fsdp2", gradient_checkpointing=True)

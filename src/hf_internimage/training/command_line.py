@@ -13,10 +13,12 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging
 
 from ..hub.repository import PushError
+from ..hub.tokens import without_tokens
 from .trainer import accumulation_steps, last_complete_checkpoint
 
 SETTINGS_ENDINGS = (".yaml", ".yml", ".json")
@@ -129,7 +131,7 @@ def json_object(name: str, text: str | None) -> dict[str, Any]:
     """
     try:
         value = json.loads(text) if text else {}
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} is no JSON: {error}.") from error
     if not isinstance(value, dict):
         raise UsageError(f"{name} is {text}, expected a JSON object.")
@@ -141,31 +143,59 @@ def run_script(
 ) -> int:
     """Read the arguments and run. Return 0, or 1 after the error has been written to stderr.
 
-    With `log_level=debug`, errors are raised. A process that loses the others names the checkpoint there is.
+    With `log_level=debug`, errors are raised. A process that loses the others, and one that Ctrl-C stops (which returns
+    130), names the checkpoint there is.
     """
     arguments = None
     try:
         arguments = read(sys.argv[1:] if argv is None else argv)
         logging.set_verbosity(arguments.training.get_process_log_level())
         run(arguments)
-    except (UsageError, PushError, OSError, ValueError) as error:
+    except KeyboardInterrupt:
+        if arguments is None or arguments.training.process_index == 0:
+            sys.stderr.write(f"interrupted. {_how_to_go_on(arguments)}\n")
+        return 130
+    except ImportError as error:
+        sys.stderr.write(f"error: {missing_extra(error)}\n")
+        return 1
+    except (UsageError, PushError, OSError, ValueError, FloatingPointError, SafetensorError) as error:
         if arguments is not None and arguments.training.log_level == "debug":
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        token = None if arguments is None else arguments.training.hub_token
+        lines = without_tokens(str(error), token).strip().splitlines() or [type(error).__name__]
         # The error of a worker process comes as its traceback, whose last line is the message.
         sys.stderr.write(f"error: {lines[-1] if 'DataLoader worker' in lines[0] else chr(10).join(lines)}\n")
         return 1
     except RuntimeError as error:
+        if "to be installed" in str(error):  # a logger of report_to
+            sys.stderr.write(f"error: {missing_extra(error)}\n")
+            return 1
         if arguments is None or arguments.training.world_size == 1 or not _LOST_PEER.search(str(error)):
             raise
-        last = last_complete_checkpoint(str(arguments.training.output_dir))
         sys.stderr.write(
             f"error: process {arguments.training.process_index} lost the others: one was killed, or its machine is "
-            "gone. "
-            + (f"The same command goes on from {last}.\n" if last else "There is no checkpoint yet: start again.\n")
+            f"gone. {_how_to_go_on(arguments)}\n"
         )
         return 1
     return 0
+
+
+def missing_extra(error: Exception) -> str:
+    """Return one line that names the package whose import failed, and the command that installs it."""
+    name = getattr(error, "name", None)
+    problem = f"{name} is missing" if isinstance(error, ModuleNotFoundError) and name else " ".join(str(error).split())
+    return f'{problem}: pip install "hf-internimage[train]"'
+
+
+def _how_to_go_on(arguments: Any) -> str:
+    """Return a sentence that says how an interrupted training continues; an empty text if there was none."""
+    if arguments is None or not arguments.training.do_train:
+        return ""
+    last = last_complete_checkpoint(str(arguments.training.output_dir))
+    if last is None:
+        return "There is no checkpoint yet: start again."
+    anew = " without --overwrite_output_dir" if arguments.run.overwrite_output_dir else ""
+    return f"The same command{anew} goes on from {last}."
 
 
 __all__ = [
@@ -175,6 +205,7 @@ __all__ = [
     "UsageError",
     "count_devices",
     "json_object",
+    "missing_extra",
     "parse",
     "run_script",
 ]

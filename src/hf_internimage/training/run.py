@@ -2,19 +2,23 @@
 """Run a training script: the steps from the data to the published model, which are the same for every task."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import IterableDataset
-from transformers import AutoConfig, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
+from ..models import auto
 from .bad_images import FILE_NAME, add_left_out_of_stream, card_notes, image_facts, without_bad_images
 from .command_line import UsageError
 from .images import Augmented
+from .interrupt import saving_on_interrupt
 from .plots import draw_training
+from .run_record import refuse_other_run, remove_earlier_run, run_record
 from .streams import TrainingStream
 from .trainer import EpochCallback, RecipeTrainer, last_complete_checkpoint
 
@@ -33,12 +37,29 @@ class ModelArguments(Protocol):
         """The folder or repository that a training starts from; None for new weights."""
 
 
+@dataclass
+class RunArguments:
+    """Settings of a run that all tasks have."""
+
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew: delete the checkpoints that an earlier training left there."}
+    )
+    ignore_data_changes: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint with other examples than it was trained on, of the same classes."},
+    )
+    save_on_interrupt: bool = field(
+        default=False, metadata={"help": "On Ctrl-C, finish the step and save a checkpoint before stopping."}
+    )
+    license: str | None = field(default=None, metadata={"help": "Licence of the weights, for the model's card."})
+
+
 @dataclass(frozen=True)
 class Task:
     """The steps of a script that differ from task to task.
 
-    `arguments` are the task's ScriptArguments, with `model`, `data`, `recipe`, `run` (of which `license`) and
-    `training`; `data` is what `load_data` returns, with `train`, `validation`, perhaps `test`, and `label_names`.
+    `arguments` are the task's ScriptArguments, with `model`, `data`, `augmentation`, `recipe`, `run` and `training`;
+    `data` is what `load_data` returns, with `train`, `validation`, perhaps `test`, and `label_names`.
 
     Attributes:
         load_data: (arguments.data, seed, splits, label_names of a model or None) -> data.
@@ -75,7 +96,8 @@ def run_training(arguments: Any, task: Task) -> None:
     """
     training: TrainingArguments = arguments.training
     set_seed(training.seed)
-    checkpoint = find_checkpoint(training) if training.do_train else None
+    overwrite = arguments.run.overwrite_output_dir
+    checkpoint = find_checkpoint(training, overwrite) if training.do_train else None
     label_names = None if training.do_train else checkpoint_labels(arguments.model)
     with training.main_process_first(desc="reading the data"):
         data = task.load_data(arguments.data, training.seed, required_splits(training), label_names)
@@ -92,7 +114,15 @@ def run_training(arguments: Any, task: Task) -> None:
     trainer = task.build_trainer(arguments, data, model, processor)
 
     if training.do_train:
-        trainer.train_and_save(checkpoint)
+        trainer.record = run_record(arguments, data, model.config)
+        if overwrite:
+            with training.main_process_first(local=False, desc="removing the earlier training"):
+                if trainer.is_world_process_zero():
+                    remove_earlier_run(output)
+        else:
+            refuse_other_run(trainer.record, checkpoint or output, arguments.run.ignore_data_changes)
+        with saving_on_interrupt(trainer) if arguments.run.save_on_interrupt else nullcontext():
+            trainer.train_and_save(checkpoint)
         if isinstance(data.train, IterableDataset):
             add_left_out_of_stream(data.reader, output)
     own_name = training.hub_model_id or str(training.output_dir)
@@ -114,19 +144,30 @@ def run_training(arguments: Any, task: Task) -> None:
         task.publish(trainer, evaluation, base_model=base_model, license=license, notes=notes)
 
 
-def find_checkpoint(training: TrainingArguments) -> Path | None:
+def find_checkpoint(training: TrainingArguments, overwrite: bool = False) -> Path | None:
     """Return the checkpoint to go on from: the one named, or the last complete one of the output folder.
+
+    With `overwrite` there is none.
 
     Raises:
         UsageError: if it is not there, or if a new training would overwrite an earlier one.
     """
     name = training.resume_from_checkpoint
+    if overwrite and name not in (None, False, "false", "False"):
+        raise UsageError(
+            f"resume_from_checkpoint={name} goes on, overwrite_output_dir starts anew: leave out one of them."
+        )
+    if overwrite:
+        return None
     last = last_complete_checkpoint(str(training.output_dir))
     if name in (None, True, "true", "True"):
         return last
     if name in (False, "false", "False"):
         if last is not None:
-            raise UsageError(f"{last} is of an earlier training: choose another output_dir, or go on from it.")
+            raise UsageError(
+                f"{last} is of an earlier training: go on from it, start anew with --overwrite_output_dir, or choose "
+                "another output_dir."
+            )
         return None
     if not Path(name, "trainer_state.json").is_file():
         raise UsageError(f"resume_from_checkpoint={name} holds no complete checkpoint: trainer_state.json is missing.")
@@ -137,7 +178,7 @@ def checkpoint_labels(arguments: ModelArguments) -> list[str] | None:
     """Return the class names of the checkpoint in the order of their numbers; None without a checkpoint."""
     if arguments.model_name_or_path is None:
         return None
-    config = AutoConfig.from_pretrained(
+    config = auto.load_config(
         arguments.model_name_or_path, revision=arguments.model_revision, trust_remote_code=arguments.trust_remote_code
     )
     return [config.id2label[index] for index in sorted(config.id2label)]
@@ -233,6 +274,7 @@ def trainer_with_data(
 
 
 __all__ = [
+    "RunArguments",
     "Task",
     "checkpoint_labels",
     "find_checkpoint",

@@ -20,13 +20,15 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..tensors import writing
 from .batch_sizes import explain_batch_norm, refuse_single_images
 from .divergence import DivergenceCallback
 from .ema import WeightAverage
-from .json_files import finite
+from .json_files import finite, write_json
 from .streams import TrainingStream
 
 logger = logging.get_logger(__name__)
+RECORD_NAME = "run.json"  # see `run_record`
 _PROCESS_COUNT_NAME = "processes.json"  # holds the number of processes that wrote a checkpoint
 
 
@@ -57,8 +59,8 @@ class RecipeArguments:
     ema_warmup: bool = field(
         default=True,
         metadata={
-            "help": "Let ema_decay grow with the steps, at most (1 + step) / (10 + step), so that the averages of a short "
-            "training do not hold its first weights. The authors' recipes have no warm-up."
+            "help": "Let ema_decay grow with the steps, at most (1 + step) / (10 + step), so that the averages of a "
+            "short training do not hold its first weights. The authors' recipes have no warm-up."
         },
     )
 
@@ -104,6 +106,25 @@ def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
     return max(complete)[1] if complete else None
 
 
+def find_best_checkpoint(checkpoint: Path) -> None:
+    """Let the state of a checkpoint name the best one beside it, where another working directory or a move lost it.
+
+    If it is gone, the best is one of those still to come.
+    """
+    path = checkpoint / TRAINER_STATE_NAME
+    state = json.loads(path.read_text(encoding="utf-8"))
+    name = state.get("best_model_checkpoint")
+    if name is None or Path(name).is_dir():
+        return
+    best = checkpoint.parent / Path(name).name
+    if best.is_dir():
+        state["best_model_checkpoint"] = str(best)
+    else:
+        logger.warning(f"The best checkpoint, {name}, is gone: the best from now on is kept.")
+        state.update(best_model_checkpoint=None, best_metric=None, best_global_step=None)
+    write_json(state, path)
+
+
 class RecipeTrainer(Trainer):
     """Train by a recipe of the original: learning rates by layer, averaged weights, checkpoints that are complete.
 
@@ -130,11 +151,14 @@ class RecipeTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # losses are means over a batch, also where `forward` takes any keyword
         self.average: WeightAverage | None = None
         self.learning_rate_factor = 1.0
+        self.record: dict[str, Any] | None = None
         if recipe.learning_rate_batch_size:
             total = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             self.learning_rate_factor = total / recipe.learning_rate_batch_size
         self.divergence = DivergenceCallback(self)
         self.add_callback(self.divergence)
+        self.length = _LengthCallback()
+        self.add_callback(self.length)
         if recipe.ema_decay:
             if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
                 raise ValueError("ema_decay does not work with DeepSpeed's ZeRO-3: use FSDP2, or ZeRO-2 at most.")
@@ -240,10 +264,14 @@ class RecipeTrainer(Trainer):
         if self.args.should_save:
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)  # of an earlier run: this one is not complete yet
             (folder / _PROCESS_COUNT_NAME).write_text(f"{self.args.world_size}\n", encoding="utf-8")
+        if self.record is not None and self.args.should_save:
+            write_json(self.record, folder / RECORD_NAME)
         if self.average is not None:
-            self.average.save(folder, main=self.args.should_save)
+            with writing(folder):
+                self.average.save(folder, main=self.args.should_save)
         self._keep_finite()
-        super()._save_checkpoint(model, trial)
+        with writing(folder):
+            super()._save_checkpoint(model, trial)
 
     def _keep_finite(self) -> None:
         """Take numbers that JSON does not have out of the state, before it is written."""
@@ -279,10 +307,17 @@ class RecipeTrainer(Trainer):
         refuse_single_images(self)
         if checkpoint is not None:
             logger.warning(f"Resuming from {checkpoint}.")
+            with self.args.main_process_first(local=False, desc="reading the checkpoint"):
+                if self.is_world_process_zero():
+                    find_best_checkpoint(checkpoint)
         result = self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         self.divergence.refuse(self.state.global_step, weights=True)
-        self.save_full_model(str(self.args.output_dir))
-        self.save_metrics("train", result.metrics)
+        with writing(Path(str(self.args.output_dir))):
+            self.save_full_model(str(self.args.output_dir))
+        if self.state.global_step > self.length.first_step:
+            self.save_metrics("train", result.metrics)
+        if self.record is not None and self.args.should_save:
+            write_json(self.record, Path(str(self.args.output_dir), RECORD_NAME))
         self.save_state()
 
     def save_full_model(self, folder: str | Path) -> None:
@@ -323,6 +358,25 @@ class EpochCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.epoch.fill_(int(state.epoch or 0))
+
+
+class _LengthCallback(TrainerCallback):
+    """Refuse to go on from a checkpoint with more steps than the training has, and say so if none is left."""
+
+    first_step = 0  # the number of steps when the training began or went on
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.first_step = state.global_step
+        if state.global_step > state.max_steps:
+            raise ValueError(
+                f"The checkpoint has {state.global_step} steps, and the training ends after {state.max_steps}: set "
+                "num_train_epochs or max_steps to more, or start anew with --overwrite_output_dir."
+            )
+        if 0 < state.global_step == state.max_steps:
+            logger.warning(
+                f"The training is finished, with {state.max_steps} steps: nothing is trained. More num_train_epochs or "
+                "max_steps go on, --overwrite_output_dir starts anew."
+            )
 
 
 class _AverageCallback(TrainerCallback):

@@ -369,7 +369,7 @@ def test_resuming_gives_the_same_bits(trained, digits, tmp_path):
 def test_training_anew_does_not_overwrite(trained, digits, capsys):
     before = (trained / "model.safetensors").read_bytes()
     assert script.main([*settings(digits, trained), "--resume_from_checkpoint=false"]) == 1
-    assert "is of an earlier training: choose another output_dir" in capsys.readouterr().err
+    assert "go on from it, start anew with --overwrite_output_dir, or choose another" in capsys.readouterr().err
     assert (trained / "model.safetensors").read_bytes() == before
 
 
@@ -377,7 +377,8 @@ def test_fine_tuning_with_the_recipe(trained, digits, tmp_path):
     output = tmp_path / "tuned"
     recipe = str(SCRIPTS / "recipes" / "finetune.yaml")
     arguments = settings(digits, output, model_name_or_path=trained, config_overrides=None, num_train_epochs=1)
-    assert script.main([recipe, *arguments, "--dataloader_num_workers=2", "--class_weighting", "--check_data"]) == 0
+    arguments += ["--dataloader_num_workers=2", "--class_weighting", "--bad_images=list"]
+    assert script.main([recipe, *arguments]) == 0
     assert accuracy(output) > 0.8
 
 
@@ -443,7 +444,7 @@ def test_unreadable_images_are_named(workers, digits, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "one/007.png: cannot be decoded" in error.splitlines()[-1]
     (images / "two" / "003.png").write_bytes(b"")
-    assert script.main([*arguments, "--check_data"]) == 1
+    assert script.main([*arguments, "--bad_images=list"]) == 1
     error = capsys.readouterr().err
     assert "2 images cannot be used" in error
     assert "one/007.png" in error

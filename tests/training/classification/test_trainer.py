@@ -3,6 +3,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -509,6 +510,18 @@ def test_unfinished_checkpoints_are_ignored(tmp_path):
     (tmp_path / "checkpoint-3" / "trainer_state.json").unlink()
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path):
+    """Not of their names: 9 comes before 10 and 100. Folders with other names are none."""
+    trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=1).train()
+    for step in (2, 9, 10, 99, 100):
+        shutil.copytree(tmp_path / "checkpoint-1", tmp_path / f"checkpoint-{step}")
+    shutil.copytree(tmp_path / "checkpoint-1", tmp_path / "checkpoint-best")
+    for step in (100, 99, 10, 9, 2, 1):
+        assert last_complete_checkpoint(tmp_path) == tmp_path / f"checkpoint-{step}"
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    assert last_complete_checkpoint(tmp_path) is None
 
 
 def test_a_checkpoint_written_over_an_older_one_is_incomplete_until_its_end(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ Classes of the data are matched to the model's classes by name (see --match_labe
     accelerate launch --num_processes 8 scripts/evaluate.py --model out --validation_dir images/validation
 """
 
-import json
 import os
 import sys
 import time
@@ -24,14 +23,19 @@ import torch
 import torch.nn.functional as F
 from accelerate.accelerator import Accelerator
 from accelerate.utils import concatenate, send_to_device
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoModelForImageClassification, EvalPrediction, HfArgumentParser
 from transformers.utils import logging
 
+from ...hub.tokens import without_tokens
+from ...models import auto
 from ...ops import BackendError
 from ...ops.registry import BACKEND_VARIABLE
 from ..bad_images import image_facts, without_bad_images
-from ..evaluation_results import evaluation_result, write_json
+from ..command_line import missing_extra
+from ..evaluation_results import evaluation_result
+from ..json_files import json_text, write_json
 from ..sources import are_unnamed
 from .data import ClassificationDataArguments, collate, load_data
 from .metrics import ComputeMetrics, keep_best, keep_scores
@@ -173,6 +177,7 @@ def load_model(options: EvaluationArguments) -> tuple[Any, Any]:
     """
     source = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
     try:
+        auto.load_config(options.model, **source)  # for its errors
         model = AutoModelForImageClassification.from_pretrained(options.model, dtype=DTYPES[options.dtype], **source)
         return model, AutoImageProcessor.from_pretrained(options.model, **source)
     except OSError as error:
@@ -246,8 +251,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if int(os.environ.get("RANK", "0")) == 0:
             if options.output is not None:
                 write_json(result, Path(options.output))
-            sys.stdout.write(f"{json.dumps(result, indent=2)}\n")
-    except (ValueError, OSError, BackendError) as error:
-        sys.stderr.write(f"evaluate.py: error: {' '.join(str(error).split())}\n")
+            sys.stdout.write(json_text(result))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted.\n")
+        return 130
+    except ImportError as error:
+        sys.stderr.write(f"evaluate.py: error: {missing_extra(error)}\n")
+        return 1
+    except (ValueError, OSError, BackendError, SafetensorError) as error:
+        sys.stderr.write(f"evaluate.py: error: {without_tokens(' '.join(str(error).split()))}\n")
         return 1
     return 0

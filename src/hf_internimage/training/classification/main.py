@@ -28,6 +28,8 @@ from ...models import auto
 from ...models.image_processing_pil_internimage import InternImageImageProcessorPil
 from ..command_line import UsageError, json_object, parse, run_script
 from ..images import target_size
+from ..overrides import check_overrides, refuse_contradictions
+from ..run import RunArguments as SharedRunArguments
 from ..run import Task, label_fields, run_training, trainer_with_data
 from .augmentation import Augmentation, AugmentationArguments
 from .data import ClassificationData, ClassificationDataArguments, collate, load_data
@@ -59,6 +61,13 @@ class ModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run model code from the Hub."})
 
+    def __post_init__(self) -> None:
+        if self.size is None:
+            return
+        if self.model_type not in auto.model_types("AutoModelForImageClassification"):
+            raise ValueError(f"size={self.size} is InternImage's: use config_overrides for {self.model_type}.")
+        auto.load(auto.MODELS[self.model_type].config).from_size(self.size)  # refuses a wrong one before data are read
+
     @property
     def base_model(self) -> str | None:
         """The folder or repository that the training starts from; None for new weights."""
@@ -66,7 +75,7 @@ class ModelArguments:
 
 
 @dataclass
-class RunArguments:
+class RunArguments(SharedRunArguments):
     """Settings of the run itself."""
 
     class_weighting: bool = field(
@@ -75,7 +84,6 @@ class RunArguments:
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better one."}
     )
-    license: str | None = field(default=None, metadata={"help": "Licence of the weights, for the model's card."})
 
 
 # Defaults that differ from the other scripts' and transformers' own.
@@ -107,6 +115,7 @@ def read_arguments(argv: list[str]) -> ScriptArguments:
 def build_model(arguments: ModelArguments, data: ClassificationData) -> PreTrainedModel:
     """Load the checkpoint with a head for the data's labels, or make a new model."""
     overrides = json_object("config_overrides", arguments.config_overrides)
+    check_config_overrides(arguments, overrides)
     if arguments.image_size is not None:
         overrides["image_size"] = arguments.image_size
     if arguments.drop_path_rate is not None:
@@ -121,14 +130,24 @@ def build_model(arguments: ModelArguments, data: ClassificationData) -> PreTrain
             ignore_mismatched_sizes=True,  # the head, for other labels
             **overrides,
         )
-    ours = arguments.model_type in auto.model_types("AutoModelForImageClassification")
-    if ours and arguments.size is not None:
+    if arguments.size is not None:
         config: Any = auto.load(auto.MODELS[arguments.model_type].config).from_size(arguments.size, **overrides)
-    elif arguments.size is not None:
-        raise UsageError(f"size={arguments.size} is InternImage's: use config_overrides for {arguments.model_type}.")
     else:
         config = AutoConfig.for_model(arguments.model_type, **overrides)
     return AutoModelForImageClassification.from_config(config)
+
+
+def check_config_overrides(arguments: ModelArguments, overrides: dict[str, Any]) -> None:
+    """Raise UsageError for fields that the model's configuration does not have, or that contradict a checkpoint."""
+    if arguments.model_name_or_path is None:
+        check_overrides("config_overrides", AutoConfig.for_model(arguments.model_type), overrides)
+        return
+    config = auto.load_config(
+        arguments.model_name_or_path,
+        revision=arguments.model_revision,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    refuse_contradictions("config_overrides", arguments.model_name_or_path, config, overrides)
 
 
 def build_processor(arguments: ScriptArguments, model: PreTrainedModel) -> Any:

@@ -19,7 +19,6 @@ from typing import Any
 
 import transformers
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForObjectDetection,
     PreTrainedModel,
@@ -27,10 +26,13 @@ from transformers import (
 )
 
 from ... import heads
+from ...models import auto
 from ...models.configuration_internimage import InternImageConfig
 from ...models.configuration_internimage_dino import InternImageDinoConfig
 from ...models.image_processing_internimage_detection import InternImageDetectionImageProcessor
 from ..command_line import UsageError, parse, run_script
+from ..overrides import check_overrides
+from ..run import RunArguments as SharedRunArguments
 from ..run import Task, run_training, trainer_with_data
 from ..system_models import SystemModelArguments, load_model
 from ..system_trainer import SystemRecipe, checkpoint_backbone
@@ -82,12 +84,11 @@ class ModelArguments(SystemModelArguments):
 
 
 @dataclass
-class RunArguments:
+class RunArguments(SharedRunArguments):
     """Settings of the run itself."""
 
     overlays: int = field(default=16, metadata={"help": "Images of an evaluation to draw with their boxes."})
     overlay_threshold: float = field(default=0.4, metadata={"help": "Least score of a box that is drawn."})
-    license: str | None = field(default=None, metadata={"help": "Licence of the weights, for the model's card."})
 
 
 # Defaults that differ from the other scripts' and transformers' own.
@@ -128,12 +129,13 @@ def build_model(arguments: ModelArguments, data: DetectionData) -> PreTrainedMod
             arguments.head, arguments.backbone, backbone_fields=backbone_fields, revision=revision, **head_fields
         )
     if arguments.backbone is not None:
-        source: Any = AutoConfig.from_pretrained(arguments.backbone, revision=revision)
+        source: Any = auto.load_config(arguments.backbone, revision=revision)
         model = AutoModelForObjectDetection.from_config(dino_config(source, backbone_fields, head_fields))
         return heads.load_backbone(model, arguments.backbone, revision=revision)
     backbone = InternImageConfig.from_size(arguments.size) if arguments.size else InternImageConfig()
     if arguments.head == "dino":
         return AutoModelForObjectDetection.from_config(dino_config(backbone, backbone_fields, head_fields))
+    check_overrides("config_overrides", backbone, backbone_fields)
     backbone = type(backbone).from_dict({**backbone.to_dict(), **backbone_fields})
     config = heads.head_config(arguments.head, backbone, **head_fields)
     return getattr(transformers, heads.HEADS[arguments.head].model)(config)
@@ -147,6 +149,7 @@ def dino_config(backbone: Any, backbone_fields: dict[str, Any], head_fields: dic
     """
     if not isinstance(backbone, InternImageConfig):
         raise UsageError(f"The backbone is of type {backbone.model_type!r}, expected an InternImage.")
+    check_overrides("config_overrides", backbone, backbone_fields)
     fields = {**backbone.to_dict(), **backbone_fields}
     for name in ("architectures", "dtype", "id2label", "label2id", "out_features", "out_indices", "stage_names"):
         if name not in backbone_fields:

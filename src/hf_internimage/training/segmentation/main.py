@@ -32,7 +32,7 @@ from ... import heads
 from ...models.configuration_internimage import InternImageConfig
 from ...models.image_processing_internimage_segmentation import InternImageSegmentationImageProcessor
 from ..command_line import UsageError, parse, run_script
-from ..run import Task, run_training, trainer_with_data
+from ..run import RunArguments, Task, run_training, trainer_with_data
 from ..system_models import SystemModelArguments, load_model
 from ..system_trainer import SystemRecipe, checkpoint_backbone
 from .augmentation import SegmentationAugmentation, SegmentationAugmentationArguments
@@ -60,13 +60,6 @@ class ModelArguments(SystemModelArguments):
     size_divisor: int | None = field(
         default=None, metadata={"help": "Both sides become a multiple of this; default: the checkpoint's, or 32."}
     )
-
-
-@dataclass
-class RunArguments:
-    """Settings of the run itself."""
-
-    license: str | None = field(default=None, metadata={"help": "Licence of the weights, for the model's card."})
 
 
 # Defaults that differ from the other scripts' and transformers' own.

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: MIT
+"""A checkpoint belongs to data, a model and settings: going on with others is refused in one line, in every task."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from support import detection_scenes, segmentation_scenes
+from support.training_scripts import as_arguments
+
+from hf_internimage.training.classification import main as classification
+from hf_internimage.training.detection import main as detection
+from hf_internimage.training.segmentation import main as segmentation
+from hf_internimage.training.trainer import find_best_checkpoint, last_complete_checkpoint
+
+SMALL = '{"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}'
+LARGER = '{"channels": 32, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}'
+COMMON = {
+    "train_dir": "train", "validation_dir": "validation", "output_dir": "out", "config_overrides": SMALL,
+    "num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "ema_decay": 0.5,
+    "logging_steps": 1, "use_cpu": True, "disable_tqdm": True, "report_to": "none",
+}  # fmt: skip
+
+
+class Classification:
+    main = staticmethod(classification.main)
+    own = {"image_size": 16, "data_cache_dir": "cache"}
+    changed = {"mixup_alpha": 0.4}
+
+    @staticmethod
+    def write(folder):
+        for split, count in (("train", 4), ("validation", 2)):
+            for label, name in enumerate(("blue", "green", "red")):
+                (folder / split / name).mkdir(parents=True)
+                for index in range(count):
+                    colour = tuple(200 if channel == 2 - label else 30 * index for channel in range(3))
+                    Image.new("RGB", (16, 16), colour).save(folder / split / name / f"{index}.png")
+
+    @staticmethod
+    def rename_class(folder):
+        for split in ("train", "validation"):
+            (folder / split / "red").rename(folder / split / "scarlet")
+
+    @staticmethod
+    def add_examples(folder):
+        for index in (0, 1):
+            shutil.copyfile(folder / "train" / "red" / f"{index}.png", folder / "train" / "red" / f"{index + 8}.png")
+
+
+class Segmentation:
+    main = staticmethod(segmentation.main)
+    own = {
+        "label_names_file": "names.txt", "head_overrides": '{"hidden_size": 32, "auxiliary_channels": 16}',
+        "shortest_edge": 32, "size_divisor": 8, "crop_size": 32, "overlays": 0,
+    }  # fmt: skip
+    changed = {"scale_max": 1.1}
+    write = staticmethod(segmentation_scenes.write_all)
+
+    @staticmethod
+    def rename_class(folder):
+        names = (folder / "names.txt").read_text().splitlines()
+        (folder / "names.txt").write_text("\n".join([*names[:-1], "other"]))
+
+    @staticmethod
+    def add_examples(folder):
+        for kind in ("images", "masks"):
+            for file in sorted((folder / "train" / kind).iterdir())[:2]:
+                shutil.copyfile(file, file.with_stem(f"another-{file.stem}"))
+
+
+class Detection:
+    main = staticmethod(detection.main)
+    own = {
+        "head_overrides": '{"d_model": 32, "num_feature_levels": 3, "encoder_layers": 1, "decoder_layers": 1, '
+        '"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4, '
+        '"num_queries": 6, "num_denoising": 4}',
+        "shortest_edge": 40, "overlays": 0,
+    }  # fmt: skip
+    changed = {"flip_probability": 0.1}
+
+    @staticmethod
+    def write(folder):
+        detection_scenes.coco(folder / "train", 8)
+        detection_scenes.coco(folder / "validation", 2, first=8)
+
+    @staticmethod
+    def rename_class(folder):
+        for split in ("train", "validation"):
+            file = folder / split / "annotations.json"
+            file.write_text(file.read_text().replace('"disc"', '"ring"'))
+
+    @staticmethod
+    def add_examples(folder):
+        shutil.rmtree(folder / "train")
+        detection_scenes.coco(folder / "train", 10)
+
+
+TASKS = {"classification": Classification, "segmentation": Segmentation, "detection": Detection}
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def finished(request, tmp_path_factory):
+    """A task, and the folder of its data with a finished training of two epochs, out, in it."""
+    task, folder = TASKS[request.param], tmp_path_factory.mktemp(request.param)
+    task.write(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert task.main(as_arguments({**COMMON, **task.own})) == 0
+    return task, folder
+
+
+@pytest.fixture
+def again(finished, tmp_path, monkeypatch, capsys, caplog):
+    """A copy of that folder as the working directory, and a function that starts the training there once more."""
+    task, original = finished
+    folder = tmp_path / "copy"
+    shutil.copytree(original, folder)
+    monkeypatch.chdir(folder)
+
+    def train(*options, **changes):
+        capsys.readouterr()
+        result = task.main([*as_arguments({**COMMON, **task.own, **changes}), *options])
+        return result, capsys.readouterr().err + caplog.text
+
+    return task, folder, train
+
+
+def steps(folder):
+    return json.loads((folder / "trainer_state.json").read_text())["global_step"]
+
+
+def refused(result, error, *words):
+    """Check that a run ended with one line of these words."""
+    assert result == 1
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert all(word in line for word in words), line
+    return "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_other_classes_always_stop(again):
+    task, folder, train = again
+    task.rename_class(folder)
+    before = (folder / "out" / "model.safetensors").read_bytes()
+    for options in ([], ["--ignore_data_changes"], ["--num_train_epochs=4", "--ignore_data_changes"]):
+        assert refused(*train(*options), "other classes (gone: ", "; new: ", "start anew with --overwrite_output_dir")
+    assert (folder / "out" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_other_examples_stop_unless_they_are_to_be_ignored(again):
+    task, folder, train = again
+    count = steps(folder / "out")
+    task.add_examples(folder)
+    assert refused(*train(num_train_epochs=4), "other data (train examples is ", "add --ignore_data_changes to go on")
+    assert steps(folder / "out") == count
+    assert train("--ignore_data_changes", num_train_epochs=4)[0] == 0
+    assert steps(folder / "out") > count
+    assert train(num_train_epochs=5)[0] == 0  # these are the data of the last checkpoint
+
+
+@pytest.mark.slow
+def test_other_models_and_settings_stop(again):
+    task, folder, train = again
+    before = (folder / "out" / "model.safetensors").read_bytes()
+    assert refused(*train(config_overrides=LARGER), "another model (", "channels is 32, there 16", "set this back")
+    changes = {"learning_rate": 2e-3, "layer_decay": 0.9, "seed": 3, "ema_decay": 0.6, "max_grad_norm": 0.5}
+    for name, value in {**changes, **task.changed}.items():
+        assert refused(*train(**{name: value}), f"other settings ({name} is {value}, there ", "set this back to go on")
+    assert refused(*train(per_device_train_batch_size=2), "images a step is 2, there 4")
+    checkpoint = last_complete_checkpoint("out")
+    assert refused(*train(f"--resume_from_checkpoint={checkpoint}", output_dir="new", seed=3), "seed is 3, there 42")
+    assert (folder / "out" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_finished_training_says_that_nothing_is_left(again):
+    _, folder, train = again
+    count, results = steps(folder / "out"), (folder / "out" / "train_results.json").read_bytes()
+    before = load_file(folder / "out" / "model.safetensors")
+    # none of these decides the result, nor how the batch is divided
+    free = {"logging_steps": 3, "save_total_limit": 5, "per_device_eval_batch_size": 1, "dataloader_num_workers": 1}
+    free |= {"train_dir": folder / "train", "output_dir": folder / "out", "per_device_train_batch_size": 2}
+    result, error = train("--gradient_accumulation_steps=2", **free)
+    assert result == 0
+    assert f"The training is finished, with {count} steps: nothing is trained." in error
+    assert (folder / "out" / "train_results.json").read_bytes() == results
+    after = load_file(folder / "out" / "model.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert refused(*train(num_train_epochs=1), f"has {count} steps, and the training ends after {count // 2}")
+    assert train(num_train_epochs=3)[0] == 0
+    assert steps(folder / "out") == count // 2 * 3
+
+
+@pytest.mark.slow
+def test_starting_anew_removes_the_earlier_checkpoints(again):
+    _, folder, train = again
+    count = steps(folder / "out")
+    assert refused(*train("--resume_from_checkpoint=false", seed=3), "start anew with --overwrite_output_dir")
+    (folder / "out" / "checkpoint-of-mine").mkdir()
+    assert train("--overwrite_output_dir", seed=3, num_train_epochs=1)[0] == 0
+    checkpoints = {path.name for path in (folder / "out").glob("checkpoint-*")}
+    assert checkpoints == {f"checkpoint-{count // 2}", "checkpoint-of-mine"}
+    wrong = train("--overwrite_output_dir", f"--resume_from_checkpoint=out/checkpoint-{count // 2}")
+    assert refused(*wrong, "overwrite_output_dir starts anew: leave out")
+
+
+@pytest.mark.slow
+def test_a_finished_model_without_checkpoints_is_not_overwritten(again):
+    _, folder, train = again
+    for checkpoint in (folder / "out").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    before = (folder / "out" / "model.safetensors").read_bytes()
+    assert refused(*train(seed=3), "out belongs to a training with other settings (seed is 3, there 42)")
+    assert (folder / "out" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_found_from_another_working_directory(again, monkeypatch):
+    """Trainer writes its path as it was given, relative to the working directory."""
+    task, folder, train = again
+    state = json.loads((last_complete_checkpoint("out") / "trainer_state.json").read_text())
+    best = state["best_model_checkpoint"]
+    assert best.startswith("out/checkpoint-")
+    monkeypatch.chdir(folder.parent)
+    places = {"train_dir": "copy/train", "validation_dir": "copy/validation", "output_dir": "copy/out"}
+    if "label_names_file" in task.own:
+        places["label_names_file"] = "copy/names.txt"
+    result, error = train(**places)
+    assert result == 0
+    assert "does not exist anymore" not in error
+    state = json.loads((folder / "out" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == f"copy/{best}"
+    averages = load_file(folder / best / "averaged_weights.safetensors")
+    model = load_file(folder / "out" / "model.safetensors")
+    shared = sorted(averages.keys() & model.keys())
+    assert shared or task is Classification  # whose files have the original's names
+    assert all(torch.equal(averages[name], model[name]) for name in shared)
+
+
+def test_a_best_checkpoint_that_is_gone_is_forgotten(tmp_path):
+    checkpoint = tmp_path / "checkpoint-20"
+    checkpoint.mkdir()
+    state = {
+        "global_step": 20,
+        "best_model_checkpoint": "out/checkpoint-10",
+        "best_metric": 0.9,
+        "best_global_step": 10,
+    }
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    find_best_checkpoint(checkpoint)
+    expected = {"global_step": 20, "best_model_checkpoint": None, "best_metric": None, "best_global_step": None}
+    assert json.loads((checkpoint / "trainer_state.json").read_text()) == expected
