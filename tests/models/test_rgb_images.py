@@ -40,6 +40,7 @@ def file_of(image, kind="PNG", **options):
 DEEP = noise(1, 65536, np.uint16)[..., 0]
 COLOURS, ALPHA = noise(4)[..., :3], noise(4)[..., 3:]
 GRAY = noise(1)[..., 0]
+DEEP[-1, :2], GRAY[-1, :2] = (0, 65535), (0, 255)  # both ends of the range
 
 
 def on_white(colours, alpha):
@@ -61,6 +62,7 @@ IMAGES = {
     "I": (Image.fromarray(DEEP.astype(np.int32)), np.stack([DEEP // 256] * 3, -1)),
     "I of 8 bits": (Image.fromarray(GRAY.astype(np.int32)), np.stack([GRAY] * 3, -1)),
     "F": (Image.fromarray((GRAY / 255).astype(np.float32)), np.stack([GRAY] * 3, -1)),
+    "F to 255": (Image.fromarray(GRAY.astype(np.float32)), np.stack([GRAY] * 3, -1)),
     "RGBA": (Image.fromarray(np.concatenate([COLOURS, ALPHA], -1)), on_white(COLOURS, ALPHA)),
     "RGBa": (Image.fromarray(np.concatenate([COLOURS, ALPHA], -1)).convert("RGBa"), on_white(COLOURS, ALPHA)),
     "LA": (Image.fromarray(np.concatenate([GRAY[..., None], ALPHA], -1), "LA"), on_white(GRAY[..., None], ALPHA)),
@@ -154,9 +156,9 @@ def test_processors_leave_images_alone_without_do_convert_rgb():
     assert kept.shape[1] == 4
 
 
-@pytest.mark.parametrize("value", [-1.0, 256.5, np.nan])
+@pytest.mark.parametrize("value", [-0.5, 255.5, np.nan, np.inf, -1, 65536], ids=str)
 def test_refuses_pixels_without_a_meaning(value):
-    image = Image.fromarray(np.full((2, 2), value, np.float32))
+    image = Image.fromarray(np.full((2, 2), value, np.float32 if isinstance(value, float) else np.int32))
     with pytest.raises(WrongPixelsError, match="32-bit pixels from"):
         to_rgb(image)
     with pytest.raises(WrongPixelsError, match=r"no pixels \(0x3\)"):

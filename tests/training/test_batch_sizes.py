@@ -239,6 +239,19 @@ def test_classification_refuses(tmp_path, capsys):
     assert len((tmp_path / "out" / "eval_predictions.csv").read_text().splitlines()) == 4
 
 
+def test_a_stream_of_single_images_is_explained(tmp_path, capsys):
+    """Its length is unknown, and nothing of it is read before the training."""
+    arguments = {
+        "train_dir": write_classes(tmp_path / "train", {"a": 3, "b": 2}),
+        "validation_dir": write_classes(tmp_path / "validation", {"a": 2, "b": 1}),
+        "per_device_train_batch_size": 1, "image_size": 32, "streaming": True, "max_steps": 2,
+        "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "num_train_epochs": None,
+    }  # fmt: skip
+    error = refusal(classification, arguments, tmp_path / "out", capsys)
+    assert error.startswith("error: A batch norm of this model got one value a channel, from a batch of one image")
+    assert "set per_device_train_batch_size to 2 or more" in error
+
+
 def test_segmentation_refuses(tmp_path, capsys):
     scenes = write_all(tmp_path)
     write(tmp_path / "nine", 9, height=40, width=48)
