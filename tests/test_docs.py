@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every Python block of the documentation of segmentation and detection runs as written, on tiny models."""
+"""The Python blocks of the documentation run as written, on tiny models."""
 
 import re
 
@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.golden_data import tiny_config
 from support.golden_detectors import golden_dino
 from support.golden_segmenters import golden_segmenter
 from support.paths import DOCS
 
-from hf_internimage import InternImageDetectionImageProcessor, InternImageSegmentationImageProcessor
+from hf_internimage import (
+    InternImageDetectionImageProcessor,
+    InternImageForImageClassification,
+    InternImageSegmentationImageProcessor,
+)
 
 
 @pytest.fixture
@@ -28,11 +33,17 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run_blocks(name):
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), re.DOTALL)
+def python_blocks(name, section=""):
+    text = (DOCS / name).read_text(encoding="utf-8")
+    text = text[text.index(f"# {section}") :].split("\n## ")[0] if section else text
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
+    return blocks
+
+
+def run_blocks(name):
     names = {}
-    for block in blocks:
+    for block in python_blocks(name):
         exec(compile(block, name, "exec"), names)
     return names
 
@@ -49,6 +60,30 @@ def test_detection(folder):
     assert {key: value.shape[1:] for key, value in detections.items()} == {"scores": (), "labels": (), "boxes": (4,)}
     assert names["model"].config.num_labels == 3
     assert torch.all(detections["scores"] >= 0.3)
+
+
+def test_adapters(tmp_path, monkeypatch):
+    """The saved adapter predicts what was trained; without the head's batch norm it would not."""
+    pytest.importorskip("peft", reason="peft is not installed")
+    torch.manual_seed(0)
+    InternImageForImageClassification(tiny_config(num_labels=10)).save_pretrained(tmp_path / "internimage-t")
+    monkeypatch.chdir(tmp_path)
+    making, saving = python_blocks("training.md", "Adapters (LoRA)")
+    differences = []
+    for text in (making, making.replace(', modules_to_save=["conv_head", "head"]', "")):
+        names = {}
+        exec(compile(text, "training.md", "exec"), names)
+        model, pixels = names["model"].train(), torch.randn(4, 3, 64, 64)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+        for _ in range(5):
+            model(pixel_values=pixels, labels=torch.arange(4)).loss.backward()
+            optimizer.step()
+        exec(compile(saving, "training.md", "exec"), names)
+        with torch.no_grad():
+            logits = [each.eval()(pixel_values=pixels).logits for each in (model, names["loaded"])]
+        differences.append((logits[0] - logits[1]).abs().max().item())
+    assert differences[0] < 1e-5
+    assert differences[1] > 0.01
 
 
 def test_links_lead_somewhere():

@@ -419,12 +419,13 @@ def test_saving_and_loading_with_each_backbone(backbone, tmp_path):
         assert_close(loaded(images()).logits, model(images()).logits)
 
 
-def test_new_classes_on_a_trained_detector(tmp_path):
+def test_new_classes_on_a_trained_detector(tmp_path, caplog):
     tiny_dino().save_pretrained(tmp_path)
     model, info = InternImageDinoForObjectDetection.from_pretrained(
         tmp_path, num_labels=3, ignore_mismatched_sizes=True, output_loading_info=True
     )
     assert {entry[0].split(".")[0] for entry in info["mismatched_keys"]} == {"class_heads", "label_embeddings"}
+    assert "Newly initialised are class_heads, label_embeddings; train them before use." in caplog.text
     assert model.class_heads[0].out_features == model.label_embeddings.num_embeddings == 3
     assert_close(model.class_heads[0].bias, torch.full((3,), -math.log(99)))
 

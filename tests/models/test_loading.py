@@ -271,3 +271,22 @@ def test_a_configuration_that_transformers_stumbles_over_is_named(content, tmp_p
     with pytest.raises(ValueError, match=rf"The config.json of {tmp_path} .*; is it damaged\?") as caught:
         auto.load_config(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_new_weights_beside_the_classifier_are_named(tmp_path, caplog):
+    model = InternImageForImageClassification(tiny_config(num_labels=5))
+    model.save_pretrained(tmp_path)
+    load = InternImageForImageClassification.from_pretrained
+
+    def own_messages():
+        return [record.getMessage() for record in caplog.records if record.name.startswith("hf_internimage")]
+
+    again, info = load(tmp_path, num_labels=7, ignore_mismatched_sizes=True, output_loading_info=True)
+    assert {key for key, *_ in info["mismatched_keys"]} == {"head.weight", "head.bias"}
+    assert torch.equal(again.conv_head[0].weight, model.conv_head[0].weight)
+    assert not own_messages()
+    load(tmp_path, cls_scale=2.0, ignore_mismatched_sizes=True)
+    (message,) = own_messages()
+    assert "the checkpoint has other sizes" in message
+    assert "Newly initialised are conv_head, head; " in message
+    assert "\n" not in message

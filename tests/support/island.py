@@ -11,6 +11,7 @@ ISLAND = {
     "configuration_internimage.py",
     "dcnv3_reference.py",
     "layers_internimage.py",
+    "loading_report.py",
     "modeling_internimage.py",
 }
 DETECTOR_ISLAND = ISLAND | {

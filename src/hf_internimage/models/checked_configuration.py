@@ -122,7 +122,7 @@ def no_field(config_class: type[PreTrainedConfig], name: str) -> str:
 
 
 def _closest(config_class: type[PreTrainedConfig], name: str) -> list[str]:
-    general = set(PreTrainedConfig.__dataclass_fields__)  # type: ignore[attr-defined]
+    general = set(PreTrainedConfig.__dataclass_fields__)
     own = set(getattr(config_class, "__dataclass_fields__", ())) - general
     names = {*own, *config_class.attribute_map, *getattr(config_class, "_other_names", ()), *_LABEL_FIELDS}
     return difflib.get_close_matches(name, sorted(field for field in names if not field.startswith("_")), n=2)

@@ -35,11 +35,12 @@ from .layers_internimage import (
     layer_norm,
     make_stages,
 )
+from .loading_report import LoadingReportMixin
 
 _HEAD_NAMES = "conv_head|dcnv3_head_x3|dcnv3_head_x4|clip_projector|fc_norm|head"
 
 
-class InternImagePreTrainedModel(PreTrainedModel):
+class InternImagePreTrainedModel(LoadingReportMixin, PreTrainedModel):
     """Weight initialisation and class attributes for transformers, shared by all InternImage models."""
 
     config: InternImageConfig
@@ -49,6 +50,7 @@ class InternImagePreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["InternImageStem", "InternImageLayer", "InternImageDownsample"]
     _can_compile_fullgraph = True
+    _classifier_modules = ("head",)
 
     def __init__(self, config: InternImageConfig, *inputs: Any, **kwargs: Any) -> None:
         config.check_architecture()  # a field may have been set since the configuration was made

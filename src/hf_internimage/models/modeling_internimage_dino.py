@@ -25,6 +25,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_internimage_dino import InternImageDinoConfig
 from .layers_internimage import linear_layer
+from .loading_report import LoadingReportMixin
 from .loss_internimage_dino import DenoisingQueries, dino_loss, make_denoising_queries
 from .modeling_cb_internimage import CBInternImageBackbone
 from .modeling_internimage import InternImageBackbone
@@ -119,7 +120,7 @@ class InternImageDinoBoxHead(DeformableDetrMLPPredictionHead):
     """Correction of the logits of a reference box (N, Q, 4); zero at initialisation."""
 
 
-class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
+class InternImageDinoPreTrainedModel(LoadingReportMixin, DeformableDetrPreTrainedModel):
     """Weight initialisation and class attributes for transformers."""
 
     config: InternImageDinoConfig  # type: ignore[assignment]
@@ -137,6 +138,7 @@ class InternImageDinoPreTrainedModel(DeformableDetrPreTrainedModel):
         "DeformableDetrDecoderLayer",
     ]
     _keys_to_ignore_on_load_unexpected: list[str] = []
+    _classifier_modules = ("class_heads",)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         """Initialise a module as in models of transformers.

@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..configuration_internimage import InternImageConfig
 from ..configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig
+from ..loading_report import LoadingReportMixin
 from ..modeling_internimage import InternImageBackbone, InternImagePreTrainedModel
 from ..precision import at_least_float32
 from .proposals import STRIDES, ProposalNetwork
@@ -54,7 +55,7 @@ class InternImageMaskRCNNOutput(ModelOutput):
     box_masks: torch.Tensor | None = None
 
 
-class InternImageMaskRCNNForInstanceSegmentation(PreTrainedModel):
+class InternImageMaskRCNNForInstanceSegmentation(LoadingReportMixin, PreTrainedModel):
     """Boxes, classes and masks of objects: InternImage, feature pyramid, proposals, heads in one or several stages.
 
     Source: https://arxiv.org/abs/1703.06870, https://arxiv.org/abs/1712.00726; OpenGVLab/InternImage@31c962d,
@@ -68,6 +69,7 @@ class InternImageMaskRCNNForInstanceSegmentation(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _no_split_modules = InternImagePreTrainedModel._no_split_modules
+    _classifier_modules = ("roi_heads.box_heads.classifier",)
 
     def __init__(self, config: InternImageMaskRCNNConfig) -> None:
         config.check_architecture()  # a field may have been set since the configuration was made
