@@ -156,6 +156,7 @@ def test_what_can_train_is_left_alone(norm, tmp_path):
     model = Normalised(norm if norm is not nn.Identity else lambda channels: nn.Identity())
     for images, settings in (
         (8, {}),
+        (10, {}),
         (9, {"dataloader_drop_last": True}),
         (9, {"max_steps": 2}),
         *([] if norm is nn.BatchNorm1d else [(9, {})]),
