@@ -2,6 +2,7 @@
 """Stop a training that has diverged: a loss, a gradient or weights that are NaN or infinite."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,6 +43,26 @@ class DivergenceCallback(TrainerCallback):
         step = self.trainer.state.global_step + 1
         first = torch.tensor(_NEVER, device=loss.device) if self._first_step is None else self._first_step
         self._first_step = torch.where(loss.detach().isfinite().all(), first, first.clamp(max=step))
+
+    def explain(self, error: Exception, inputs: Mapping[str, Any]) -> None:
+        """Raise FloatingPointError if a step failed because this process's weights or predictions are not finite.
+
+        Losses that match predictions with objects refuse NaN by errors of their own.
+        """
+        model, step = self.trainer.model, self.trainer.state.global_step + 1
+        if not weights_are_finite(model, everywhere=False):
+            raise self._error(f"the weights before step {step} are not finite numbers") from error
+        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
+            return  # the forward pass needs all processes
+        images = {name: value for name, value in inputs.items() if not name.endswith("labels")}
+        try:
+            with torch.no_grad():
+                outputs = model(**self.trainer._prepare_inputs(images))
+        except (ValueError, RuntimeError):  # not the loss failed, but the model
+            return
+        predictions = [value for value in outputs.values() if isinstance(value, torch.Tensor)]
+        if any(bool(prediction.isnan().any()) for prediction in predictions):
+            raise self._error(f"the predictions of step {step} are not numbers") from error
 
     def refuse(self, step: int, *, weights: bool) -> None:
         """Raise FloatingPointError if a loss was not finite, or if `weights` those after `step` are not."""
@@ -96,14 +117,17 @@ class DivergenceCallback(TrainerCallback):
 
 
 @torch.no_grad()
-def weights_are_finite(model: nn.Module) -> bool:
-    """Return whether all parameters and saved buffers are finite, in all processes. All of them have to call this."""
+def weights_are_finite(model: nn.Module, *, everywhere: bool = True) -> bool:
+    """Return whether all parameters and saved buffers are finite.
+
+    With `everywhere`, in all processes, which have to call this.
+    """
     tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     if not local:
         return True
     result = torch.stack([tensor.isfinite().all().to(local[0].device) for tensor in local]).all().int()
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if everywhere and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(result, dist.ReduceOp.MIN)
     return bool(result)
 

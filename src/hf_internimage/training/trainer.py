@@ -214,9 +214,13 @@ class RecipeTrainer(Trainer):
             self._created_lr_scheduler = self.lr_scheduler is not None
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with explain_batch_norm():
-            loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        try:
+            with explain_batch_norm():
+                loss = super().training_step(model, inputs, *args, **kwargs)
+        except (ValueError, RuntimeError) as error:
+            self.divergence.explain(error, inputs)
+            raise
         self.divergence.watch(loss)
         return loss
 
