@@ -316,7 +316,7 @@ BAD_OPTIONS = {
         r"system \(image classifier\): model_type is 'resnet'",
     ),
     "config_value": (("--config", "c.json"), '{"channels": "many"}', "channels is 'many'"),
-    "config_type": (("--config", "c.json"), '{"id2label": [1, 2]}', "Not a usable configuration"),
+    "config_type": (("--config", "c.json"), '{"id2label": [1, 2]}', r"id2label is \[1, 2\]"),
 }
 
 
