@@ -63,6 +63,8 @@ def test_hidden_states_are_the_stem_the_first_and_the_second():
         assert got is want
     assert model(pixels).hidden_states is None
     assert [part is not None for part in model(pixels, output_hidden_states=[5]).hidden_states].index(True) == 5
+    chosen = model(pixels, output_hidden_states=[-1, -9, 9, -10]).hidden_states
+    assert [index for index, states in enumerate(chosen) if states is not None] == [0, 8]
     assert isinstance(model(pixels, return_dict=False), tuple)
 
 

@@ -2,13 +2,17 @@
 """The configuration: official files, names users expect, and values that cannot work."""
 
 import json
+import re
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from support.golden_data import MANIFESTS, manifest
+from support.golden_data import MANIFESTS, manifest, tiny_config
+from support.tiny_models import OPTIONS
 from transformers import AutoConfig, PreTrainedConfig
 
+import hf_internimage
 from hf_internimage import (
     CBInternImageConfig,
     InternImageBackbone,
@@ -18,6 +22,7 @@ from hf_internimage import (
     InternImageMaskRCNNConfig,
     InternImageModel,
 )
+from hf_internimage.models.checked_configuration import CheckedConfig
 
 ARCHITECTURE = """
     core_op depths groups channels dw_kernel_size layer_scale offset_scale mlp_ratio post_norm res_post_norm
@@ -136,6 +141,8 @@ def test_num_classes_and_num_labels_are_one_thing():
         ({"dw_kernel_size": 4, "remove_center": True}, "dw_kernel_size is 4, expected an odd integer"),
         ({"remove_center": "yes"}, "remove_center is 'yes', expected True or False"),
         ({"post_norm": 1}, "post_norm is 1, expected True or False"),
+        ({"initializer_range": 0.0}, "initializer_range is 0.0, expected a finite number above 0"),
+        ({"initializer_range": -0.02}, "initializer_range is -0.02, expected a finite number above 0"),
         ({"offset_scale": float("nan")}, "offset_scale is nan, expected a finite number"),
         ({"layer_scale": "small"}, "layer_scale is 'small', expected a finite number or None"),
         ({"mlp_ratio": 0.001}, "mlp_ratio is 0.001, expected a number that leaves at least one hidden feature"),
@@ -265,3 +272,38 @@ def test_hostile_files_end_in_one_line_at_once(build, tmp_path):
     with pytest.raises(ValueError, match="num_labels is 1000000000"):
         config.num_labels = 10**9
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    "build", [InternImageConfig, CBInternImageConfig, InternImageDinoConfig, InternImageMaskRCNNConfig]
+)
+def test_every_field_is_documented_and_read(build):
+    """Without a reader it would be a setting that does nothing."""
+    general = set(PreTrainedConfig.__dataclass_fields__)
+    fields = [name for name in build.__dataclass_fields__ if name not in general and not name.startswith("_")]
+    package = Path(hf_internimage.__file__).parent
+    code = "".join(path.read_text() for path in (package / "models").rglob("*.py") if "config" not in path.name)
+    # image_size is for image processors, core_op for the original's files; the last are those of transformers' layers.
+    readers = {"image_size", "core_op"} | (
+        vars(build().deformable_detr_config()).keys() if build is InternImageDinoConfig else set()
+    )
+    documentation = "".join(each.__doc__ for each in build.__mro__ if issubclass(each, CheckedConfig))
+    assert fields
+    for name in fields:
+        assert name in readers or f".{name}" in code, name
+        assert re.search(rf"\b{name}\b", documentation), name
+
+
+def test_the_initial_spread_is_initializer_range():
+    """Of every linear layer that has no rule of its own; of no other tensor."""
+    weights = []
+    for spread in (0.02, 0.04):
+        torch.manual_seed(0)
+        model = InternImageForImageClassification(tiny_config(**OPTIONS["h"], initializer_range=spread))
+        weights.append(model.state_dict())
+    changed = {name for name, tensor in weights[0].items() if not torch.equal(tensor, weights[1][name])}
+    linear = {name for name in weights[0] if re.search(r"(fc1|fc2|head|\.q|\.k|\.v|cross_dcn\.proj)\.weight$", name)}
+    assert changed == linear
+    for name in changed:
+        torch.testing.assert_close(2 * weights[0][name], weights[1][name])
+        assert weights[0][name].std().item() == pytest.approx(0.02, rel=0.1), name

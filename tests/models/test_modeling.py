@@ -170,6 +170,10 @@ def test_output_forms(build):
         False,
         False,
     ]
+    for index, kept in ((-1, [4]), (-5, [0]), (-6, []), (5, []), ([-2, 1, -2], [1, 3])):
+        chosen = model(pixel_values, output_hidden_states=index).hidden_states
+        assert [position for position, states in enumerate(chosen) if states is not None] == kept
+        assert all(torch.equal(chosen[position], everything[position]) for position in kept)
     model.config.output_hidden_states = True
     assert len(model(pixel_values).hidden_states) == 5
     model.config.return_dict = False

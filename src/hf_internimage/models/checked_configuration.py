@@ -4,7 +4,7 @@
 import difflib
 from collections.abc import Iterable, Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.configuration_utils import GenerationConfig
@@ -31,7 +31,7 @@ class CheckedConfig(PreTrainedConfig):
     """Refuse fields that do not exist where they are typed, and keep them with a warning where a file has them."""
 
     # Names that `__post_init__` takes and that are no fields.
-    _other_names: tuple[str, ...] = ()
+    _other_names: ClassVar[tuple[str, ...]] = ()
 
     def check_given(self, kwargs: Mapping[str, Any]) -> None:
         """Raise ValueError for names that are no fields, and for maps that are none: first in `__post_init__`."""

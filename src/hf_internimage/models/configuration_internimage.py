@@ -250,9 +250,10 @@ class InternImageConfig(BackboneConfigMixin, CheckedConfig):
         for name in ("num_channels", "channels"):
             if not is_integer(getattr(self, name)) or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected an integer of at least 1.")
-        for name in ("offset_scale", "initializer_range"):
-            if not is_finite_number(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a finite number.")
+        if not is_finite_number(self.offset_scale):
+            raise ValueError(f"offset_scale is {self.offset_scale!r}, expected a finite number.")
+        if not is_finite_number(self.initializer_range) or self.initializer_range <= 0:
+            raise ValueError(f"initializer_range is {self.initializer_range!r}, expected a finite number above 0.")
         for name in ("drop_rate", "drop_path_rate"):
             if not is_finite_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected a number in [0, 1).")

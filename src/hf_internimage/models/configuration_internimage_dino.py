@@ -71,7 +71,6 @@ class InternImageDinoConfig(CheckedConfig):
         class_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient (`float`): weights in the loss.
         focal_alpha (`float`): weight of the matched class in the focal loss, whose gamma is 2.
         auxiliary_loss (`bool`): train every decoder layer, not only the last.
-        init_std (`float`): standard deviation of initial weights without a rule of their own.
 
     Raises:
         ValueError: for a value that cannot work; names the field, the value and the rule.
@@ -127,7 +126,6 @@ class InternImageDinoConfig(CheckedConfig):
     giou_loss_coefficient: float = 2.0
     focal_alpha: float = 0.25
     auxiliary_loss: bool = True
-    init_std: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.check_given(kwargs)
@@ -187,7 +185,7 @@ class InternImageDinoConfig(CheckedConfig):
         """Return the configuration for the layers of transformers' Deformable DETR, which the detector consists of."""
         from transformers import CONFIG_MAPPING, DeformableDetrConfig
 
-        names = ["d_model", "num_feature_levels", "activation_function", "num_queries", "init_std"]
+        names = ["d_model", "num_feature_levels", "activation_function", "num_queries"]
         names += [name for name in _COUNTS if name.startswith(("encoder_", "decoder_"))]
         names += [name for name in _RATES if name.endswith("dropout")]
         # The layers do not read the backbone, so any registered one serves; ours may not be registered.

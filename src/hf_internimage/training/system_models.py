@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..models import auto
-from ..models.loading_report import LoadingReportMixin, mismatched_modules
 from ..models.configuration_internimage import InternImageConfig
+from ..models.loading_report import LoadingReportMixin, mismatched_modules
 from .command_line import UsageError, json_object
 from .overrides import refuse_contradictions
 from .run import label_fields
