@@ -6,6 +6,7 @@ import torch
 from support.golden_data import awaken
 from support.golden_detectors import STAGES, golden_composite, tiny_composite_config
 from support.golden_heads import document, pixel_values, wanted
+from support.half_precision import assert_as_precise_as_its_dtype
 from torch.testing import assert_close
 from transformers import AutoBackbone, AutoConfig
 
@@ -146,11 +147,11 @@ def test_with_cp_switches_checkpointing_on():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(dtype):
     model = tiny_composite()
-    with torch.no_grad():
-        expected = model(images()).feature_maps[-1]
-        got = model.to(dtype)(images(dtype=dtype)).feature_maps[-1]
-    assert got.dtype == dtype
-    assert_close(got.float(), expected, rtol=0, atol=0.06 * expected.abs().max().item())
+    for level in range(len(STAGES)):
+        assert_as_precise_as_its_dtype(
+            model, lambda each, inputs, level=level: each(images().to(dtype).to(inputs)).feature_maps[level], dtype
+        )
+    assert {maps.dtype for maps in model.to(dtype)(images(dtype=dtype)).feature_maps} == {dtype}
 
 
 def test_initialisation_sets_every_tensor_also_after_meta():
