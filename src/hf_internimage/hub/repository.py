@@ -279,7 +279,7 @@ def _save(
     """Write the repository, or leave everything as it was. Return the names of the files written."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     exists = destination.is_dir()
-    with atomic_update(destination, _is_weights) if exists else atomic_write(destination) as new:
+    with atomic_update(destination, is_weights) if exists else atomic_write(destination) as new:
         with writing(destination):
             model.save_pretrained(new, max_shard_size=max_shard_size)
         for path in new.glob("*.py"):  # a class loaded from a repository brings its own, perhaps older files
@@ -302,7 +302,8 @@ def _save(
         return sorted(path.name for path in new.iterdir())
 
 
-def _is_weights(name: str) -> bool:
+def is_weights(name: str) -> bool:
+    """Return whether a file of this name holds weights, or the index of several such files."""
     return _WEIGHTS.fullmatch(name) is not None
 
 
@@ -345,6 +346,7 @@ __all__ = [
     "PushError",
     "default_image_processor",
     "image_processor_for",
+    "is_weights",
     "push",
     "save_for_hub",
     "short_card",

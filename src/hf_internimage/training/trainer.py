@@ -20,6 +20,8 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from ..atomic_write import atomic_update
+from ..hub.repository import is_weights
 from ..tensors import writing
 from .batch_sizes import explain_batch_norm, refuse_single_images
 from .divergence import DivergenceCallback
@@ -302,7 +304,7 @@ class RecipeTrainer(Trainer):
     def train_and_save(self, checkpoint: Path | None) -> None:
         """Train, from `checkpoint` on unless it is None; write model, metrics and state to the output folder.
 
-        All processes have to call this.
+        All processes have to call this. An older model there stays until the new one is complete.
 
         Raises:
             ValueError: before the training, if batch norm cannot take its last batch.
@@ -316,12 +318,15 @@ class RecipeTrainer(Trainer):
                     find_best_checkpoint(checkpoint)
         result = self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         self.divergence.refuse(self.state.global_step, weights=True)
-        with writing(Path(str(self.args.output_dir))):
-            self.save_full_model(str(self.args.output_dir))
+        output = Path(str(self.args.output_dir))
+        output.mkdir(parents=True, exist_ok=True)
+        alone = self.args.should_save and not self.is_deepspeed_enabled  # whose processes may write a file each
+        with writing(output), atomic_update(output, is_weights) if alone else contextlib.nullcontext(output) as folder:
+            self.save_full_model(folder)
         if self.state.global_step > self.length.first_step:
             self.save_metrics("train", result.metrics)
         if self.record is not None and self.args.should_save:
-            write_json(self.record, Path(str(self.args.output_dir), RECORD_NAME))
+            write_json(self.record, output / RECORD_NAME)
         self.save_state()
 
     def save_full_model(self, folder: str | Path) -> None:

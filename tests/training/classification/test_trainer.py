@@ -4,6 +4,7 @@
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -522,6 +523,25 @@ def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path):
         assert last_complete_checkpoint(tmp_path) == tmp_path / f"checkpoint-{step}"
         shutil.rmtree(tmp_path / f"checkpoint-{step}")
     assert last_complete_checkpoint(tmp_path) is None
+
+
+def test_an_older_model_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
+    trainer(tmp_path, max_steps=1).train_and_save(None)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = trainer(tmp_path, max_steps=2)
+
+    def fail(folder):
+        (Path(folder) / "config.json").write_text("{}")
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(again, "save_full_model", fail)
+    with pytest.raises(OSError, match="disk full"):
+        again.train_and_save(None)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    trainer(tmp_path, max_steps=2).train_and_save(None)
+    assert (tmp_path / "model.safetensors").read_bytes() != before["model.safetensors"]
+    assert {path.name for path in tmp_path.iterdir()} == before.keys()
 
 
 def test_a_checkpoint_written_over_an_older_one_is_incomplete_until_its_end(tmp_path, monkeypatch):
