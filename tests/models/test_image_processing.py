@@ -16,6 +16,7 @@ from transformers.utils import is_torchvision_available
 from hf_internimage import (
     InternImageConfig,
     InternImageDetectionImageProcessor,
+    InternImageImageProcessor,
     InternImageImageProcessorPil,
     InternImageSegmentationImageProcessor,
 )
@@ -46,8 +47,6 @@ def test_pil_matches_the_official_preprocessor_exactly(name):
 @pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
 @pytest.mark.parametrize("name", DOCUMENT["cases"])
 def test_torchvision_matches_its_own_numbers(name):
-    from hf_internimage import InternImageImageProcessor
-
     case = DOCUMENT["cases"][name]
     got = processor_for(case["target"], InternImageImageProcessor)(picture(name), return_tensors="pt").pixel_values
     torch.testing.assert_close(got[0], TENSORS[f"{name}/clip_torchvision"], rtol=0, atol=1e-5)
@@ -109,16 +108,45 @@ def test_takes_what_image_processors_take():
     assert processor(picture("tall").convert("RGBA"), return_tensors="pt").pixel_values.shape == (1, 3, 32, 32)
 
 
+def test_both_classes_have_the_same_settings():
+    """The numbers of the torchvision class are tested where torchvision is; its settings everywhere."""
+    names = {name for name in vars(InternImageImageProcessorPil) if not name.startswith("_")}
+    assert {"resample", "image_mean", "image_std", "size", "crop_size", "default_to_square", "do_center_crop"} <= names
+    assert names == {name for name in vars(InternImageImageProcessor) if not name.startswith("_")}
+    for name in names:
+        assert getattr(InternImageImageProcessor, name) == getattr(InternImageImageProcessorPil, name), name
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
+@pytest.mark.parametrize("size", [(57, 83), (83, 57), (40, 40), (24, 31)])
+def test_torchvision_differs_from_pillow_by_two_grey_levels(size):
+    picture = Image.effect_mandelbrot(size, (-2, -1, 1, 1), 90).convert("RGB")
+    got, expected = (
+        processor_for(32, build)(picture, return_tensors="pt").pixel_values
+        for build in (InternImageImageProcessor, InternImageImageProcessorPil)
+    )
+    levels = (got - expected).abs() * torch.tensor(InternImageImageProcessorPil.image_std)[:, None, None] * 255
+    assert levels.max() < 2.01
+    assert (levels > 0.5).float().mean() < 0.02
+
+
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
 def test_the_torchvision_class_says_what_it_needs():
-    from hf_internimage import InternImageImageProcessor
-
     with pytest.raises(ImportError, match="requires the Torchvision library"):
         InternImageImageProcessor()
 
 
 @pytest.mark.parametrize(
-    "build", [InternImageImageProcessorPil, InternImageSegmentationImageProcessor, InternImageDetectionImageProcessor]
+    "build",
+    [
+        InternImageImageProcessorPil,
+        pytest.param(
+            InternImageImageProcessor,
+            marks=pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed"),
+        ),
+        InternImageSegmentationImageProcessor,
+        InternImageDetectionImageProcessor,
+    ],
 )
 @pytest.mark.parametrize(
     ("fields", "message"),

@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import transformers
+from PIL import Image
 
 from .paths import ROOT
 
@@ -36,7 +37,10 @@ _STAND_INS = {
             "chunk_size_feed_forward": 5,
         }
     },
-    "fetch_hub_objects_for_ci": {"url_to_local_path": lambda url: url},
+    # in place of a photograph on the Hub
+    "fetch_hub_objects_for_ci": {
+        "url_to_local_path": lambda url: Image.effect_mandelbrot((160, 120), (-2, -1, 1, 1), 90).convert("RGB")
+    },
 }
 
 
