@@ -798,6 +798,25 @@ def test_pushes_that_fail(pushed):
     assert set(pushed.server.files("tester/broken")) == {".gitattributes"}
 
 
+@pytest.mark.parametrize("revision", [None, "v2", "refs/pr/1"])
+def test_the_card_is_looked_for_in_the_revision_that_is_pushed(revision, monkeypatch):
+    """There alone: what the main branch has says nothing of another one."""
+    uploaded = []
+
+    def upload(self, *, folder_path, revision, **_):
+        uploaded.append((revision, (Path(folder_path) / "README.md").exists()))
+
+    monkeypatch.setattr(hub.HfApi, "create_repo", lambda *_, **__: RepoUrl(f"https://huggingface.co/{NAME}"))
+    monkeypatch.setattr(hub.HfApi, "create_branch", lambda *_, **__: None)
+    monkeypatch.setattr(hub.HfApi, "upload_folder", upload)
+    for cards in ({None, "v2", "refs/pr/1"} - {revision}, {revision}):  # revisions with a card
+        monkeypatch.setattr(
+            hub.HfApi, "file_exists", lambda _, repo_id, name, *, revision=None, cards=cards: revision in cards
+        )
+        hub.push(small(InternImageModel), NAME, revision=revision)
+    assert uploaded == [(revision, True), (revision, False)]
+
+
 def test_a_failed_save_leaves_no_temporary_files(tmp_path, monkeypatch):
     """The save of a push; what it asks of the Hub first is not asked here."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
