@@ -18,7 +18,10 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_internimage import InternImageForImageClassification
+from hf_internimage.conversion import main as conversion
+from hf_internimage.hub import main as hub
 from hf_internimage.hub import save_for_hub
+from hf_internimage.training.classification import evaluate_checkpoint
 from hf_internimage.training.classification import main as classification
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
 from hf_internimage.training.command_line import run_script
@@ -75,6 +78,27 @@ def test_ctrl_c_names_what_goes_on(tmp_path, capsys):
     assert run_script(*interrupted_run(tmp_path, overwrite_output_dir=True), []) == 130
     expected = message.replace("command", "command without --overwrite_output_dir")
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "step", "arguments"),
+    [
+        (conversion, "prepare", ["a.pth", "b"]),
+        (hub, "_load_model", ["model", "name"]),
+        (evaluate_checkpoint, "evaluate_model", ["--model=model", "--validation_dir=images"]),
+    ],
+    ids=["convert_checkpoint", "push_to_hub", "evaluate"],
+)
+def test_ctrl_c_is_one_line_in_the_other_scripts(module, step, arguments, monkeypatch, tmp_path, capsys):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, step, stop)
+    assert module.main(arguments) == 130
+    error = capsys.readouterr().err
+    assert "interrupted" in error
+    assert len(error.splitlines()) == 1
 
 
 class InterruptAt(TrainerCallback):

@@ -22,7 +22,7 @@ _MAX_SHARD_SIZE = "5GB"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0, or 1 after one sentence on stderr; wrong arguments exit with 2."""
+    """Run the command line. Returns 0, or 1 (Ctrl-C: 130) after one sentence on stderr; wrong arguments exit with 2."""
     args = vars(_parser().parse_args(argv))
     destination = args.pop("destination")
     logging.disable_progress_bar()
@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_destination(folder)
         prepared = prepare(Options(**{**args, "dtype": _DTYPES[args["dtype"]]}))
         write_folder(prepared.model, prepared.processor, folder, _MAX_SHARD_SIZE)
+    except KeyboardInterrupt:
+        print(f"{_PROGRAM}: interrupted; nothing was written.", file=sys.stderr)
+        return 130
     except (ImportError, ValueError, OSError, SafetensorError) as error:
         print(f"{_PROGRAM}: error:", " ".join(str(error).split()), file=sys.stderr)
         return 1

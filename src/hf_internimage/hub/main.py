@@ -122,7 +122,7 @@ def _make_card(args: argparse.Namespace, model: PreTrainedModel) -> ModelCard | 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, or 1 after one sentence on stderr.
+    """Run the command line and return its exit status: 0, or 1 (130 for Ctrl-C) after one sentence on stderr.
 
     Wrong arguments exit with 2.
     """
@@ -155,6 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RecursionError:
         print(f"push_to_hub.py: error: {args.model} has JSON that is nested too deeply.", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("push_to_hub.py: interrupted; the same command starts again.", file=sys.stderr)
+        return 130
     except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as error:
         print("push_to_hub.py: error:", without_tokens(" ".join(str(error).split())), file=sys.stderr)
         return 1
