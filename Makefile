@@ -38,6 +38,9 @@ test-latest: $(LATEST)/.dev  ## all tests with the newest releases of torch, tor
 	$(call transformers_source,$(LATEST)/bin/python)
 	HF_INTERNIMAGE_TEST_REQUIRE=torchvision $(LATEST)/bin/python $(PYTEST)
 
+fuzz: $(VENV)/.dev  ## drawn attacks for some time, FUZZ="--seconds 60 --sanitize", see FUZZ=--help
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
+
 check: $(VENV)/.dev  ## lint, format, imports, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

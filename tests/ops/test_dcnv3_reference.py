@@ -283,6 +283,7 @@ def test_functional_transforms(dcnv3):
         ),
         ({"kernel_size": (9, 9), "padding": 0}, "leaves an output of -"),
         ({"padding": 2}, r"offset has shape \(2, 3, 5, 24\), expected \(2, 4, 9, 24\)"),
+        ({"remove_center": {}}, "remove_center is {}, expected True or False"),
         ({"remove_center": True}, r"offset has shape \(2, 3, 5, 24\), expected \(2, 3, 5, 20\)"),
         ({"backend": "tpu"}, "backend is 'tpu', expected one of hub, cuda, triton, .*, or none"),
     ],

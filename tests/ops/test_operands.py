@@ -5,6 +5,7 @@ import importlib
 
 import pytest
 import torch
+from support.changed_tensors import CHANGES, changed_saved_tensor
 from support.fused_layers import KINDS
 from support.operator_cases import PLAIN, make_inputs
 from torch import nn
@@ -17,49 +18,7 @@ from hf_internimage.ops.operands import Operand
 needs_library = pytest.mark.skipif(native.why_not() is not None, reason=f"the cpu backend {native.why_not()}")
 
 
-class Elsewhere(torch.Tensor):
-    """A tensor without memory of its own, at address 0."""
-
-    @staticmethod
-    def __new__(cls, tensor):
-        return torch.Tensor._make_wrapper_subclass(
-            cls, tensor.shape, strides=tensor.stride(), dtype=tensor.dtype, device=tensor.device
-        )
-
-    @classmethod
-    def __torch_dispatch__(cls, function, types, arguments=(), options=None):
-        if function is torch.ops.aten.detach.default:
-            return cls(arguments[0])
-        raise NotImplementedError
-
-
-# Ways in which a saved tensor can come back changed; none keeps what the kernels read.
-CHANGES = {
-    "half": torch.Tensor.half,
-    "double": torch.Tensor.double,
-    "fewer images": lambda tensor: tensor[:1].clone() if tensor.dim() > 1 else tensor[:1],
-    "flat": torch.Tensor.flatten,
-    "meta": lambda tensor: tensor.to("meta"),
-    "sparse": torch.Tensor.to_sparse,
-    "elsewhere": Elsewhere,
-    "negated": lambda tensor: torch._neg_view(tensor),
-}
 every_change = pytest.mark.parametrize("change", CHANGES)
-
-
-def unpack_of(position, change):
-    """A hook that changes the tensor saved at `position`, counted over the whole forward pass."""
-
-    def pack(tensor):
-        unpack.count += 1
-        return unpack.count - 1, tensor
-
-    def unpack(packed):
-        index, tensor = packed
-        return CHANGES[change](tensor) if index == position else tensor
-
-    unpack.count = 0
-    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 @needs_library
@@ -67,7 +26,7 @@ def unpack_of(position, change):
 @pytest.mark.parametrize("position", range(3), ids=["value", "offset", "mask"])
 def test_the_operator_refuses_changed_saved_tensors(position, change):
     inputs = [tensor.requires_grad_() for tensor in make_inputs(PLAIN, dtype=torch.float32)]
-    with unpack_of(position, change):
+    with changed_saved_tensor(position, change):
         output = dcnv3(*inputs, **PLAIN, softmax=True, backend="cpu")
     with pytest.raises(RuntimeError, match="hooks for saved tensors must return what they were given"):
         output.sum().backward()
@@ -81,7 +40,7 @@ def test_fused_layers_refuse_changed_saved_tensors(kind, count, change):
     module, states = make(), torch.randn(2, 5, 6, 16, requires_grad=True)
     refused = 0
     for position in range(count + 2):  # the first linear layer of the mlp saves two tensors of its own
-        with unpack_of(position, change):
+        with changed_saved_tensor(position, change):
             output = fused(states, module)
         try:
             output.sum().backward()

@@ -127,6 +127,8 @@ def check_dcnv3(
     """
     if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
         raise ValueError(f"groups is {groups!r}, expected an integer of at least 1.")
+    if not isinstance(remove_center, int):  # True and False are integers
+        raise ValueError(f"remove_center is {remove_center!r}, expected True or False.")
     pairs = [
         _pair("kernel_size", kernel_size, 1),
         _pair("stride", stride, 1),

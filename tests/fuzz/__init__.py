@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Drawn attacks on the package, without end: `make fuzz`."""
