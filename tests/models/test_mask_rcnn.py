@@ -33,7 +33,7 @@ from hf_internimage.models.mask_rcnn import (
 )
 from hf_internimage.models.mask_rcnn.masks import paste_mask
 from hf_internimage.models.mask_rcnn.proposals import AnchorGrid, BoxCoder
-from hf_internimage.models.mask_rcnn.roi_heads import crop_masks, pool_regions
+from hf_internimage.models.mask_rcnn.roi_heads import RegionHeads, crop_masks, pool_regions
 
 GOLDEN = "maskrcnn_tiny"
 COUNTS = {"t": 48_920_544, "s": 68_715_024, "b": 115_245_264, "l": 277_307_236, "xl": 387_448_974}
@@ -317,6 +317,13 @@ def test_a_detection_has_to_score_more_than_the_threshold():
     (found,) = post_process_instance_segmentation(outputs, threshold=0.5, target_sizes=[(8, 8)])
     assert len(found["scores"]) == 1
     assert found["scores"][0] > 0.5
+
+
+def test_the_models_own_threshold_is_exceeded():
+    config = SimpleNamespace(score_threshold=0.25, nms_threshold=0.5, max_detections=9)
+    boxes = torch.tensor([[0.0, 0, 9, 9], [20, 20, 30, 30], [40, 40, 60, 60]])[:, None]
+    found = RegionHeads._select(SimpleNamespace(config=config), boxes, torch.tensor([[0.25], [0.24], [0.26]]))
+    assert found.scores.tolist() == pytest.approx([0.26])
 
 
 def test_pasted_masks_are_plain():

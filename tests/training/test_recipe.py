@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from support.golden_data import tiny_config
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
@@ -499,3 +499,11 @@ def test_impossible_system_recipes_are_refused(wrong, message):
 
 def test_one_drop_may_be_a_number():
     assert SystemRecipe(lr_drops=0.9).lr_drops == [0.9]
+
+
+def test_a_random_crop_may_be_the_whole_image(monkeypatch):
+    """The middle is taken only if no part drawn fits."""
+    monkeypatch.setattr(ImageOps, "fit", lambda *args: pytest.fail("no part was drawn that fits"))
+    arguments = AugmentationArguments(crop_scale_min=1, crop_ratio_max=1)
+    augment = Augmentation((8, 8), [0.5] * 3, [0.5] * 3, arguments)
+    assert augment.crop(Image.new("RGB", (16, 16)), np.random.default_rng(0)).size == (8, 8)

@@ -51,6 +51,8 @@ def test_each_split_has_a_number_of_samples_of_its_own():
     for split, count in (("train", 3), ("validation", 7), ("test", 7)):
         assert chosen[split]["row"][:] == sorted(order[:count].tolist())
     assert sources.choose_samples(datasets, SourceArguments(dataset_name="data"), seed=3) == datasets
+    one = sources.choose_samples(datasets, SourceArguments(dataset_name="data", max_train_samples=1), seed=3)
+    assert (len(one["train"]), len(one["test"])) == (1, COUNT)
 
 
 def test_repeated_class_names_are_allowed_if_asked_for(tmp_path):

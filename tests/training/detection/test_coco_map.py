@@ -57,6 +57,11 @@ def test_all_found():
     assert result.per_class == {name: pytest.approx(1) for name in NAMES}
 
 
+def test_a_score_of_zero_is_a_detection():
+    """Rows that fill up have -1."""
+    assert measured(split([(0, BOX)]), detections([(0.0, 0, *BOX)])).metrics["map"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize(("shift", "thresholds"), [(0, 10), (4, 7), (10, 3), (13.3, 1), (14, 0)])
 def test_thresholds(shift, thresholds):
     """A box of 40 pixels that is shifted by s has an IoU of (40 - s) / (40 + s) with itself."""

@@ -161,3 +161,12 @@ def test_names(tmp_path):
     assert read_label_names(tmp_path / "a.json") == ["a", "b"]
     (tmp_path / "b.json").write_text('["a", "b"]')
     assert read_label_names(tmp_path / "b.json") == ["a", "b"]
+
+
+def test_255_classes_are_the_most(scenes):
+    """255 in a map is no class."""
+    named = arguments(scenes, label_names_file=None, train_val_split=0)
+    names = [f"class {index}" for index in range(256)]
+    assert len(load_data(named, label_names=names[:255]).label_names) == 255
+    with pytest.raises(ValueError, match="There are 256 classes, expected at most 255"):
+        load_data(named, label_names=names)

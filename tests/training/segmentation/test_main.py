@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """scripts/run_semantic_segmentation.py: its arguments and recipes, and whole runs on a few tiny scenes."""
 
+import contextlib
 import json
 import shutil
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -30,6 +32,8 @@ from hf_internimage.training.metric_modules import load_metric_module
 from hf_internimage.training.segmentation import main as script
 from hf_internimage.training.segmentation import plots as overlays
 from hf_internimage.training.segmentation.data import load_data
+from hf_internimage.training.segmentation.evaluation import InferenceArguments
+from hf_internimage.training.segmentation.evaluation import _segment as segment_rows
 from hf_internimage.training.segmentation.trainer import MEAN_IOU, SegmentationTrainer
 from hf_internimage.training.system_trainer import SystemRecipe
 
@@ -416,3 +420,20 @@ def test_overlays_show_classes_over_the_image(tmp_path):
         width, height = drawn.size
     assert 1000 < width < 1300
     assert 350 < height < 600
+
+
+@pytest.mark.parametrize(("count", "processes"), [(3, 2), (4, 2), (1, 2), (5, 3)])
+def test_every_image_counts_once_in_several_processes(count, processes, tmp_path):
+    """The last turn of some processes repeats an image, which is not counted."""
+    labels = np.arange(count)  # an image of one pixel each, of its own class
+    transform = SimpleNamespace(read=lambda row: (row, np.full((1, 1), row["row"]), b""))
+    counted = []
+    for rank in range(processes):
+        args = SimpleNamespace(world_size=processes, process_index=rank, output_dir=str(tmp_path))
+        trainer = SimpleNamespace(args=args, compute_loss_context_manager=contextlib.nullcontext)
+        metric = SimpleNamespace(add=lambda classes, truth: counted.append((classes.item(), truth.item())))
+        segment_rows(
+            trainer, Dataset.from_dict({"row": labels}), transform, lambda row: torch.tensor([[row["row"]]]), metric,
+            [], InferenceArguments(overlays=0),
+        )  # fmt: skip
+    assert sorted(counted) == [(label, label) for label in labels]
