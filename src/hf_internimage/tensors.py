@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 Shapes = Mapping[str, Sequence[int]]
 
 LISTED = 3  # number of names that an error lists of each kind
+_MOST_SHARED = 2**36  # bytes
 
 
 def find_state_dict(checkpoint: object) -> dict[str, torch.Tensor]:
@@ -42,22 +43,23 @@ def find_state_dict(checkpoint: object) -> dict[str, torch.Tensor]:
 
 
 def check_values(state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Check that there is a value in memory for each element of each dense tensor.
+    """Check that tensors have values, and do not grow beyond reason when they are copied.
 
     Raises:
-        ValueError: for a tensor on the meta device, for one with more elements than its storage, such as one that
-            `expand` made, and for a nested tensor.
+        ValueError: for a tensor on the meta device, a nested one, and for tensors with more than 64 GiB of elements
+            that share their values, as `expand` makes them. (Released files have up to 13 GB.)
     """
+    shared = 0
     for name, tensor in state_dict.items():
         if tensor.is_meta:
             raise ValueError(f"{name} is on the meta device, without values; give a checkpoint with all weights.")
         if tensor.is_nested:
             raise ValueError(f"{name} is a nested tensor; give a checkpoint with dense tensors.")
-        if tensor.layout is not torch.strided:
-            continue
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        if tensor.layout is torch.strided:
+            shared += max(0, tensor.numel() * tensor.element_size() - tensor.untyped_storage().nbytes())
+        if shared > _MOST_SHARED:
             raise ValueError(
-                f"{name} has {tensor.numel():,} elements of shape {tuple(tensor.shape)}, more than the file holds; "
+                f"{name} has {tensor.numel():,} elements of shape {tuple(tensor.shape)}, far more than the file holds; "
                 "give a checkpoint with all weights."
             )
 

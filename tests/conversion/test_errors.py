@@ -141,7 +141,7 @@ BAD_FILES = {
     ),
     "expanded.pth": (
         save(lambda: weights_but(head__weight=torch.zeros(1).expand(10**9, 192))),
-        r"head\.weight has 192,000,000,000 elements of shape \(1000000000, 192\), more than the file holds",
+        r"head\.weight has 192,000,000,000 elements of shape \(1000000000, 192\), far more than the file holds",
     ),
     "nested_tensor.pth": (
         bad_nested_tensor,

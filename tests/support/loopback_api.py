@@ -52,7 +52,8 @@ class HubHandler(Handler):
     def answer(self, path):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in self.hub.users:
-            raise HubError(401, f"Invalid credentials in Authorization header: Bearer {token}")  # sent back, as a proxy may
+            # sent back, as a proxy may do
+            raise HubError(401, f"Invalid credentials in Authorization header: Bearer {token}")
         self.token, self.user = token, self.hub.users.get(token)
         for methods, pattern, function in ROUTES:
             if self.command in methods and (match := pattern.fullmatch(path)):
