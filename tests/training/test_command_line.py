@@ -247,3 +247,17 @@ def test_a_wrong_size_is_refused_before_data_are_read(task, tmp_path, capsys):
     arguments = ["--train_dir=absent", "--size=q", f"--output_dir={tmp_path}", "--use_cpu=true"]
     assert task.main(arguments) == 1
     assert capsys.readouterr().err == "error: size is 'q', expected one of t, s, b, l, xl, h, g.\n"
+
+
+# ---- Tokens ----
+
+
+def test_a_token_that_a_server_sends_back_is_not_shown(tmp_path, capsys):
+    token = "a token of no usual form"
+    training = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", hub_token=token)
+
+    def run(arguments):
+        raise OSError(f"401: sent Bearer hf_abcdefghijklmnop0123 and {arguments.training.hub_token}")
+
+    assert run_script(lambda argv: SimpleNamespace(training=training, run=RunArguments()), run, []) == 1
+    assert capsys.readouterr().err == "error: 401: sent Bearer [token] and [token]\n"
