@@ -307,3 +307,9 @@ def test_the_initial_spread_is_initializer_range():
     for name in changed:
         torch.testing.assert_close(2 * weights[0][name], weights[1][name])
         assert weights[0][name].std().item() == pytest.approx(0.02, rel=0.1), name
+
+
+def test_a_field_that_did_nothing_is_still_taken():
+    """init_std, of files saved before it was removed and of scripts that set it."""
+    assert "init_std" not in InternImageDinoConfig(init_std=0.02).to_dict()
+    assert "init_std" not in InternImageDinoConfig.from_dict({"init_std": 0.02}).to_dict()

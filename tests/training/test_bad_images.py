@@ -165,6 +165,12 @@ def test_list_names_all_and_trains_nothing(folders, capsys):
     assert [line.partition(": ")[0] for line in lines(output)] == ["train"] * 3 + ["validation"]
 
 
+def test_the_old_option_still_lists(folders):
+    output = folders / "out"
+    assert classification.main([*settings(folders, output), "--check_data"]) == 1
+    assert len(lines(output)) == 4
+
+
 def test_skip_leaves_them_out_and_says_so(folders, capsys):
     output = folders / "out"
     assert classification.main(settings(folders, output, bad_images="skip")) == 0

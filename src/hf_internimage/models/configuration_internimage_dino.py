@@ -5,6 +5,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
 from .checked_configuration import CheckedConfig, is_integer
 from .configuration_cb_internimage import CBInternImageConfig
@@ -12,6 +13,8 @@ from .configuration_internimage import InternImageConfig, is_finite_number
 
 if TYPE_CHECKING:
     from transformers import DeformableDetrConfig
+
+logger = logging.get_logger(__name__)
 
 # Our own backbones by name, so that this file works without their registration.
 _BACKBONES: dict[str, type[InternImageConfig]] = {
@@ -127,7 +130,11 @@ class InternImageDinoConfig(CheckedConfig):
     focal_alpha: float = 0.25
     auxiliary_loss: bool = True
 
+    _other_names = ("init_std",)
+
     def __post_init__(self, **kwargs: Any) -> None:
+        if kwargs.pop("init_std", None) is not None:
+            logger.warning_once("init_std is deprecated and has no effect: every initial weight has a rule of its own.")
         self.check_given(kwargs)
         self.backbone_config = _parse_backbone(self.backbone_config)
         super().__post_init__(**kwargs)

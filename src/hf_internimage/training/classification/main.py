@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     TrainingArguments,
 )
+from transformers.utils import logging
 
 from ...hub.repository import default_image_processor
 from ...models import auto
@@ -36,6 +37,8 @@ from .data import ClassificationData, ClassificationDataArguments, collate, load
 from .evaluation import evaluate_and_report, publish
 from .metrics import ComputeMetrics, keep_best, keep_scores
 from .trainer import ClassificationRecipe, ClassificationTrainer
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -84,6 +87,7 @@ class RunArguments(SharedRunArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better one."}
     )
+    check_data: bool = field(default=False, metadata={"help": "Deprecated: the same as --bad_images list."})
 
 
 # Defaults that differ from the other scripts' and transformers' own.
@@ -105,6 +109,11 @@ class ScriptArguments:
     recipe: ClassificationRecipe
     run: RunArguments
     training: TrainingArguments
+
+    def __post_init__(self) -> None:
+        if self.run.check_data:
+            logger.warning("--check_data is deprecated: use --bad_images list.")
+            self.data.bad_images = "list"
 
 
 def read_arguments(argv: list[str]) -> ScriptArguments:
