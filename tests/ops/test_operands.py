@@ -2,6 +2,7 @@
 """What reaches native code is what the call was planned for: tensors that hooks or owners have changed are refused."""
 
 import importlib
+import itertools
 
 import pytest
 import torch
@@ -71,6 +72,23 @@ def test_plans_refuse_tensors_of_other_calls(part):
         for bad in (output.double(), output[..., 1:], output.to("meta")):
             with pytest.raises(RuntimeError, match="came back as"):
                 plan.backward(bad, **inputs)
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["cpu", "torch"])
+@pytest.mark.parametrize(("restrided", "changed"), list(itertools.permutations(range(3), 2)))
+def test_other_strides_of_one_tensor_hide_no_change_of_another(restrided, changed, name):
+    inputs = make_inputs(PLAIN, dtype=torch.float32)
+    plan = DCNV3.backends[name].load().Plan(check_dcnv3(*inputs, **PLAIN), False, *inputs)
+    output = plan.forward(*inputs)
+    for change in (torch.Tensor.half, lambda tensor: tensor[:, 1:], lambda tensor: tensor[..., :-1]):
+        others = list(inputs)
+        others[restrided] = inputs[restrided].transpose(1, 2).contiguous().transpose(1, 2)
+        others[changed] = change(inputs[changed])
+        with pytest.raises(RuntimeError, match="came back as"):
+            plan.forward(*others)
+        with pytest.raises(RuntimeError, match="came back as"):
+            plan.backward(output, *others)
 
 
 @pytest.mark.parametrize("name", DCNV3.backends)
