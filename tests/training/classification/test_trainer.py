@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import ConvNextConfig, ConvNextForImageClassification, TrainerCallback, TrainingArguments
 
 from hf_internimage import InternImageForImageClassification
+from hf_internimage.training import divergence
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
 from hf_internimage.training.ema import FILE_NAME, WeightAverage
 from hf_internimage.training.system_trainer import SystemRecipe, SystemTrainer
@@ -410,16 +411,16 @@ def test_recipe_refuses(wrong):
 
 
 class Failing(Mean):
-    """A model whose loss or gradient is not finite from one of its forward passes on."""
+    """A model whose loss or gradient is not finite from one of its forward passes on, or in some of them only."""
 
-    def __init__(self, at, loss=None, gradient=None):
+    def __init__(self, at, loss=None, gradient=None, every=1):
         super().__init__()
-        self.at, self.loss, self.gradient, self.count = at, loss, gradient, 0
+        self.at, self.loss, self.gradient, self.every, self.count = at, loss, gradient, every, 0
 
     def forward(self, pixel_values, labels=None, **kwargs):
         outputs = super().forward(pixel_values, labels)
         self.count += self.training
-        if self.training and self.count >= self.at:
+        if self.training and self.count >= self.at and (self.count - self.at) % self.every == 0:
             if self.loss is not None:
                 outputs["loss"] = outputs["loss"] * self.loss
             if self.gradient is not None and outputs["loss"].requires_grad:
@@ -455,7 +456,7 @@ def test_a_diverged_training_stops(failing, settings, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_steps_that_the_scaler_leaves_out_are_no_divergence_until_there_are_too_many(tmp_path):
+def test_steps_that_the_scaler_leaves_out_are_no_divergence_until_there_are_too_many(tmp_path, monkeypatch):
     def scaled(failing, steps):
         arguments = TrainingArguments(
             output_dir=str(tmp_path), use_cpu=True, max_steps=steps, per_device_train_batch_size=2, report_to="none",
@@ -471,6 +472,15 @@ def test_steps_that_the_scaler_leaves_out_are_no_divergence_until_there_are_too_
     assert torch.isfinite(run.model.linear.weight).all()
     with pytest.raises(FloatingPointError, match="the gradients of the last 100 steps up to 102 overflow"):
         scaled(Failing(3, gradient=float("inf")), 200).train()
+    # Only those in a row count, however many there are in a long training.
+    monkeypatch.setattr(divergence, "_MOST_SKIPPED_STEPS", 3)
+    run = scaled(Failing(1, gradient=float("inf"), every=2), 12)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", growth_interval=1)
+    run.train()
+    assert run.state.global_step == 12
+    run.model.every = 1
+    with pytest.raises(FloatingPointError, match="the gradients of the last 3 steps up to 3 overflow"):
+        run.train()
 
 
 def test_json_holds_no_nan(tmp_path):
