@@ -3,13 +3,19 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.tiny_tasks import TASKS, Classification, arguments
 
-from hf_internimage.training.trainer import find_best_checkpoint, last_complete_checkpoint
+from hf_internimage import InternImageConfig
+from hf_internimage.training.command_line import UsageError
+from hf_internimage.training.run import RunArguments
+from hf_internimage.training.run_record import refuse_other_run, run_record
+from hf_internimage.training.sources import SourceArguments
+from hf_internimage.training.trainer import RECORD_NAME, RecipeArguments, find_best_checkpoint, last_complete_checkpoint
 
 LARGER = '{"channels": 32, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}'
 
@@ -87,6 +93,29 @@ def test_other_models_and_settings_stop(again):
     checkpoint = last_complete_checkpoint("out")
     assert refused(*train(f"--resume_from_checkpoint={checkpoint}", output_dir="new", seed=3), "seed is 3, there 42")
     assert (folder / "out" / "model.safetensors").read_bytes() == before
+
+
+def test_a_step_is_of_all_processes(tmp_path):
+    """Its images may be divided in another way, but a training does not go on with more or fewer of them."""
+
+    def record(batch, accumulation, processes):
+        training = SimpleNamespace(
+            train_batch_size=batch, gradient_accumulation_steps=accumulation, world_size=processes
+        )
+        recipe = RecipeArguments()
+        arguments = SimpleNamespace(
+            training=training, data=SourceArguments(train_dir="train"), model=recipe, augmentation=recipe,
+            recipe=recipe, run=RunArguments(),
+        )  # fmt: skip
+        data = SimpleNamespace(train=None, validation=None, label_names=["a", "b"])
+        return run_record(arguments, data, InternImageConfig.from_size("t"))
+
+    (tmp_path / RECORD_NAME).write_text(json.dumps(record(8, 1, 1)))
+    for same in ((8, 1, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2), (1, 1, 8)):
+        refuse_other_run(record(*same), tmp_path, ignore_data_changes=False)
+    for other, images in (((8, 1, 2), 16), ((8, 2, 1), 16), ((4, 2, 2), 16), ((4, 1, 1), 4)):
+        with pytest.raises(UsageError, match=rf"other settings \(images a step is {images}, there 8\): set this back"):
+            refuse_other_run(record(*other), tmp_path, ignore_data_changes=False)
 
 
 @pytest.mark.slow
