@@ -204,6 +204,15 @@ def test_skip_leaves_no_list_of_an_earlier_run(folders):
     assert len(lines(output)) == 3
 
 
+@pytest.mark.parametrize("choice", ["stop", "skip", "list"])
+def test_the_list_of_an_earlier_run_goes_whatever_is_chosen(choice, tmp_path):
+    arguments = ClassificationDataArguments(train_dir=str(write_classes(tmp_path / "train", 2)), train_val_split=0.5)
+    data, old = load_data(arguments), tmp_path / "bad_images.txt"
+    old.write_text("train: 0.png: is empty\n")
+    without_bad_images(data, choice, InternImageImageProcessorPil(), tmp_path)
+    assert not old.exists()
+
+
 def test_a_split_without_a_usable_image(folders, capsys):
     for file in (folders / "validation").glob("*/*.png"):
         file.write_bytes(b"")
