@@ -1042,6 +1042,14 @@ def test_texts_without_tokens(text, token, expected):
     assert without_tokens(text, token) == expected
 
 
+@pytest.mark.parametrize("token", [None, True, "given"])
+def test_texts_without_the_token_of_the_login(token, monkeypatch):
+    """Also where another one is given: a client may send either."""
+    monkeypatch.setenv("HF_TOKEN", "of-the-login")
+    given = "given" if token != "given" else "[token]"
+    assert without_tokens("sent given and of-the-login", token) == f"sent {given} and [token]"
+
+
 def test_script_says_why_a_push_failed(tmp_path, capsys):
     good(tmp_path)
     status, _, err = run_script(capsys, tmp_path, "me/x")

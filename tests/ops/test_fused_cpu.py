@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Fused CPU kernels: the results of their modules, and only for plain calls of unhooked stock modules."""
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -604,10 +605,12 @@ class Calls(TorchFunctionMode):
 
 
 @torch.no_grad()
-def test_a_function_mode_sees_every_layer_of_a_model():
+@pytest.mark.parametrize("outer", [contextlib.nullcontext, functools.partial(torch.device, "cpu")], ids=["", "device"])
+@pytest.mark.parametrize("inner", [contextlib.nullcontext, functools.partial(torch.device, "cpu")], ids=["", "device"])
+def test_a_function_mode_sees_every_layer_of_a_model(outer, inner):
     model = tiny_model()
     expected = model(images()).logits
-    with Calls() as calls:
+    with outer(), Calls() as calls, inner():
         logits = model(images()).logits
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     blocks = sum(model.config.depths)
