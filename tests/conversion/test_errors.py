@@ -249,6 +249,22 @@ def test_every_changed_byte_is_refused_or_changes_nothing(tiny_t):
     assert len(refusals) > len(positions) / 2
 
 
+def test_parts_of_other_sizes_are_refused(tiny_t, capsys):
+    """Their checksums are right; torch.load takes them, and the values of the tensor go on into what comes next."""
+    with zipfile.ZipFile(tiny_t / "good.pth") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    tensors = sorted((name for name in parts if "/data/" in name), key=lambda name: len(parts[name]))
+    one, other = tensors[0], tensors[-1]
+    parts[one], parts[other] = parts[other], parts[one]
+    with zipfile.ZipFile(tiny_t / "damaged.pth", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    torch.load(tiny_t / "damaged.pth", mmap=True)
+    before = sorted(tiny_t.iterdir())
+    assert convert(tiny_t / "damaged.pth", tiny_t / "out", "--config", tiny_t / "config.json") == 1
+    assert_refused(capsys, before, tiny_t, r"damaged.pth: Damaged, '.*/data/\d+' has \d+ bytes, expected \d+; download")
+
+
 def test_a_changed_byte_of_a_tensor_is_one_line(tiny_t, capsys):
     good = (tiny_t / "good.pth").read_bytes()
     start = good.index(original(golden_weights("tiny_t"))["head.weight"].numpy().tobytes())

@@ -11,15 +11,41 @@ from pathlib import Path
 import torch
 from support.golden_data import tiny_config
 
-from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
+from hf_internimage import (
+    InternImageConfig,
+    InternImageDinoConfig,
+    InternImageDinoForObjectDetection,
+    InternImageForImageClassification,
+    InternImageImageProcessorPil,
+    InternImageMaskRCNNConfig,
+)
+from hf_internimage.models.configuration_internimage_mask_rcnn import STAGES
 
 VALUES = (0, 1, -1, 2, 2**31, 10**9, 10**30, 0.5, -0.5, 1.5, math.nan, math.inf, True, None, "GELU", "3", "", [], [1])
-VALUES += ([1, 1, 1, 1], [2, 2, 4, 4], [0, 1], {}, {"0": "a"}, {0: "a", 1: "b"}, [[1]], "a\nb", "\udcff", b"x", 1 + 1j)
+VALUES += (
+    [1, 1, 1, 1],
+    [2, 2, 4, 4],
+    [10**9, 1, 1, 1],
+    [1] * 40,
+    10**400,
+    1e300,
+    [0, 1],
+    {},
+    {"0": "a"},
+    {0: "a", 1: "b"},
+    [[1]],
+    "a\nb",
+    "\udcff",
+    b"x",
+    1 + 1j,
+)
 FIELDS = [
     field.name
     for field in dataclasses.fields(InternImageConfig)
     if field.init and field.name in InternImageConfig.__annotations__ and not field.name.startswith("_")
 ]
+SMALL_DINO = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_layers": 1, "decoder_layers": 1}
+SMALL_DINO |= {"num_queries": 5, "num_labels": 3}
 _MOST_SECONDS = 5.0
 _MOST_NUMBERS = 2**20  # a model larger than this is valid, but no use here
 
@@ -65,16 +91,40 @@ def values_work_or_are_named(draw):
         _one_line(error)
         return
     assert time.monotonic() - start < _MOST_SECONDS, "slow"
-    with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
-        json.loads((Path(folder) / "config.json").read_text(), parse_constant=_no_constant)
-        again = InternImageConfig.from_pretrained(folder)
-    assert again.to_dict() == config.to_dict()
+    _assert_saved_exactly(config)
     if sum(parameter.numel() for parameter in model.parameters()) > _MOST_NUMBERS:
         return
     images = torch.zeros(2, config.num_channels, 64, 64)
     logits = InternImageForImageClassification(config).eval()(images).logits
     assert logits.shape[0] == 2
+
+
+def system_values_work_or_are_named(draw):
+    """The same of a detector's configuration; no model is computed."""
+    build, least = draw.choice(((InternImageDinoConfig, SMALL_DINO), (InternImageMaskRCNNConfig, {})))
+    names = [name for name in build.__annotations__ if name in build.__dataclass_fields__]
+    values = VALUES if draw.random() < 0.8 else (0.0, 1.0, 10.0, [[0.1] * 4], [0.5], ["0.5"], [[1, 1, 1, "1"]])
+    fields = {draw.choice([*names, "num_labels"]): draw.choice(values) for _ in range(draw.choice((1, 1, 2)))}
+    start = time.monotonic()
+    try:
+        config = build(**{**least, "backbone_config": tiny_config(out_features=STAGES), **fields})
+        if build is InternImageDinoConfig:
+            with torch.device("meta"):
+                InternImageDinoForObjectDetection(config)
+    except (ValueError, TypeError) as error:
+        _one_line(error)
+        return
+    finally:
+        assert time.monotonic() - start < _MOST_SECONDS, "slow"
+    _assert_saved_exactly(config)
+
+
+def _assert_saved_exactly(config):
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        json.loads((Path(folder) / "config.json").read_text(), parse_constant=_no_constant)
+        again = type(config).from_pretrained(folder)
+    assert again.to_dict() == config.to_dict()
 
 
 def _no_constant(name):
@@ -108,4 +158,9 @@ def files_load_or_are_named(draw):
         assert time.monotonic() - start < _MOST_SECONDS, f"slow: {key}={content[key]!r}"
 
 
-CHECKS = (misspelt_fields_are_named, values_work_or_are_named, files_load_or_are_named)
+CHECKS = (
+    misspelt_fields_are_named,
+    values_work_or_are_named,
+    system_values_work_or_are_named,
+    files_load_or_are_named,
+)

@@ -162,12 +162,49 @@ def test_num_classes_and_num_labels_are_one_thing():
         ({"num_labels": 2.5}, "num_labels is 2.5, expected an integer of at least 0"),
         ({"hidden_sizes": [1, 2, 3, 4]}, r"hidden_sizes is \[1, 2, 3, 4\] but channels=64 and 4 stages give"),
         ({"out_features": ["stage9"]}, "out_features must be a subset of stage_names"),
+        # numbers of which PyTorch would make tensors that no machine holds, or fail with a text of its own
+        ({"channels": 10**30}, "channels is 10*, expected an integer of at least 1 and at most 100000"),
+        ({"num_channels": 2**31}, "num_channels is 2147483648, expected .* at most 100000"),
+        ({"channels": 64_000}, r"the last stage would have 512000 channels, expected at most 100000"),
+        ({"depths": [10**9, 1, 1, 1]}, r"depths is \[1000000000, 1, 1, 1\], expected .* at most 100000"),
+        ({"depths": [4, 4, 90_000, 4]}, r"depths is \[4, 4, 90000, 4\], expected at most 10000 blocks"),
+        ({"dw_kernel_size": 2**31 + 1}, "dw_kernel_size is 2147483649, expected an odd integer of at most 1001"),
+        ({"image_size": 10**30}, "image_size is 10*, expected a positive integer .* at most 100000"),
+        ({"mlp_ratio": 10**9}, "mlp_ratio is 1000000000, expected .* at most 100000 in the last stage of 512 channels"),
+        ({"cls_scale": 1e30}, r"cls_scale is 1e\+30, expected .* at most 100000"),
+        ({"initializer_range": 10**400}, "initializer_range is 10*, expected a finite number above 0"),
+        ({"layer_scale": 1e300}, r"layer_scale is 1e\+300, expected a finite number or None"),
     ],
     ids=lambda value: str(value)[:50] if isinstance(value, dict) else "",
 )
 def test_values_that_cannot_work(fields, message):
     with pytest.raises(ValueError, match=message):
         InternImageConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_detections": True}, "max_detections is True, expected an integer of at least 1 and at most 100000"),
+        ({"fpn_channels": 10**30}, "fpn_channels is 10*, expected .* at most 100000"),
+        ({"stage_iou_thresholds": 3}, "stage_iou_thresholds is 3, expected a list of numbers, one per stage"),
+        ({"stage_loss_weights": [-1.0]}, r"stage_loss_weights is \[-1.0\], expected a list of numbers of at least 0"),
+        ({"stage_box_stds": [[1, 1, 1, "1"]]}, "stage_box_stds is .*, expected four positive numbers per stage"),
+        ({"box_loss_weight": None}, "box_loss_weight is None, expected a finite number of at least 0"),
+        ({"score_threshold": float("nan")}, "score_threshold is nan, expected a finite number"),
+        ({"nms_threshold": b"x"}, "nms_threshold is b'x', expected a finite number"),
+    ],
+    ids=lambda value: str(value)[:50] if isinstance(value, dict) else "",
+)
+def test_values_of_mask_rcnn_that_cannot_work(fields, message):
+    with pytest.raises(ValueError, match=message):
+        InternImageMaskRCNNConfig(**fields)
+
+
+def test_whole_numbers_are_taken_for_factors():
+    """PyTorch's initialisation fails with those beyond 64 bits."""
+    model = InternImageModel(tiny_config(layer_scale=10**30, initializer_range=10**30))
+    assert model.levels[0].blocks[0].layer_scale1.detach().unique().tolist() == [pytest.approx(1e30)]
 
 
 def test_a_value_set_later_is_checked_too():

@@ -136,35 +136,69 @@ def test_the_torchvision_class_says_what_it_needs():
         InternImageImageProcessor()
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        InternImageImageProcessorPil,
-        pytest.param(
-            InternImageImageProcessor,
-            marks=pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed"),
-        ),
-        InternImageSegmentationImageProcessor,
-        InternImageDetectionImageProcessor,
-    ],
-)
+PROCESSORS = [
+    InternImageImageProcessorPil,
+    pytest.param(
+        InternImageImageProcessor,
+        marks=pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed"),
+    ),
+    InternImageSegmentationImageProcessor,
+    InternImageDetectionImageProcessor,
+]
+
+
+def assert_refused(build, fields, message, folder):
+    """Check that values are refused when they are set, given and read."""
+    with pytest.raises(ValueError, match=message):
+        build(**fields)
+    with pytest.raises(ValueError, match=message):
+        build()(np.zeros((32, 32, 3), dtype=np.uint8), **fields)
+    build().save_pretrained(folder)
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    with pytest.raises(ValueError, match=message):
+        build.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("build", PROCESSORS)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"image_std": [0.2, 0.0, 0.2]}, r"image_std is .*0\.0.*, expected finite numbers above 0"),
         ({"image_std": 0.0}, "image_std is 0.0, expected finite numbers above 0"),
         ({"image_std": [0.2, math.nan, 0.2]}, "image_std is .*nan.*, expected finite numbers above 0"),
+        ({"image_std": 1e300}, r"image_std is 1e\+300, expected finite numbers above 0"),
         ({"image_mean": [math.inf, 0.5, 0.5]}, "image_mean is .*inf.*, expected finite numbers"),
     ],
 )
 def test_normalisation_that_cannot_work(build, fields, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        build(**fields)
-    with pytest.raises(ValueError, match=message):
-        build()(np.zeros((32, 32, 3), dtype=np.uint8), **fields)
-    build().save_pretrained(tmp_path)
-    path = tmp_path / "preprocessor_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-    with pytest.raises(ValueError, match=message):
-        build.from_pretrained(tmp_path)
+    assert_refused(build, fields, message, tmp_path)
     build(do_normalize=False, **fields)  # unused
+
+
+def test_normalisation_that_is_no_number():
+    for value in (10**400, "a", [0.1, None, 0.1]):
+        with pytest.raises(ValueError, match=r"image_std is .*, expected finite numbers above 0"):
+            InternImageImageProcessorPil(image_std=value)
+
+
+@pytest.mark.parametrize("build", PROCESSORS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": []},
+        {"size": {"shortest_edge": 10**30}},
+        {"crop_size": [224]},
+        {"crop_size": {"height": 224, "width": 0}},
+    ],
+    ids=str,
+)
+def test_sizes_that_cannot_work(build, fields, tmp_path):
+    (name,) = fields
+    assert_refused(build, fields, f"^{name} is .*, expected sides of 1 to 1000000 pixels", tmp_path)
+
+
+@pytest.mark.parametrize("build", PROCESSORS)
+@pytest.mark.parametrize("factor", [math.nan, 1e300])
+def test_factors_that_cannot_work(build, factor, tmp_path):
+    assert_refused(build, {"rescale_factor": factor}, "^rescale_factor is .*, expected a finite number", tmp_path)

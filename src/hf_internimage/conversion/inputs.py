@@ -5,6 +5,7 @@ Each file is read once, by one function, whose errors begin with the path of the
 """
 
 import json
+import pickle
 import re
 import warnings
 import zipfile
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -166,7 +167,10 @@ def _load(path: Path) -> object:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")
             # Files in the format from before torch 1.6 cannot be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            if is_zip:
+                _check_storages(path)
+            return content
     except OSError as error:
         raise ValueError(f"Cannot be read ({error.strerror or error}); check the file.") from error
     except _ArchiveError:
@@ -205,6 +209,54 @@ def _check_archive(path: Path) -> None:
         damaged = archive.testzip()
     if damaged is not None:
         raise _ArchiveError(f"Damaged, the checksum of {damaged!r} is wrong; download or copy it again.")
+
+
+class _Nothing(dict):
+    """Stand for any object of a pickle: made, called, filled or given a state, it stays empty."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def ignore(self, *args: Any) -> "_Nothing":
+        return self
+
+    __call__ = __setitem__ = __setstate__ = append = extend = add = ignore  # type: ignore[assignment]
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+class _Storages(pickle.Unpickler):
+    """Read the bytes that each storage of a pickle of torch.save must have, and nothing else: no object is made."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.sizes: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        return type(name, (_Nothing,), {})
+
+    def persistent_load(self, pid: Any) -> None:
+        _, kind, key, _, count = pid
+        storage: Any = getattr(torch, kind.__name__, torch.UntypedStorage)
+        self.sizes[key] = count * (1 if storage is torch.UntypedStorage else storage.dtype.itemsize)
+
+
+def _check_storages(path: Path) -> None:
+    """Check that the parts of an archive with values have the sizes of their tensors, which torch.load does not.
+
+    Raises:
+        _ArchiveError: for a part of another size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = {part.filename.partition("/")[2]: part for part in archive.infolist()}
+        with archive.open(parts["data.pkl"]) as file:
+            storages = _Storages(file)
+            storages.load()
+    for key, size in storages.sizes.items():
+        part = parts.get(f"data/{key}")  # none for a tensor without values
+        if part is not None and part.file_size != size:
+            raise _ArchiveError(
+                f"Damaged, {part.filename!r} has {part.file_size} bytes, expected {size}; download or copy it again."
+            )
 
 
 def _numpy_values() -> list[Any]:

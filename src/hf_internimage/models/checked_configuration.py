@@ -3,7 +3,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
@@ -12,6 +12,9 @@ from transformers.utils import logging
 
 # A configuration holds a name for each label.
 MOST_LABELS = 1_000_000
+# Of features, channels, layers and whatever else is counted; their products are numbers of elements in PyTorch.
+MOST = 100_000
+_LARGEST = 3.4e38  # number that float32 can hold
 _DEEPEST = 100  # lists and objects inside one another in a file
 # Keys of files that transformers reads, has written in some release or drops, beside the fields of its base class.
 _LIBRARY_KEYS = {
@@ -114,6 +117,16 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def is_count(value: Any, least: int = 1) -> bool:
+    """Return True for an integer from `least` to `MOST`."""
+    return is_integer(value) and least <= value <= MOST
+
+
+def is_finite_number(value: Any) -> bool:
+    """Return True for a real number that is not a bool, and is finite in float32."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= _LARGEST  # type: ignore[operator]
+
+
 def no_field(config_class: type[PreTrainedConfig], name: str) -> str:
     """Return the sentence that a configuration class has no such field, with the closest names."""
     closest = " or ".join(map(repr, _closest(config_class, name)))
@@ -142,4 +155,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-__all__ = ["CheckedConfig", "check_fields", "check_label_count", "is_integer", "no_field", "unknown_fields"]
+__all__ = [
+    "MOST",
+    "CheckedConfig",
+    "check_fields",
+    "check_label_count",
+    "is_count",
+    "is_finite_number",
+    "is_integer",
+    "no_field",
+    "unknown_fields",
+]

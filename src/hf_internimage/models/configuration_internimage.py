@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Configuration of InternImage: architecture, and the released sizes."""
 
-import math
-from numbers import Real
 from typing import Any
 
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .checked_configuration import CheckedConfig, check_label_count, is_integer
+from .checked_configuration import MOST, CheckedConfig, check_label_count, is_count, is_finite_number, is_integer
 
 # Released architectures: OpenGVLab/InternImage@31c962d, classification/configs. Other fields keep their default.
 SIZES: dict[str, dict[str, Any]] = {
@@ -84,6 +82,8 @@ _FLAGS = (
     "remove_center",
     "with_cp",
 )
+_MOST_KERNEL = 1001
+_MOST_BLOCKS = 10_000
 # The classifier class of OpenGVLab's own remote code, which this package replaces.
 _OFFICIAL_CLASSIFIER = "InternImageModelForImageClassification"
 
@@ -248,8 +248,10 @@ class InternImageConfig(BackboneConfigMixin, CheckedConfig):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected True or False.")
         for name in ("num_channels", "channels"):
-            if not is_integer(getattr(self, name)) or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected an integer of at least 1.")
+            if not is_count(getattr(self, name)):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, expected an integer of at least 1 and at most {MOST}."
+                )
         if not is_finite_number(self.offset_scale):
             raise ValueError(f"offset_scale is {self.offset_scale!r}, expected a finite number.")
         if not is_finite_number(self.initializer_range) or self.initializer_range <= 0:
@@ -261,18 +263,24 @@ class InternImageConfig(BackboneConfigMixin, CheckedConfig):
             raise ValueError(f"layer_scale is {self.layer_scale!r}, expected a finite number or None.")
         size = self.image_size
         sides = list(size) if isinstance(size, (list, tuple)) else [size]
-        if len(sides) not in (1, 2) or not all(is_integer(side) and side >= 1 for side in sides):
-            raise ValueError(f"image_size is {size!r}, expected a positive integer or a pair (height, width) of them.")
+        if len(sides) not in (1, 2) or not all(map(is_count, sides)):
+            raise ValueError(
+                f"image_size is {size!r}, expected a positive integer or a pair (height, width) of them, each at most "
+                f"{MOST}."
+            )
         self._check_stages()
         self._check_kernels_and_heads()
 
     def _check_stages(self) -> None:
         for name in ("depths", "groups"):
             values = getattr(self, name)
-            if not isinstance(values, (list, tuple)) or not values or not all(is_integer(v) and v >= 1 for v in values):
+            if not isinstance(values, (list, tuple)) or not values or not all(map(is_count, values)):
                 raise ValueError(
-                    f"{name} is {values!r}, expected a list of integers of at least 1, one for each stage."
+                    f"{name} is {values!r}, expected a list of integers of at least 1 and at most {MOST}, one for each "
+                    "stage."
                 )
+        if sum(self.depths) > _MOST_BLOCKS:
+            raise ValueError(f"depths is {list(self.depths)}, expected at most {_MOST_BLOCKS} blocks in all stages.")
         if len(self.groups) != len(self.depths):
             raise ValueError(
                 f"groups is {list(self.groups)} and depths is {list(self.depths)}: expected the same length, one entry "
@@ -280,6 +288,11 @@ class InternImageConfig(BackboneConfigMixin, CheckedConfig):
             )
         if self.channels % 2:
             raise ValueError(f"channels is {self.channels}, expected an even number (the stem halves it).")
+        if self.hidden_sizes[-1] > MOST:
+            raise ValueError(
+                f"channels is {self.channels} and depths is {list(self.depths)}: the last stage would have "
+                f"{self.hidden_sizes[-1]} channels, expected at most {MOST}."
+            )
         for index, (width, groups) in enumerate(zip(self.hidden_sizes, self.groups, strict=True)):
             if width % groups:
                 raise ValueError(
@@ -300,30 +313,28 @@ class InternImageConfig(BackboneConfigMixin, CheckedConfig):
 
     def _check_kernels_and_heads(self) -> None:
         kernel = self.dw_kernel_size
-        if kernel is not None and (not is_integer(kernel) or kernel < 1 or kernel % 2 == 0):
+        if kernel is not None and (not is_integer(kernel) or not 1 <= kernel <= _MOST_KERNEL or kernel % 2 == 0):
             rule = (
-                "an odd integer, or None for 3 (an even kernel has no centre: it would change the feature map's size)"
+                f"an odd integer of at most {_MOST_KERNEL}, or None for 3 (an even kernel has no centre: it would "
+                "change the feature map's size)"
             )
             raise ValueError(f"dw_kernel_size is {kernel!r}, expected {rule}.")
-        if not is_finite_number(self.mlp_ratio) or int(self.channels * self.mlp_ratio) < 1:
+        widest = self.hidden_sizes[-1]
+        ratio, scale = self.mlp_ratio, self.cls_scale
+        if not is_finite_number(ratio) or int(self.channels * ratio) < 1 or int(widest * ratio) > MOST:
             raise ValueError(
-                f"mlp_ratio is {self.mlp_ratio!r}, expected a number that leaves at least one hidden feature "
-                f"(channels={self.channels})."
+                f"mlp_ratio is {ratio!r}, expected a number that leaves at least one hidden feature "
+                f"(channels={self.channels}), and at most {MOST} in the last stage of {widest} channels."
             )
-        if not is_finite_number(self.cls_scale) or int(self.hidden_sizes[-1] * self.cls_scale) < 1:
+        if not is_finite_number(scale) or not 1 <= int(widest * scale) <= MOST:
             raise ValueError(
-                f"cls_scale is {self.cls_scale!r}, expected a number that leaves at least one feature of the last "
-                f"stage's {self.hidden_sizes[-1]}."
+                f"cls_scale is {scale!r}, expected a number that leaves at least one feature of the last stage's "
+                f"{widest}, and at most {MOST}."
             )
         if self.use_clip_projector and len(self.depths) < 2:
             raise ValueError(
                 f"use_clip_projector is True but depths is {list(self.depths)}: the head reads the last two stages."
             )
-
-
-def is_finite_number(value: Any) -> bool:
-    """Return True for a finite real number that is not a bool."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 __all__ = ["InternImageConfig"]

@@ -4,12 +4,13 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
-from .checked_configuration import CheckedConfig, is_integer
+from .checked_configuration import MOST, CheckedConfig, is_count, is_finite_number
 from .configuration_cb_internimage import CBInternImageConfig
-from .configuration_internimage import InternImageConfig, is_finite_number
+from .configuration_internimage import InternImageConfig
 
 if TYPE_CHECKING:
     from transformers import DeformableDetrConfig
@@ -152,12 +153,12 @@ class InternImageDinoConfig(CheckedConfig):
         """Raise ValueError with field, value and rule if a model of this configuration cannot work."""
         for name in _COUNTS:
             value = getattr(self, name)
-            _require(self, name, is_integer(value) and value >= 1, "an integer of at least 1")
+            _require(self, name, is_count(value), f"an integer of at least 1 and at most {MOST}")
         _require(
             self,
             "num_denoising",
-            is_integer(self.num_denoising) and self.num_denoising >= 0,
-            "an integer of at least 0",
+            is_count(self.num_denoising, 0),
+            f"an integer of at least 0 and at most {MOST}",
         )
         for name in _RATES:
             value = getattr(self, name)
@@ -168,6 +169,11 @@ class InternImageDinoConfig(CheckedConfig):
         for name in ("encoder_position_temperature", "query_position_temperature"):
             value = getattr(self, name)
             _require(self, name, is_finite_number(value) and value > 0, "a finite number above 0")
+        _require(self, "focal_alpha", is_finite_number(self.focal_alpha), "a finite number")
+        _require(self, "auxiliary_loss", isinstance(self.auxiliary_loss, bool), "True or False")
+        activation = self.activation_function
+        known = isinstance(activation, str) and activation in ACT2FN
+        _require(self, "activation_function", known, "the name of an activation in transformers, such as 'relu'")
         eps = self.inverse_sigmoid_eps
         _require(self, "inverse_sigmoid_eps", is_finite_number(eps) and 0 < eps < 0.5, "a number between 0 and 0.5")
         multiple = math.lcm(_NORM_GROUPS, 4, self.encoder_attention_heads, self.decoder_attention_heads)

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from .checked_configuration import CheckedConfig
+from .checked_configuration import MOST, CheckedConfig, is_count, is_finite_number
 from .configuration_internimage import InternImageConfig
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -126,14 +126,19 @@ class InternImageMaskRCNNConfig(CheckedConfig):
         out_features = list(getattr(self.backbone_config, "out_features", None) or [])
         if out_features != STAGES:
             raise ValueError(f"backbone_config.out_features is {out_features}, expected {STAGES}.")
+        for name, rule, is_valid in (
+            ("stage_iou_thresholds", "a list of numbers, one per stage", is_finite_number),
+            ("stage_loss_weights", "a list of numbers of at least 0, one per stage", _is_weight),
+            ("stage_box_stds", "four positive numbers per stage", _is_four_units),
+        ):
+            values = getattr(self, name)
+            if not isinstance(values, (list, tuple)) or not all(map(is_valid, values)):
+                raise ValueError(f"{name} is {values!r}, expected {rule}.")
         if self.num_stages < 1 or not self.num_stages == len(self.stage_box_stds) == len(self.stage_loss_weights):
             raise ValueError(
                 f"stage_iou_thresholds, stage_box_stds and stage_loss_weights have {self.num_stages}, "
                 f"{len(self.stage_box_stds)} and {len(self.stage_loss_weights)} entries, expected one each per stage."
             )
-        for stds in self.stage_box_stds:
-            if len(stds) != 4 or min(stds) <= 0:
-                raise ValueError(f"stage_box_stds has {list(stds)}, expected four positive numbers per stage.")
         if self.box_loss not in _BOX_LOSSES:
             raise ValueError(f"box_loss is {self.box_loss!r}, expected one of {', '.join(_BOX_LOSSES)}.")
         for name, least in (
@@ -145,8 +150,26 @@ class InternImageMaskRCNNConfig(CheckedConfig):
             ("rpn_test_proposals", 1),
             ("max_detections", 1),
         ):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected an integer of at least {least}.")
+            if not is_count(getattr(self, name), least):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, expected an integer of at least {least} and at most {MOST}."
+                )
+
+        for name in ("box_loss_weight", "rpn_smooth_l1_beta"):
+            if not _is_weight(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a finite number of at least 0.")
+        for name in ("rpn_nms_threshold", "score_threshold", "nms_threshold"):
+            if not is_finite_number(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a finite number.")
+
+
+def _is_weight(value: Any) -> bool:
+    return is_finite_number(value) and value >= 0
+
+
+def _is_four_units(values: Any) -> bool:
+    is_list = isinstance(values, (list, tuple)) and len(values) == 4
+    return is_list and all(is_finite_number(value) and value > 0 for value in values)
 
 
 def _parse_backbone(backbone: Any, from_file: bool = False) -> Any:

@@ -66,7 +66,7 @@ class InternImagePreTrainedModel(LoadingReportMixin, PreTrainedModel):
             elif initialization == "xavier":  # the operator's input and output projections
                 init.xavier_uniform_(module.weight)
             else:
-                init.trunc_normal_(module.weight, std=self.config.initializer_range)
+                init.trunc_normal_(module.weight, std=float(self.config.initializer_range))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):  # PyTorch's own default, which the original leaves as it is
@@ -82,8 +82,8 @@ class InternImagePreTrainedModel(LoadingReportMixin, PreTrainedModel):
                     init.constant_(buffer, float(name == "running_var"))
         elif isinstance(module, InternImageLayer):
             if self.config.layer_scale is not None:
-                init.constant_(module.layer_scale1, self.config.layer_scale)
-                init.constant_(module.layer_scale2, self.config.layer_scale)
+                init.constant_(module.layer_scale1, float(self.config.layer_scale))
+                init.constant_(module.layer_scale2, float(self.config.layer_scale))
         elif isinstance(module, InternImageDeformableConvolution):
             if module.center_feature_scale_proj_weight is not None:
                 init.zeros_(module.center_feature_scale_proj_weight)

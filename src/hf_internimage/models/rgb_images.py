@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: MIT
 """The 8-bit RGB pixels of an image of any mode, one rule for the image processors and the training."""
 
+from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from transformers.image_transforms import to_pil_image
-from transformers.image_utils import ChannelDimension, is_pil_image
+from transformers.image_utils import ChannelDimension, SizeDict, is_pil_image
 
 _DEEP_MODES = ("I", "F")  # of more than 8 bits; so are those that begin with "I;"
 _PLAIN_MODES = {"La": "LA", "RGBa": "RGBA"}  # premultiplied mode -> the same with plain colours
+
+
+_LARGEST = 3.4e38  # number that float32 can hold
+_MOST_SIDE = 1_000_000  # pixels
 
 
 class WrongPixelsError(ValueError):
@@ -18,7 +24,8 @@ class WrongPixelsError(ValueError):
 class RgbMixin:
     """Convert Pillow images by `to_rgb` before an image processor of transformers reads them, with `do_convert_rgb`.
 
-    Raises: ValueError for an `image_mean` or `image_std` that leaves no finite pixels, when it is set or given.
+    Raises: ValueError for an `image_mean` or `image_std` that leaves no finite pixels, and for a `size`, `crop_size`,
+        `pad_size` or `rescale_factor` that cannot be one, when it is set or given.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -26,6 +33,15 @@ class RgbMixin:
         processor: Any = self
         if processor.do_normalize:
             check_normalisation(processor.image_mean, processor.image_std)
+
+    def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict:
+        for name in ("size", "crop_size", "pad_size"):
+            check_size(name, kwargs.get(name))
+        factor = kwargs.get("rescale_factor")
+        if isinstance(factor, Real) and not abs(factor) <= _LARGEST:  # type: ignore[operator]
+            raise ValueError(f"rescale_factor is {factor!r}, expected a finite number; leave it out for 1/255.")
+        processor: Any = super()
+        return processor._standardize_kwargs(*args, **kwargs)
 
     def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
         """Convert a single image to the working format of the image processor."""
@@ -45,10 +61,29 @@ class RgbMixin:
 def check_normalisation(mean: Any, std: Any) -> None:
     """Raise ValueError for an `image_mean` or `image_std`, a number or several, that leaves no finite pixels."""
     for name, value in (("image_mean", mean), ("image_std", std)):
-        numbers = np.atleast_1d(np.asarray(() if value is None else value, dtype=np.float64))
-        if not np.isfinite(numbers).all() or (name == "image_std" and (numbers <= 0).any()):
+        try:
+            numbers = np.atleast_1d(np.asarray(() if value is None else value, dtype=np.float64))
+        except (TypeError, ValueError, OverflowError):
+            numbers = np.array([np.nan])
+        if not (abs(numbers) <= _LARGEST).all() or (name == "image_std" and (numbers <= 0).any()):
             rule = "finite numbers above 0" if name == "image_std" else "finite numbers"
             raise ValueError(f"{name} is {value!r}, expected {rule}; leave it out for ImageNet's.")
+
+
+def check_size(name: str, value: Any) -> None:
+    """Raise ValueError for a size in pixels, in any form that transformers knows, that cannot be one; None is none."""
+    sides = [value]
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        sides = list(value)
+    elif isinstance(value, (Mapping, SizeDict)):
+        sides = [side for key, side in dict(value).items() if not str(key).endswith("_pixels")]
+    for side in sides:
+        is_whole = isinstance(side, Integral) and not isinstance(side, bool)
+        if side is not None and not (is_whole and 1 <= side <= _MOST_SIDE):
+            raise ValueError(
+                f"{name} is {value!r}, expected sides of 1 to {_MOST_SIDE} pixels: an integer, a pair (height, width) "
+                "or a dict."
+            )
 
 
 def to_rgb(image: Any) -> Any:
@@ -109,4 +144,4 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     )
 
 
-__all__ = ["RgbMixin", "WrongPixelsError", "check_normalisation", "is_read_otherwise", "to_rgb"]
+__all__ = ["RgbMixin", "WrongPixelsError", "check_normalisation", "check_size", "is_read_otherwise", "to_rgb"]
