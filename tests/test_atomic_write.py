@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Files and folders that appear complete or not at all."""
 
+import itertools
+import os
 import shutil
 
 import pytest
@@ -107,3 +109,35 @@ def test_files_of_an_existing_folder_are_updated_together(tmp_path):
         "replaced": "new",
         "added": "new",
     }
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files are replaced one after another there")
+@pytest.mark.parametrize("killed_after", range(1, 7))
+def test_a_link_to_a_file_elsewhere_stays_one_after_a_kill(killed_after, tmp_path, monkeypatch):
+    """As in folders whose weights are shared: the next update must not move them from their place."""
+    shared, folder = tmp_path / "shared", tmp_path / "folder"
+    for path in (shared, folder):
+        path.mkdir()
+    (shared / "weights").write_text("shared")
+    (folder / "weights").symlink_to(shared / "weights")
+    (folder / "config").write_text("old")
+    steps, replace = itertools.count(1), os.replace
+
+    def die_later(source, target):
+        replace(source, target)
+        if next(steps) == killed_after:
+            os._exit(9)
+
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(os, "replace", die_later)
+        with atomic_update(folder, lambda name: name == "weights") as new:
+            (new / "weights").write_text("new")
+            (new / "config").write_text("new")
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(ValueError, match="not today"), atomic_update(folder, lambda name: False):
+        raise ValueError("not today")
+    assert (shared / "weights").read_text() == "shared"
+    contents = [(folder / name).read_text() for name in ("weights", "config")]
+    assert contents in (["shared", "old"], ["new", "new"])
+    assert (folder / "weights").is_symlink() == (contents[0] == "shared")

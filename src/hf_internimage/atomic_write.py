@@ -122,8 +122,10 @@ def _finish(folder: Path, scratch: Path) -> None:
         return
     for path in folder.iterdir():
         if path.is_symlink() and os.readlink(path).startswith(f"{scratch.name}/"):
-            if path.exists():
-                os.replace(path.resolve(), path)
+            # Not `resolve`: the file may itself be a link, to a place that is not ours.
+            file = scratch / os.readlink(scratch / "current") / path.name
+            if os.path.lexists(file):
+                os.replace(file, path)
             else:
                 os.unlink(path)
     shutil.rmtree(scratch)

@@ -11,6 +11,7 @@ from support.golden_data import awaken, tiny_config
 from support.operator_cases import LOPSIDED, PAD_0_2, PLAIN, make_inputs
 from torch import nn
 from torch.autograd.functional import hessian, hvp, jacobian
+from torch.utils.checkpoint import checkpoint
 
 from hf_internimage import InternImageForImageClassification
 from hf_internimage.ops import dcnv3 as default_dcnv3
@@ -118,6 +119,34 @@ def test_fused_layers_have_the_derivatives_of_their_modules(kind, layout):
         torch.stack([torch.autograd.grad(fused(states, module), [states], row)[0] for row in rows]),
     )
     torch.testing.assert_close(batched, one_by_one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["offload", "checkpoint"])
+@pytest.mark.parametrize("kind", ["operator", "dw_conv", "mlp"])
+def test_second_order_with_hooks_for_saved_tensors(kind, way):
+    """As of checkpoints, and of tensors that wait in other memory."""
+    if kind == "operator":
+        value, *others = make_inputs(PLAIN, depth=8, dtype=torch.float32)
+        call = functools.partial(default_dcnv3, offset=others[0], mask=others[1], **PLAIN)
+    else:
+        make, fused, _ = KINDS[kind]
+        value, module = torch.randn(2, 6, 5, 16), make().requires_grad_(False)
+
+        def call(states):
+            return fused(states, module)
+
+    value.requires_grad_()
+
+    def slope(value):
+        return torch.autograd.grad(call(value).pow(3).sum(), value, create_graph=True)[0].pow(2).sum()
+
+    (expected,) = torch.autograd.grad(slope(value), value)
+    if way == "offload":
+        with torch.autograd.graph.save_on_cpu():
+            (found,) = torch.autograd.grad(slope(value), value)
+    else:
+        (found,) = torch.autograd.grad(checkpoint(slope, value, use_reentrant=False), value)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from support.changed_tensors import CHANGES, changed_saved_tensor
+from support.changed_tensors import CHANGES, changed_saved_tensor, freed
 from support.fused_layers import KINDS
 from support.operator_cases import PLAIN, make_inputs
 from torch import nn
@@ -69,7 +69,7 @@ def test_plans_refuse_tensors_of_other_calls(part):
                 plan.forward(**others)
             with pytest.raises(RuntimeError, match="came back as"):
                 plan.backward(output, **others)
-        for bad in (output.double(), output[..., 1:], output.to("meta")):
+        for bad in (output.double(), output[..., 1:], output.to("meta"), freed(output)):
             with pytest.raises(RuntimeError, match="came back as"):
                 plan.backward(bad, **inputs)
 
@@ -123,13 +123,14 @@ def as_parameter(owner, name, tensor):
         torch.Tensor.double,
         torch.Tensor.half,
         lambda tensor: tensor.to("meta"),
+        freed,
         lambda tensor: tensor[: len(tensor) // 2].clone(),
         lambda tensor: torch.cat((tensor, tensor)),
         lambda tensor: tensor.expand(1, *tensor.shape).clone(),
         lambda tensor: tensor[..., :1].clone() if tensor.dim() > 1 else tensor[:1].clone(),
         lambda tensor: torch.cat((tensor, tensor[..., :2]), -1),
     ],
-    ids=["double", "half", "meta", "fewer", "more", "an axis more", "narrow", "not square"],
+    ids=["double", "half", "meta", "freed", "fewer", "more", "an axis more", "narrow", "not square"],
 )
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("trained", [False, True], ids=["no_grad", "grad"])

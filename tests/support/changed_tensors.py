@@ -20,6 +20,13 @@ class Elsewhere(torch.Tensor):
         raise NotImplementedError
 
 
+def freed(tensor):
+    """The tensor in a storage without memory, as FSDP leaves them."""
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 # None of these keeps what kernels read.
 CHANGES = {
     "half": torch.Tensor.half,
@@ -30,6 +37,8 @@ CHANGES = {
     "sparse": torch.Tensor.to_sparse,
     "elsewhere": Elsewhere,
     "negated": lambda tensor: torch._neg_view(tensor),
+    "freed": freed,
+    "lazy zeros": lambda tensor: torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype),
 }
 
 

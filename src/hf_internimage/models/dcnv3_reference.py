@@ -15,7 +15,7 @@ gives way to a loop of `index_select`: slower, and exact to any order. See `is_t
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import Any, NamedTuple
@@ -403,7 +403,13 @@ def dcnv3_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of value, offset and mask, contiguous; everything is computed again from the inputs."""
     if value.device.type != "cpu":
-        return dcnv3_gradients(grad_output, value, offset, mask, geometry, softmax, any_order=False)
+
+        def forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return _sample(value, offset, mask, geometry, softmax, plain=False).to(value.dtype)
+
+        pull_back = torch.func.vjp(forward, value, offset, mask)[1]
+        grad_value, grad_offset, grad_mask = (gradient.contiguous() for gradient in pull_back(grad_output))
+        return grad_value, grad_offset, grad_mask
     dtype = compute_dtype(value.dtype)
     batch, height, width, channels = value.shape
     grad_table = value.new_zeros((batch, height + 2 * _BORDER, width + 2 * _BORDER, channels), dtype=dtype)
@@ -429,20 +435,29 @@ def dcnv3_gradients(
     mask: torch.Tensor,
     geometry: DCNv3Geometry,
     softmax: bool,
-    *,
-    any_order: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of value, offset and mask, contiguous, by PyTorch's own operators in one piece.
-
-    With `any_order` they can be differentiated and batched themselves, at the price of time and memory.
-    """
+    """Return the gradients of value, offset and mask in one piece; see `recorded_gradients`."""
 
     def forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return _sample(value, offset, mask, geometry, softmax, plain=False, any_order=any_order).to(value.dtype)
+        return _sample(value, offset, mask, geometry, softmax, plain=False, any_order=True).to(value.dtype)
 
-    pull_back = torch.func.vjp(forward, value, offset, mask)[1]
-    grad_value, grad_offset, grad_mask = (gradient.contiguous() for gradient in pull_back(grad_output))
+    grad_value, grad_offset, grad_mask = recorded_gradients(forward, (value, offset, mask), grad_output)
     return grad_value, grad_offset, grad_mask
+
+
+def recorded_gradients(
+    function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], grad_output: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Return the gradients of a function's inputs, contiguous, by autograd: they can be differentiated and batched.
+
+    For a backward pass in which `is_recorded` is true. (torch.func.vjp does not work with hooks for saved tensors.)
+    """
+    with torch.enable_grad(), torch.autocast(grad_output.device.type, enabled=False):
+        # Other names of the inputs, so that the derivatives end here, and those of higher order go on.
+        aliases = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        output = function(*aliases)
+    gradients = torch.autograd.grad(output, aliases, grad_output, create_graph=torch.is_grad_enabled())
+    return tuple(gradient.contiguous() for gradient in gradients)
 
 
 class _Sampling(torch.autograd.Function):
@@ -464,9 +479,10 @@ class _Sampling(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         value, offset, mask = ctx.saved_tensors
-        gradients = dcnv3_gradients if is_recorded(grad_output) else dcnv3_backward
+        if is_recorded(grad_output):
+            return *dcnv3_gradients(grad_output, value, offset, mask, ctx.geometry, ctx.softmax), None, None
         with torch.autocast(value.device.type, enabled=False):
-            return *gradients(grad_output, value, offset, mask, ctx.geometry, ctx.softmax), None, None
+            return *dcnv3_backward(grad_output, value, offset, mask, ctx.geometry, ctx.softmax), None, None
 
 
 class _Block(NamedTuple):

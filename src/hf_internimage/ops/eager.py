@@ -29,3 +29,17 @@ def watched() -> bool:
 def ordinary(tensor: torch.Tensor) -> bool:
     """Return True for a plain strided tensor or parameter: no subclass, no other layout, no negated view."""
     return type(tensor) in _ORDINARY and tensor.layout is torch.strided and not tensor.is_neg()
+
+
+def is_in_memory(tensor: torch.Tensor) -> bool:
+    """Return True if the storage of a strided tensor holds all its elements.
+
+    It may have been freed, as FSDP does, and PyTorch's lazy zeros have none.
+    """
+    if tensor._is_zerotensor():
+        return False
+    if tensor.is_contiguous():
+        count = tensor.numel()
+    else:
+        count = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (tensor.storage_offset() + count) * tensor.element_size() <= tensor.untyped_storage().nbytes()

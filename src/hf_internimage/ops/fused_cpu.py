@@ -7,14 +7,14 @@ see `can_fuse`; torch.compile has fusion of its own.
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..models.dcnv3_reference import is_recorded
+from ..models.dcnv3_reference import is_recorded, recorded_gradients
 from . import eager, native
 from .operands import Operand, check_saved
 from .registry import environment
@@ -43,6 +43,7 @@ def can_fuse(states: torch.Tensor, *modules: nn.Module) -> bool:
         and states.dtype in _DTYPES
         and eager.ordinary(states)
         and not (eager.transforms() or eager.watched())
+        and eager.is_in_memory(states)
         and not torch.is_autocast_enabled("cpu")
         and environment() in (None, "cpu")
         and native.why_not() is None
@@ -77,6 +78,7 @@ def _is_like(tensor: torch.Tensor | None, states: torch.Tensor, *shape: int) -> 
         and tensor.dtype == states.dtype
         and tensor.device == states.device
         and tensor.shape == shape
+        and eager.is_in_memory(tensor)
     )
 
 
@@ -216,15 +218,6 @@ class _FusedFunction(torch.autograd.Function):
         return tensors
 
 
-def _recorded_gradients(
-    function: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...], grad_output: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Return the gradients of `inputs` by PyTorch's own operators; they can be differentiated and batched."""
-    with torch.autocast("cpu", enabled=False):
-        gradients: tuple[torch.Tensor, ...] = torch.func.vjp(function, *inputs)[1](grad_output)
-    return gradients
-
-
 class _GeluLinear(_FusedFunction):
     """Linear layer of GELU(states). Rows are processed in blocks, as in `mlp`."""
 
@@ -241,7 +234,7 @@ class _GeluLinear(_FusedFunction):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight, bias = _FusedFunction.saved(ctx)
         if is_recorded(grad_output):
-            return _recorded_gradients(lambda s, w, b: F.linear(F.gelu(s), w, b), (states, weight, bias), grad_output)
+            return recorded_gradients(lambda s, w, b: F.linear(F.gelu(s), w, b), (states, weight, bias), grad_output)
         states, grad_output = states.contiguous(), grad_output.resolve_neg().contiguous()
         with torch.autocast("cpu", enabled=False):
             grad_bias = grad_output.view(-1, grad_output.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
@@ -358,7 +351,7 @@ class _DepthwiseNormGelu(_FusedFunction):
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved = _FusedFunction.saved(ctx)
         if is_recorded(grad_output):
-            return *_recorded_gradients(functools.partial(_depthwise_plain, ctx.epsilon), saved, grad_output), None
+            return *recorded_gradients(functools.partial(_depthwise_plain, ctx.epsilon), saved, grad_output), None
         states, *parameters = _contiguous_inputs(*saved)
         weight = parameters[0]
         channels, taps = weight.shape[0], weight.shape[-1] ** 2

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from . import eager
+
 
 class Operand(NamedTuple):
     """The properties of a tensor that a call is planned for."""
@@ -35,11 +37,12 @@ class Operand(NamedTuple):
             or tensor.device != self.device
             or tensor.layout is not torch.strided
             or tensor.is_neg()
+            or not eager.is_in_memory(tensor)
         ):
             raise RuntimeError(
                 f"A tensor of {self.dtype} and shape {tuple(self.shape)} on {self.device} came back as "
-                f"{type(tensor).__name__} of {tensor.dtype} and shape {tuple(tensor.shape)} on {tensor.device}: hooks "
-                "for saved tensors must return what they were given."
+                f"{type(tensor).__name__} of {tensor.dtype} and shape {tuple(tensor.shape)} on {tensor.device}, or its "
+                "memory was freed: hooks for saved tensors must return what they were given."
             )
         return tensor.stride() == self.strides
 
