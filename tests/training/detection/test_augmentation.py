@@ -202,6 +202,27 @@ def test_crops_keep_an_object():
     assert all(len(augment(image, target, [seed])["labels"]["boxes"]) for seed in range(15))
 
 
+def test_the_last_attempt_keeps_the_whole_image(monkeypatch):
+    """Crops that lose the only object are drawn ten times at most, the last time without a crop."""
+    allowed = []
+
+    def draw(self, height, width, generator, allow_crop):
+        allowed.append(allow_crop)
+        crop = ((height, width), (0, 0, 8, 8)) if allow_crop else (None, None)
+        return Geometry(False, *crop, (height, width))
+
+    monkeypatch.setattr(DetectionAugmentation, "draw_geometry", draw)
+    augment = DetectionAugmentation(keeping_ratio(), DetectionAugmentationArguments())
+    image = picture(60, 40, [])
+    assert len(augment(image, objects([(50, 30, 6, 6)]), [0])["labels"]["boxes"]) == 1
+    assert allowed == [True] * 9 + [False]
+    # The first crop stays if it keeps an object, and if there is none to keep.
+    for boxes in ([(0, 0, 6, 6), (50, 30, 6, 6)], []):
+        allowed.clear()
+        assert len(augment(image, objects(boxes), [0])["labels"]["boxes"]) == len(boxes[:1])
+        assert allowed == [True]
+
+
 def test_what_is_not_trained_on():
     target = objects(
         [(5, 5, 20, 20), (0, 0, 60, 60), (30, 30, 0, 9), (30, 30, 0.4, 9), (70, 10, 20, 20), (50, 50, 40, 40)],
