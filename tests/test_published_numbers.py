@@ -106,6 +106,16 @@ CLASSES = {
     "Pascal VOC 2007 and 2012": 20,
 }
 
+# Data sets whose maps number the classes from 1, with 0 for none: `reduce_zero_label` in the configurations of mmseg.
+FROM_ONE = {"ADE20K", "COCO-Stuff 10K", "Pascal Context 59", "NYU Depth v2"}
+# The published classifier that each one was fine-tuned from.
+BASES = {
+    "internimage_l_22kto1k_384": "internimage_l_22k_384",
+    "internimage_xl_22kto1k_384": "internimage_xl_22k_384",
+    "internimage_h_22kto1k_640": "internimage_h_jointto22k_384",
+    "internimage_g_22kto1k_512": "internimage_g_jointto22k_384",
+}
+
 
 def expected_scores():
     """Name of a checkpoint -> its results, each with metric, value, views and split."""
@@ -145,11 +155,22 @@ def test_classes_and_detections_of_systems():
             assert row.max_detections == (100 if few else 300), row.name
 
 
+def test_labels_and_images_of_systems():
+    """The sizes of segmentation's images are in the golden data, see `test_checkpoints.py`."""
+    for row in SYSTEM_CHECKPOINTS:
+        assert row.reduce_labels == (row.dataset in FROM_ONE), row.name
+        if row.max_detections is not None:
+            edges = (1000, 2000) if row.size in ("h", "g") else (800, 1333)
+            assert (row.shortest_edge, row.longest_edge, row.size_divisor) == (*edges, 32), row.name
+            assert (row.crop_size, row.stride, row.scale_ratios, row.flip) == (None, None, (), False), row.name
+
+
 def test_classifiers():
     table = {row.name: (row.top1, row.reported_gflops, row.image_size) for row in CHECKPOINTS}
     assert table == CLASSIFIERS
     for row in CHECKPOINTS:
         assert row.num_labels == (21841 if row.top1 is None else 1000)
+        assert row.base == BASES.get(row.name)
 
 
 def test_index_of_the_cards():
