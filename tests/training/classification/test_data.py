@@ -2,12 +2,14 @@
 """Classification data: images of all kinds, labels of all kinds, folders, files, streams, errors."""
 
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tarfile
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from hf_internimage.training.classification import data as data_module
 from hf_internimage.training.classification.data import ClassificationDataArguments, load_data
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
 from hf_internimage.training.images import check_images, decode_image, target_size
+from hf_internimage.training.run import trainer_with_data
 from hf_internimage.training.streams import TrainingStream
 
 NAMES = ["ant", "bee", "cat"]
@@ -688,6 +691,29 @@ def test_stream_resumes_where_it_was(digits, tmp_path):
         assert sorted(keys) == sorted(map(zlib.crc32, digits[0]))
     assert [key for key, _ in whole[:COUNT]] != [key for key, _ in whole[COUNT : 2 * COUNT]]
     assert train("again", resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4")) == whole[40:]
+
+
+@pytest.mark.parametrize("buffer", [1, 4, 1000])
+def test_a_stream_keeps_as_many_images_as_shuffle_buffer_says(buffer, digits, tmp_path):
+    write_parquet(tmp_path / "a", *digits, shards=1)
+    data = load(tmp_path / "a", streaming=True)
+    training = TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none", max_steps=1)
+    options = ClassificationDataArguments(train_dir=str(tmp_path / "a"), streaming=True, shuffle_buffer=buffer)
+    stream = trainer_with_data(
+        SimpleNamespace,
+        SimpleNamespace(training=training, data=options, recipe=None),
+        data,
+        model=None,
+        processor=None,
+        make_augmentation=lambda: lambda image, key: torch.tensor(key[2]),  # after the seed and the epoch
+    ).train_dataset
+    place_of = {zlib.crc32(image): place for place, image in enumerate(digits[0])}
+    places = [place_of[int(example["pixel_values"])] for example in itertools.islice(stream, COUNT)]
+    assert sorted(places) == list(range(COUNT))
+    lead = max(place - turn for turn, place in enumerate(places))
+    assert lead <= buffer - 1
+    assert (lead == 0) == (buffer == 1)
+    assert (lead > 4) == (buffer == 1000)
 
 
 @pytest.fixture(scope="module")
