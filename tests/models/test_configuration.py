@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.golden_data import MANIFESTS, manifest, tiny_config
 from support.tiny_models import OPTIONS
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig
 
 import hf_internimage
 from hf_internimage import (
@@ -350,3 +350,21 @@ def test_a_field_that_did_nothing_is_still_taken():
     """init_std, of files saved before it was removed and of scripts that set it."""
     assert "init_std" not in InternImageDinoConfig(init_std=0.02).to_dict()
     assert "init_std" not in InternImageDinoConfig.from_dict({"init_std": 0.02}).to_dict()
+
+
+@pytest.mark.parametrize("name", ["num_stages", "num_hidden_layers", "to_dict", "save_pretrained"])
+def test_names_that_are_no_fields_cannot_be_set(name, tmp_path):
+    """Properties that follow from other fields, and methods."""
+    with pytest.raises(ValueError, match=f"has no field '{name}'"):
+        InternImageConfig(**{name: 3})
+    config = InternImageConfig.from_dict({name: 3})
+    assert config.to_dict() == InternImageConfig().to_dict()
+    assert config.num_stages == 4
+
+
+@pytest.mark.parametrize("auto_class", [AutoModelForImageClassification, InternImageForImageClassification, AutoModel])
+def test_misspelt_fields_are_named_when_a_model_is_loaded(auto_class, tmp_path):
+    InternImageForImageClassification(tiny_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no field 'chanels'; did you mean 'channels'"):
+        auto_class.from_pretrained(tmp_path, chanels=3)
+    assert auto_class.from_pretrained(tmp_path, drop_path_rate=0.3).config.drop_path_rate == 0.3

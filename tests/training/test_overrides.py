@@ -27,6 +27,19 @@ class Data:
     ("task", "fields", "message"),
     [
         (classification, {"config_overrides": {"chanels": 3}}, "InternImageConfig .* 'chanels'; .*'channels'"),
+        *(
+            (classification, {"config_overrides": {name: value}}, message)
+            for name, value, message in (
+                ("num_stages", 2, "has no field 'num_stages'"),
+                ("num_hidden_layers", 2, "has no field 'num_hidden_layers'"),
+                ("to_dict", 2, "has no field 'to_dict'"),
+                ("num_labels", 7, "config_overrides has num_labels, which the script sets"),
+                ("id2label", {"0": "a"}, "config_overrides has id2label, which the script sets"),
+                ("return_dict", False, "config_overrides has return_dict, which the script sets"),
+                ("dtype", "float16", "config_overrides has dtype, which the script sets"),
+                ("model_type", "vit", "config_overrides has model_type, which the script sets"),
+            )
+        ),
         (
             classification,
             {"config_overrides": {"hiden_sizes": [8]}, "model_type": "convnext"},
@@ -78,7 +91,7 @@ def test_contradictions_of_a_checkpoint_are_refused_before_it_is_loaded(task, co
     ("config", "fields"),
     [
         (tiny_config(), {"drop_rate": 0.1, "drop_path_type": "uniform", "with_cp": True, "image_size": 96}),
-        (tiny_config(), {"cls_scale": 2.0, "channels": 16, "depths": (1, 1, 2, 1), "num_hidden_layers": 4}),
+        (tiny_config(), {"cls_scale": 2.0, "channels": 16, "depths": (1, 1, 2, 1)}),
         (CONVNEXT, {"drop_path_rate": 0.1, "hidden_sizes": (8, 16)}),
         (tiny_dino_config(), {"num_denoising": 5, "label_noise_ratio": 0.1, "bbox_cost": 1.0, "auxiliary_loss": False}),
         (UPERNET, {"auxiliary_loss_weight": 0.1}),

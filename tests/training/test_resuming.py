@@ -143,11 +143,28 @@ def test_starting_anew_removes_the_earlier_checkpoints(again):
     count = steps(folder / "out")
     assert refused(*train("--resume_from_checkpoint=false", seed=3), "start anew with --overwrite_output_dir")
     (folder / "out" / "checkpoint-of-mine").mkdir()
-    assert train("--overwrite_output_dir", seed=3, num_train_epochs=1)[0] == 0
+    (folder / "out" / "checkpoint-777").mkdir()
+    (folder / "out" / "checkpoint-777" / "thesis.txt").write_text("of the user")
+    (folder / "elsewhere").mkdir()
+    (folder / "out" / "checkpoint-778").symlink_to(folder / "elsewhere")
+    earlier = {path.name for path in (folder / "out").glob("checkpoint-*")}
+    assert train("--overwrite_output_dir", learning_rate=-1.0)[0] == 1
+    assert {path.name for path in (folder / "out").glob("checkpoint-*")} == earlier, "refused, so nothing is lost"
+    # Trainer itself removes whatever is named checkpoint-N beyond save_total_limit.
+    assert train("--overwrite_output_dir", seed=3, num_train_epochs=1, save_total_limit=9)[0] == 0
     checkpoints = {path.name for path in (folder / "out").glob("checkpoint-*")}
-    assert checkpoints == {f"checkpoint-{count // 2}", "checkpoint-of-mine"}
+    assert checkpoints == {f"checkpoint-{count // 2}", "checkpoint-of-mine", "checkpoint-777", "checkpoint-778"}
+    assert (folder / "out" / "checkpoint-777" / "thesis.txt").exists()
     wrong = train("--overwrite_output_dir", f"--resume_from_checkpoint=out/checkpoint-{count // 2}")
     assert refused(*wrong, "overwrite_output_dir starts anew: leave out")
+
+
+@pytest.mark.slow
+def test_a_damaged_record_is_one_line(again):
+    _, folder, train = again
+    for checkpoint in (folder / "out").glob("checkpoint-*"):
+        (checkpoint / "run.json").write_text("{}")
+    assert refused(*train(seed=3), "run.json cannot be read (it lacks some of classes, data, model, settings)")
 
 
 @pytest.mark.slow

@@ -66,13 +66,14 @@ class CheckedConfig(PreTrainedConfig):
         content = dict(config_dict)
         unknown = {name: kwargs.pop(name, content.pop(name)) for name in unknown_fields(cls, content)}
         for name in unknown:
-            logger.warning_once(f"{no_field(cls, name)} It is kept, but no model reads it.")
-        if not kwargs.get("return_unused_kwargs"):  # else transformers passes them on, to the model
-            check_fields(cls, [name for name in unknown_fields(cls, kwargs) if _closest(cls, name)])
+            fate = "kept, but no model reads it" if is_settable(cls, name) else "ignored"
+            logger.warning_once(f"{no_field(cls, name)} It is {fate}.")
+        check_fields(cls, [name for name in unknown_fields(cls, kwargs) if _closest(cls, name)])
         result = super().from_dict(content, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
         for name, value in unknown.items():
-            setattr(config, name, value)
+            if is_settable(cls, name):
+                setattr(config, name, value)
         return result
 
     @classmethod
@@ -96,9 +97,18 @@ def check_fields(config_class: type[PreTrainedConfig], names: Iterable[str]) -> 
 
 def unknown_fields(config_class: type[PreTrainedConfig], names: Iterable[str]) -> list[str]:
     """Return those of the names that neither a configuration class nor transformers gives a meaning."""
-    known = {*dir(config_class), *config_class.attribute_map, *getattr(config_class, "_other_names", ())}
+    known = {name for name in (*dir(config_class), *config_class.attribute_map) if is_settable(config_class, name)}
+    known |= {*getattr(config_class, "_other_names", ())}
     known |= {*_LIBRARY_KEYS, *vars(PreTrainedConfig()), *vars(GenerationConfig())}
     return [name for name in names if name not in known and not name.startswith("_")]
+
+
+def is_settable(config_class: type[PreTrainedConfig], name: str) -> bool:
+    """Return False for private names, and those of methods and of properties that follow from other fields."""
+    if name.startswith("_"):
+        return False
+    attribute = getattr(config_class, config_class.attribute_map.get(name, name), None)
+    return attribute.fset is not None if isinstance(attribute, property) else not callable(attribute)
 
 
 def check_label_count(name: str, value: Any) -> int:
@@ -138,7 +148,7 @@ def _closest(config_class: type[PreTrainedConfig], name: str) -> list[str]:
     general = set(PreTrainedConfig.__dataclass_fields__)
     own = set(getattr(config_class, "__dataclass_fields__", ())) - general
     names = {*own, *config_class.attribute_map, *getattr(config_class, "_other_names", ()), *_LABEL_FIELDS}
-    return difflib.get_close_matches(name, sorted(field for field in names if not field.startswith("_")), n=2)
+    return difflib.get_close_matches(name, sorted(field for field in names if is_settable(config_class, field)), n=2)
 
 
 def _is_nested_deeper(value: Any, levels: int) -> bool:
@@ -163,6 +173,7 @@ __all__ = [
     "is_count",
     "is_finite_number",
     "is_integer",
+    "is_settable",
     "no_field",
     "unknown_fields",
 ]

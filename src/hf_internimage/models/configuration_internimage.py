@@ -135,7 +135,7 @@ class InternImageConfig(BackboneConfigMixin, CheckedConfig):
 
     model_type = "internimage"
     attribute_map = {"num_classes": "num_labels", "num_hidden_layers": "num_stages"}
-    _other_names = ("out_features", "out_indices", "stage_names")
+    _other_names = ("hidden_sizes", "out_features", "out_indices", "stage_names")
 
     core_op: str = "DCNv3"
     num_channels: int = 3

@@ -8,11 +8,13 @@ from transformers import PreTrainedConfig
 
 from ..heads import FREE_FIELDS
 from ..models import auto
-from ..models.checked_configuration import no_field
+from ..models.checked_configuration import is_settable, no_field
 from .command_line import UsageError
 
 # Free in a new model, but new tensors beside trained ones in a checkpoint.
 _SHAPES = {"layer_scale", "num_channels"}
+# Fields that all configurations have: names of labels, kinds of outputs, dtype ...
+_GENERAL = {*vars(PreTrainedConfig()), "model_type", "num_labels", "num_classes"}
 # Parts of the names of fields that matter in training only, in configurations of transformers.
 _TRAINING_WORDS = (
     "aux",
@@ -30,10 +32,12 @@ _TRAINING_WORDS = (
 
 
 def check_overrides(option: str, config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:
-    """Raise UsageError, with the closest names, for a field that the configuration does not have."""
+    """Raise UsageError for a field that the configuration does not have, or that is not of the architecture."""
     for name in fields:
-        if not hasattr(config, name):
+        if not hasattr(config, name) or not is_settable(type(config), name):
             raise UsageError(f"{option}: {no_field(type(config), name)}")
+        if name in _GENERAL:
+            raise UsageError(f"{option} has {name}, which the script sets from the data and its other options.")
 
 
 def refuse_contradictions(option: str, checkpoint: str, config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from .command_line import UsageError
 from .images import Augmented
 from .interrupt import saving_on_interrupt
 from .plots import draw_training
-from .run_record import refuse_other_run, remove_earlier_run, run_record
+from .run_record import RemoveEarlierRunCallback, refuse_other_run, run_record
 from .streams import TrainingStream
 from .trainer import EpochCallback, RecipeTrainer, last_complete_checkpoint
 
@@ -42,7 +42,8 @@ class RunArguments:
     """Settings of a run that all tasks have."""
 
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start anew: delete the checkpoints that an earlier training left there."}
+        default=False,
+        metadata={"help": "Start anew; the checkpoints of an earlier training are deleted after the first step."},
     )
     ignore_data_changes: bool = field(
         default=False,
@@ -116,9 +117,7 @@ def run_training(arguments: Any, task: Task) -> None:
     if training.do_train:
         trainer.record = run_record(arguments, data, model.config)
         if overwrite:
-            with training.main_process_first(local=False, desc="removing the earlier training"):
-                if trainer.is_world_process_zero():
-                    remove_earlier_run(output)
+            trainer.add_callback(RemoveEarlierRunCallback(trainer))
         else:
             refuse_other_run(trainer.record, checkpoint or output, arguments.run.ignore_data_changes)
         with saving_on_interrupt(trainer) if arguments.run.save_on_interrupt else nullcontext():

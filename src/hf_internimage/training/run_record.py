@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .command_line import UsageError
 from .json_files import json_text
 from .sources import listed
-from .trainer import RECORD_NAME
+from .trainer import CHECKPOINT_FILES, RECORD_NAME
 
 logger = logging.get_logger(__name__)
 
@@ -82,6 +83,8 @@ def refuse_other_run(record: Mapping[str, Any], folder: Path, ignore_data_change
     """
     try:
         earlier = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        if not isinstance(earlier, dict) or not earlier.keys() >= record.keys():
+            raise ValueError(f"it lacks some of {', '.join(record)}")
     except FileNotFoundError:
         if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             logger.warning(f"{folder} has no {RECORD_NAME}: it may belong to other data, or another model.")
@@ -108,11 +111,30 @@ def refuse_other_run(record: Mapping[str, Any], folder: Path, ignore_data_change
 
 
 def remove_earlier_run(output: Path) -> None:
-    """Remove the checkpoints and the record of an earlier training from an output folder."""
+    """Remove the checkpoints and the record of an earlier training from an output folder.
+
+    Folders of such names that no training wrote stay, and so do links.
+    """
     for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdigit():
+        is_numbered = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdigit()
+        if is_numbered and not folder.is_symlink() and any((folder / name).exists() for name in CHECKPOINT_FILES):
             shutil.rmtree(folder)
     (output / RECORD_NAME).unlink(missing_ok=True)
+
+
+class RemoveEarlierRunCallback(TrainerCallback):
+    """Remove an earlier training from the output folder after the first step of the new one, which may fail before."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self._is_done = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._is_done:
+            if self.trainer.is_world_process_zero():
+                remove_earlier_run(Path(args.output_dir))
+            self.trainer.accelerator.wait_for_everyone()
+        self._is_done = True
 
 
 def _arguments(*groups: Any) -> dict[str, Any]:
@@ -171,4 +193,4 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-__all__ = ["refuse_other_run", "remove_earlier_run", "run_record"]
+__all__ = ["RemoveEarlierRunCallback", "refuse_other_run", "remove_earlier_run", "run_record"]

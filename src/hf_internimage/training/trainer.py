@@ -32,6 +32,8 @@ from .streams import TrainingStream
 logger = logging.get_logger(__name__)
 RECORD_NAME = "run.json"  # see `run_record`
 _PROCESS_COUNT_NAME = "processes.json"  # holds the number of processes that wrote a checkpoint
+# One of them is in each checkpoint, however little of it was written.
+CHECKPOINT_FILES = (_PROCESS_COUNT_NAME, TRAINER_STATE_NAME, RECORD_NAME)
 
 
 @dataclass
