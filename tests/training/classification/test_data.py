@@ -716,6 +716,18 @@ def test_a_stream_keeps_as_many_images_as_shuffle_buffer_says(buffer, digits, tm
     assert (lead > 4) == (buffer == 1000)
 
 
+@pytest.mark.parametrize(("workers", "used"), [(0, 0), (1, 1), (8, 1)])
+def test_a_stream_has_no_more_workers_than_shards(workers, used, digits, tmp_path):
+    """Others would have nothing to read, and PyTorch and datasets warn of them."""
+    write_parquet(tmp_path / "a", *digits, shards=1)
+    data = load(tmp_path / "a", streaming=True)
+    stream = TrainingStream(data.train, data.training_transform(key_as_pixels), 0)
+    training = TrainingArguments(
+        output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none", dataloader_num_workers=workers
+    )
+    assert stream.loader(training, 4, None).num_workers == used
+
+
 @pytest.fixture(scope="module")
 def two_processes(digits, tmp_path_factory):
     """Run trainings on streams in two processes with two workers each."""
