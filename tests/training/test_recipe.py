@@ -507,3 +507,15 @@ def test_a_random_crop_may_be_the_whole_image(monkeypatch):
     arguments = AugmentationArguments(crop_scale_min=1, crop_ratio_max=1)
     augment = Augmentation((8, 8), [0.5] * 3, [0.5] * 3, arguments)
     assert augment.crop(Image.new("RGB", (16, 16)), np.random.default_rng(0)).size == (8, 8)
+
+
+@pytest.mark.parametrize("size", [(90, 4), (4, 90)], ids=["wide", "high"])
+def test_where_no_random_crop_fits_the_middle_is_taken(size):
+    """No part of the whole area has a ratio of at most 4 / 3: the largest one in the middle is resized."""
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    arguments = AugmentationArguments(crop_scale_min=1)
+    augment = Augmentation((8, 8), [0.5] * 3, [0.5] * 3, arguments)
+    middle = (43, 0, 47, 4) if size[0] > 4 else (0, 43, 4, 47)
+    expected = Image.fromarray(noise).resize((8, 8), Image.Resampling.BICUBIC, box=middle)
+    for seed in range(4):
+        assert augment.crop(Image.fromarray(noise), np.random.default_rng(seed)).tobytes() == expected.tobytes()

@@ -214,3 +214,14 @@ def test_a_crop_with_exactly_the_share_is_drawn_again(most, left):
     augment = augmentation(crop_size=[4, 4], crop_most_of_a_class=most)
     _, cropped_labels = augment.crop(np.zeros((4, 8, 3), np.uint8), labels, generator)
     assert np.array_equal(cropped_labels, labels[:, left : left + 4])
+
+
+def test_ten_crops_are_drawn_at_most():
+    """Of a map of one class none is good: the last one is taken."""
+    bounds = []
+    generator = SimpleNamespace(integers=lambda bound: bounds.append(bound) or len(bounds) % 5)
+    augment = augmentation(crop_size=[4, 4], crop_most_of_a_class=0.75)
+    pixels = np.arange(8 * 9 * 3, dtype=np.uint8).reshape(8, 9, 3)
+    cropped, _ = augment.crop(pixels, np.zeros((8, 9), int), generator)
+    assert bounds == [5, 6] * 10  # tops of 8 rows, lefts of 9 columns
+    assert np.array_equal(cropped, pixels[4:8, :4])
