@@ -38,20 +38,24 @@ def parse():
 
 def checks_of(names):
     """The checks {part.check: function}, all or those of some parts or names."""
-    checks = {}
+    checks, known = {}, set(PARTS)
     for part in PARTS:
         if names is None or any(name.split(".")[0] == part for name in names):
             for function in importlib.import_module(f"fuzz.{part}").CHECKS:
                 name = f"{part}.{function.__name__}"
+                known.add(name)
                 if names is None or part in names or name in names:
                     checks[name] = function
-    if not checks:
-        sys.exit(f"make fuzz: --only is {' '.join(names)}, expected some of {', '.join(PARTS)} or their checks.")
+    for name in names or ():
+        if name not in known:
+            part = name.split(".")[0]
+            places = sorted(name for name in known if name.startswith(f"{part}.")) if part in PARTS else PARTS
+            sys.exit(f"make fuzz: --only is {name}, expected some of {', '.join(places)}.")
     return checks
 
 
 def run_checks(arguments):
-    """Run the checks in turns; write the seed under way to the file `current`, and failures to standard output."""
+    """Run the checks for equal times; write the seed under way to the file `current`, failures to standard output."""
     import torch
 
     if os.environ.get(LIBRARY_VARIABLE):
@@ -61,24 +65,22 @@ def run_checks(arguments):
         assert native.library()._name == os.environ[LIBRARY_VARIABLE]
     torch.set_num_threads(2)  # kernels that share memory wrongly need two
     checks, counts, failures = checks_of(arguments.only), Counter(), 0
-    end, seed = time.monotonic() + arguments.seconds, arguments.seed
-    while time.monotonic() < end:
-        for name, check in checks.items():
-            arguments.current.write_text(f"{seed} {name}")
-            torch.manual_seed(seed)
-            try:
-                check(random.Random(f"{name} {seed}"))
-            except Exception:
-                failures += 1
-                print(f"{traceback.format_exc()}\nFAILED {name}: {again(name, seed)}\n", flush=True)
-            counts[name] += 1
-            if time.monotonic() >= end and not arguments.once:
-                break
-        seed += 1
-        if arguments.once:
-            break
+    spent = dict.fromkeys(checks, 0.0)  # seconds
+    end = time.monotonic() + arguments.seconds
+    while time.monotonic() < end if not arguments.once else len(counts) < len(checks):
+        name = min(checks, key=lambda name: (spent[name], counts[name]))
+        start, seed = time.monotonic(), arguments.seed + counts[name]
+        arguments.current.write_text(f"{seed} {name}")
+        torch.manual_seed(seed)
+        try:
+            checks[name](random.Random(f"{name} {seed}"))
+        except Exception:
+            failures += 1
+            print(f"{traceback.format_exc()}\nFAILED {name}: {again(name, seed)}\n", flush=True)
+        counts[name] += 1
+        spent[name] += time.monotonic() - start
     for name, count in counts.items():
-        print(f"{count:7} {name}")
+        print(f"{count:7} draws, {spent[name]:5.0f} s  {name}")
     return failures
 
 
@@ -113,7 +115,7 @@ def main():
             command += ["--only", *arguments.only] if arguments.only else []
             status = subprocess.run([str(part) for part in command], env=environment).returncode
             failed = failed or status != 0
-            if status >= 0 and current.exists() and status <= 100 or arguments.once:
+            if (0 <= status <= 100 and current.exists()) or arguments.once:
                 break
             number, name = current.read_text().split()
             deaths += 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Drawn calls of the operator: results, arguments that cannot work, derivatives, saved tensors that come back changed."""
+"""Drawn calls of the operator: results, arguments that cannot work, derivatives, changed saved tensors."""
 
 import contextlib
 import functools

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Run code in a process forked from one that has imported PyTorch, and nothing else, once for all tests of a worker.
+"""Run code in a process forked from one that has imported PyTorch once for all tests of a worker.
 
-Neither transformers nor huggingface_hub is imported in that process: they read the environment when they are.
-Run as a script, this file is the process that forks: requests come as lines of JSON, exit codes go back.
+Unless asked for, nothing else is imported in that process: transformers and huggingface_hub read the environment when
+they are. Run as a script, this file is the process that forks: its arguments are further modules to import, requests
+come as lines of JSON, exit codes go back.
 """
 
 import functools
@@ -47,7 +48,7 @@ def run_code(code: str, environment: dict, folder: str, cwd: str) -> int:
 
 def serve() -> None:
     """Fork a process for each request on standard input, and write its exit code to standard output."""
-    for name in PRELOADED:
+    for name in (*PRELOADED, *sys.argv[1:]):
         importlib.import_module(name)
     for line in sys.stdin:
         process = os.fork()
@@ -60,18 +61,28 @@ def serve() -> None:
 
 
 @functools.cache
-def server() -> subprocess.Popen:
-    """Start the process that forks; it ends with this one, when its standard input is closed."""
+def server(*modules: str) -> subprocess.Popen:
+    """Start a process that forks; it ends with this one, when its standard input is closed."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, __file__], **pipes)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)} if modules else None
+    return subprocess.Popen([sys.executable, __file__, *modules], env=environment, **pipes)
 
 
-def run_forked(code: str, environment: dict, folder: Path) -> tuple[int, str, str]:
-    """Return the exit code, the standard output and the errors."""
-    request = {"code": code, "environment": environment, "folder": str(folder), "cwd": os.getcwd()}
-    server().stdin.write(json.dumps(request) + "\n")
-    server().stdin.flush()
-    status = int(server().stdout.readline())
+def run_forked(code: str, environment: dict, folder: Path, *modules: str, cwd: Path | None = None) -> tuple:
+    """Return the exit code, the standard output and the errors.
+
+    Args:
+        code: to run.
+        environment: variables of its process.
+        folder: for the files of its output.
+        modules: imported before, once for all calls with the same ones.
+        cwd: working directory; this process's own if None.
+    """
+    request = {"code": code, "environment": environment, "folder": str(folder), "cwd": str(cwd or os.getcwd())}
+    forking = server(*modules)
+    forking.stdin.write(json.dumps(request) + "\n")
+    forking.stdin.flush()
+    status = int(forking.stdout.readline())
     return status, *((folder / name).read_text() for name in ("stdout", "stderr"))
 
 
