@@ -261,3 +261,18 @@ def test_a_token_that_a_server_sends_back_is_not_shown(tmp_path, capsys):
 
     assert run_script(lambda argv: SimpleNamespace(training=training, run=RunArguments()), run, []) == 1
     assert capsys.readouterr().err == "error: 401: sent Bearer [token] and [token]\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--per_device_train_batch_size=0", "per_device_train_batch_size is 0, expected at least 1"),
+        ("--per_device_eval_batch_size=-1", "per_device_eval_batch_size is -1, expected at least 1"),
+        ("--gradient_accumulation_steps=0", "gradient_accumulation_steps is 0, expected at least 1"),
+        ("--num_train_epochs=0", "num_train_epochs is 0, expected more than 0"),
+    ],
+)
+def test_numbers_that_train_nothing(option, message, tmp_path, capsys):
+    arguments = [f"--train_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}", "--use_cpu=true", option]
+    assert classification.main(arguments) == 1
+    assert message in capsys.readouterr().err

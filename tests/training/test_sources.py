@@ -7,7 +7,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 
 from hf_internimage.training import sources
-from hf_internimage.training.sources import SourceArguments
+from hf_internimage.training.sources import SourceArguments, list_files
 
 COUNT = 23
 LABELS = np.arange(COUNT) % 4
@@ -79,3 +79,19 @@ def test_columns_of_images():
         sources.find_image_column(features, None)
     with pytest.raises(ValueError, match="'number' is none of images; set label_column_name"):
         sources.find_image_column(features, "number", "label_column_name", ["mask"])
+
+
+@pytest.mark.parametrize("target", ["..", "."])
+def test_links_that_never_end(target, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "loop").symlink_to(target)
+    with pytest.raises(ValueError, match="loop is a link to a folder around it, which never ends"):
+        list_files(str(tmp_path))
+
+
+def test_links_to_other_folders_are_followed(tmp_path):
+    for folder in ("data", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "elsewhere" / "1.png").touch()
+    (tmp_path / "data" / "a").symlink_to(tmp_path / "elsewhere")
+    assert list_files(str(tmp_path / "data")) == [str(tmp_path / "data" / "a" / "1.png")]

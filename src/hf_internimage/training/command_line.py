@@ -101,6 +101,11 @@ def parse(
             raise UsageError(f"The settings file {argument} comes after an option; put settings files first.")
     if all(getattr(chosen, name) is None for name in actions):
         parser.set_defaults(do_train=True, do_eval=True)
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(chosen, name) < 1:
+            raise UsageError(f"{name} is {getattr(chosen, name)}, expected at least 1.")
+    if chosen.do_train is not False and chosen.max_steps <= 0 and chosen.num_train_epochs <= 0:
+        raise UsageError(f"num_train_epochs is {chosen.num_train_epochs:g}, expected more than 0.")
     try:
         if chosen.total_train_batch_size is not None:  # before the training arguments: DeepSpeed takes the number there
             steps = accumulation_steps(

@@ -75,6 +75,12 @@ class DivergenceCallback(TrainerCallback):
         if weights and not weights_are_finite(self.trainer.model):
             raise self._error(f"the weights after step {step} are not finite numbers")
 
+    def refuse_evaluation(self, metrics: Mapping[str, Any] | None) -> None:
+        """Raise FloatingPointError if the loss of a trained model's evaluation is not finite."""
+        for name, value in (metrics or {}).items():
+            if self.trainer.args.do_train and name.endswith("_loss") and not math.isfinite(value):
+                raise self._error(f"{name} after step {self.trainer.state.global_step} is {value}")
+
     def _error(self, problem: str) -> FloatingPointError:
         return FloatingPointError(
             f"The training has diverged: {problem}. Nothing more was saved; start anew with a lower learning_rate (now "

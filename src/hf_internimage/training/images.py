@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset, DownloadConfig, IterableDataset
 from datasets.utils.file_utils import xopen
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from transformers.utils import logging
 
@@ -92,6 +92,8 @@ def _decode(image: bytes | Image.Image, name: str, max_pixels: int) -> tuple[Ima
         raise
     except WrongPixelsError as error:
         raise BadImageError(f"{name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise BadImageError(f"{name}: cannot be decoded (no known format); replace or remove the file.") from error
     except Exception as error:  # damaged bytes can make Pillow's parsers raise anything
         raise BadImageError(f"{name}: cannot be decoded ({error}); replace or remove the file.") from error
 

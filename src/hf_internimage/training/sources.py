@@ -320,6 +320,10 @@ def list_files(folder: str) -> list[str]:
     """Return the paths of all files below a folder except hidden ones, in the same order everywhere."""
     paths = []
     for parent, folders, names in os.walk(folder, followlinks=True):
+        for name in folders:
+            path = os.path.join(parent, name)
+            if os.path.islink(path) and Path(parent).resolve().is_relative_to(Path(path).resolve()):
+                raise ValueError(f"{path} is a link to a folder around it, which never ends; remove the link.")
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths += [os.path.join(parent, name) for name in sorted(names) if not name.startswith(".")]
     return paths

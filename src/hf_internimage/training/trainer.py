@@ -260,11 +260,15 @@ class RecipeTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.evaluation_weights():
-            return super().evaluate(*args, **kwargs)
+            metrics = super().evaluate(*args, **kwargs)
+        self.divergence.refuse_evaluation(metrics)
+        return metrics
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         with self.evaluation_weights():
-            return super().predict(*args, **kwargs)
+            output = super().predict(*args, **kwargs)
+        self.divergence.refuse_evaluation(output.metrics)
+        return output
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

@@ -206,7 +206,7 @@ JPEG = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64
 UNREADABLE = {
     "truncated JPEG": (JPEG[: len(JPEG) // 2], "cannot be decoded"),
     "truncated PNG": (encoded(solid("RGB", RED, (600, 400)))[:200], "cannot be decoded"),
-    "text": (b"not an image", "cannot be decoded"),
+    "text": (b"not an image", r"cannot be decoded \(no known format\)"),
     "empty": (b"", "is empty"),
     "negative floats": (encoded(Image.fromarray(np.full((4, 6), -1.0, np.float32)), "TIFF"), "from -1 to -1"),
     "not a number": (encoded(Image.fromarray(np.full((4, 6), np.nan, np.float32)), "TIFF"), "32-bit pixels"),

@@ -483,6 +483,22 @@ def test_steps_that_the_scaler_leaves_out_are_no_divergence_until_there_are_too_
         run.train()
 
 
+@pytest.mark.parametrize("way", ["evaluate", "predict"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_evaluation_whose_loss_is_no_number_is_divergence_too(trained, way, tmp_path):
+    """Weights of 1e30 are finite, and what they compute is not."""
+    run = trainer(tmp_path, do_train=trained)
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.fill_(1e30)
+    data = run.eval_dataset
+    if trained:
+        with pytest.raises(FloatingPointError, match=r"The training has diverged: [a-z]+_loss after step 0 is nan"):
+            getattr(run, way)(data)
+    else:
+        getattr(run, way)(data)
+
+
 def test_json_holds_no_nan(tmp_path):
     def refuse(constant):
         raise AssertionError(constant)
