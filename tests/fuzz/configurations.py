@@ -147,7 +147,8 @@ def files_load_or_are_named(draw):
         try:
             if processor:
                 loaded = InternImageImageProcessorPil.from_pretrained(folder)
-                loaded(torch.zeros(3, 40, 50).numpy(), return_tensors="pt")
+                pixels = loaded(torch.zeros(3, 40, 50).numpy(), return_tensors="pt").pixel_values
+                assert pixels.isfinite().all(), f"{key}={content[key]!r} makes pixels that are not finite"
             else:
                 config = InternImageConfig.from_pretrained(folder)
                 with torch.device("meta"):

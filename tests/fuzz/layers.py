@@ -9,6 +9,7 @@ from support.changed_tensors import CHANGES, changed_saved_tensor
 from support.fused_layers import KINDS
 from support.golden_data import awaken, tiny_config
 from torch import nn
+from torch.func import functional_call, grad, jvp, vmap
 
 from hf_internimage import InternImageForImageClassification
 from hf_internimage.models.layers_internimage import InternImageDropPath
@@ -164,7 +165,45 @@ def models_equal_their_modules(draw):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * max(1.0, expected.abs().max().item()))
 
 
+def transforms_equal_loops(draw):
+    """A model under `vmap`, with a gradient for each image, and in forward mode, against one image at a time."""
+    fields = {"post_norm": draw.random() < 0.5, "layer_scale": draw.choice((None, 0.5))}
+    model = awaken(InternImageForImageClassification(tiny_config(depths=[1, 1, 1, 1], **fields))).eval()
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    images, way = torch.randn(2, 2, 3, 32, draw.choice((32, 40)))
+
+    def logits(parameters, image):
+        return functional_call(model, parameters, (image[None],)).logits[0]
+
+    def slopes(parameters, image):
+        return grad(lambda tensors: logits(tensors, image).square().sum())(parameters)
+
+    kind = draw.choice(("values", "gradients", "forward mode"))
+    if kind == "values":
+        found = {"logits": vmap(logits, (None, 0))(parameters, images)}
+        expected = {"logits": torch.stack([model(image[None]).logits[0] for image in images])}
+    elif kind == "gradients":
+        found = vmap(slopes, (None, 0))(parameters, images)
+        alone = []
+        for image in images:
+            loss = model(image[None]).logits.square().sum()
+            alone.append(torch.autograd.grad(loss, [model.get_parameter(name) for name in parameters]))
+        expected = dict(zip(parameters, map(torch.stack, zip(*alone, strict=True)), strict=True))
+    else:
+        found = {"change": jvp(lambda image: logits(parameters, image), (images[0],), (way[0],))[1]}
+        exact, image, step = copy.deepcopy(model).double(), images[0].double(), 1e-5 * way[0].double()
+        with torch.no_grad():
+            ahead, behind = (exact(changed[None]).logits[0] for changed in (image + step, image - step))
+        expected = {"change": ((ahead - behind) / 2e-5).float()}
+    for name, tensor in expected.items():
+        scale = max(1.0, tensor.abs().max().item())
+        torch.testing.assert_close(
+            found[name].detach(), tensor.detach(), rtol=0, atol=1e-3 * scale, msg=f"{kind} {name}"
+        )
+
+
 CHECKS = (
+    transforms_equal_loops,
     fused_equals_plain,
     second_order_equals_plain,
     changed_saved_tensors_are_refused,
