@@ -16,6 +16,8 @@ try:
     from hf_internimage.training.detection.main import main
 except ModuleNotFoundError as error:
     sys.exit(f'error: {error.name} is missing: pip install "hf-internimage[train]"')
+except KeyboardInterrupt:
+    sys.exit("interrupted.")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_UNFINISHED = ".unfinished"
+_UNFINISHED = ".hf_internimage.unfinished"
 
 
 @contextmanager

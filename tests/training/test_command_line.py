@@ -129,6 +129,13 @@ def test_ctrl_c_saves_a_checkpoint_if_asked_to(workers, tmp_path, capsys):
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
 
 
+def test_ctrl_c_after_the_last_step_is_not_lost(tmp_path):
+    run = trainer(tmp_path)
+    with pytest.raises(KeyboardInterrupt), saving_on_interrupt(run):
+        run.train()
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_ctrl_c_twice_stops_at_once(tmp_path):
     class Twice(InterruptAt):
         def on_step_begin(self, *args, **kwargs):

@@ -159,6 +159,41 @@ def test_starting_anew_removes_the_earlier_checkpoints(again):
     assert refused(*wrong, "overwrite_output_dir starts anew: leave out")
 
 
+def remove(path):
+    path.unlink()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def change_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("optimizer.pt", remove, "optimizer.pt is missing"),
+        ("optimizer.pt", cut, "optimizer.pt is damaged"),
+        ("optimizer.pt", change_a_byte, "optimizer.pt is damaged"),
+        ("scheduler.pt", remove, "scheduler.pt is missing"),
+        ("scheduler.pt", cut, "scheduler.pt is damaged"),
+        ("model.safetensors", cut, "model.safetensors is damaged"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_damaged_checkpoints_are_not_gone_on_from(name, damage, message, again):
+    """Trainer begins with a new optimizer and schedule where their files are missing, and says nothing."""
+    _, folder, train = again
+    for checkpoint in (folder / "out").glob("checkpoint-*"):
+        damage(checkpoint / name)
+    assert refused(*train(num_train_epochs=3), message, "choose another checkpoint")
+
+
 @pytest.mark.slow
 def test_a_damaged_record_is_one_line(again):
     _, folder, train = again

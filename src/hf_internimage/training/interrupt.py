@@ -53,6 +53,8 @@ def saving_on_interrupt(trainer: Trainer) -> Iterator[None]:
     previous = signal.signal(signal.SIGINT, request)
     try:
         yield
+        if callback.requested:  # after the last step
+            raise KeyboardInterrupt
     finally:
         signal.signal(signal.SIGINT, previous)
         trainer.remove_callback(callback)

@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -127,6 +129,35 @@ def find_best_checkpoint(checkpoint: Path) -> None:
         logger.warning(f"The best checkpoint, {name}, is gone: the best from now on is kept.")
         state.update(best_model_checkpoint=None, best_metric=None, best_global_step=None)
     write_json(state, path)
+
+
+def check_checkpoint(folder: Path, *, sharded: bool) -> None:
+    """Raise ValueError, naming the file, if a checkpoint is damaged, or lacks the states of optimizer and schedule.
+
+    Without these, Trainer would begin with new ones. Archives are compared with their checksums.
+
+    Args:
+        folder: the checkpoint.
+        sharded: whether FSDP or DeepSpeed wrote it, under names of their own.
+    """
+    advice = "choose another checkpoint with --resume_from_checkpoint, or start anew with --overwrite_output_dir"
+    for name in () if sharded else (OPTIMIZER_NAME, SCHEDULER_NAME):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing, so that the training cannot go on from there: {advice}.")
+    for path in sorted(folder.iterdir()):
+        try:
+            if path.suffix in (".pt", ".pth", ".bin"):
+                with zipfile.ZipFile(path) as archive:
+                    is_whole = archive.testzip() is None
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    is_whole = True
+            else:
+                continue
+        except (zipfile.BadZipFile, SafetensorError):
+            is_whole = False
+        if not is_whole:
+            raise ValueError(f"{path} is damaged: {advice}.")
 
 
 class RecipeTrainer(Trainer):
@@ -318,6 +349,7 @@ class RecipeTrainer(Trainer):
         """
         refuse_single_images(self)
         if checkpoint is not None:
+            check_checkpoint(checkpoint, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
             logger.warning(f"Resuming from {checkpoint}.")
             with self.args.main_process_first(local=False, desc="reading the checkpoint"):
                 if self.is_world_process_zero():
@@ -414,4 +446,11 @@ class _AverageCallback(TrainerCallback):
             self.trainer.average.update(state.global_step)
 
 
-__all__ = ["EpochCallback", "RecipeArguments", "RecipeTrainer", "accumulation_steps", "last_complete_checkpoint"]
+__all__ = [
+    "EpochCallback",
+    "RecipeArguments",
+    "RecipeTrainer",
+    "accumulation_steps",
+    "check_checkpoint",
+    "last_complete_checkpoint",
+]
