@@ -41,7 +41,7 @@ try:
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
     from sklearn.datasets import load_digits
 except ModuleNotFoundError as error:
-    sys.exit(f'error: {error.name} is missing: pip install "hf-internimage[demo]"')
+    sys.exit(f'error: {error.name or error} is missing: pip install "hf-internimage[demo]"')
 
 SIZE = 32  # pixels the processor enlarges the scans to; the stem then makes a map of 8x8 again
 BATCH_SIZE = 64

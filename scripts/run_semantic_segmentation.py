@@ -15,7 +15,7 @@ if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 try:
     from hf_internimage.training.segmentation.main import main
 except ModuleNotFoundError as error:
-    sys.exit(f'error: {error.name} is missing: pip install "hf-internimage[train]"')
+    sys.exit(f'error: {error.name or error} is missing: pip install "hf-internimage[train]"')
 except KeyboardInterrupt:
     sys.exit("interrupted.")
 

@@ -131,9 +131,14 @@ def test_ctrl_c_saves_a_checkpoint_if_asked_to(workers, tmp_path, capsys):
 
 def test_ctrl_c_after_the_last_step_is_not_lost(tmp_path):
     run = trainer(tmp_path)
-    with pytest.raises(KeyboardInterrupt), saving_on_interrupt(run):
-        run.train()
-        signal.raise_signal(signal.SIGINT)
+
+    def train_and_be_stopped():
+        with saving_on_interrupt(run):
+            run.train()
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_and_be_stopped()
 
 
 def test_ctrl_c_twice_stops_at_once(tmp_path):

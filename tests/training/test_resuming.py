@@ -195,6 +195,16 @@ def test_damaged_checkpoints_are_not_gone_on_from(name, damage, message, again):
 
 
 @pytest.mark.slow
+def test_checkpoints_of_models_alone_are_not_overwritten(again):
+    _, folder, train = again
+    for checkpoint in (folder / "out").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (folder / "out" / "run.json").unlink()
+    assert train(save_only_model="true")[0] == 0
+    assert refused(*train(save_only_model="true"), "out has checkpoints of save_only_model, from which no training")
+
+
+@pytest.mark.slow
 def test_a_damaged_record_is_one_line(again):
     _, folder, train = again
     for checkpoint in (folder / "out").glob("checkpoint-*"):

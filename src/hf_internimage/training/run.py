@@ -159,6 +159,11 @@ def find_checkpoint(training: TrainingArguments, overwrite: bool = False) -> Pat
     if overwrite:
         return None
     last = last_complete_checkpoint(str(training.output_dir))
+    if last is None and training.save_only_model and any(Path(str(training.output_dir)).glob("checkpoint-*/model*")):
+        raise UsageError(
+            f"{training.output_dir} has checkpoints of save_only_model, from which no training goes on: start anew with "
+            "--overwrite_output_dir, or choose another output_dir."
+        )
     if name in (None, True, "true", "True"):
         return last
     if name in (False, "false", "False"):
