@@ -161,8 +161,8 @@ def find_checkpoint(training: TrainingArguments, overwrite: bool = False) -> Pat
     last = last_complete_checkpoint(str(training.output_dir))
     if last is None and training.save_only_model and any(Path(str(training.output_dir)).glob("checkpoint-*/model*")):
         raise UsageError(
-            f"{training.output_dir} has checkpoints of save_only_model, from which no training goes on: start anew with "
-            "--overwrite_output_dir, or choose another output_dir."
+            f"{training.output_dir} has checkpoints of save_only_model, from which no training goes on: start anew "
+            "with --overwrite_output_dir, or choose another output_dir."
         )
     if name in (None, True, "true", "True"):
         return last
