@@ -117,6 +117,13 @@ def test_parameters_and_system_of_every_file(row):
         assert find_system([f"module.{name}" for name in shapes]).name == row.system
 
 
+def test_files_of_one_shape_have_as_many_parameters():
+    """The shapes of only one row of each system, size and number of classes are counted above."""
+    counts = {(row.system, row.size, row.num_labels): row.parameters for row in ONE_OF_EACH_SHAPE}
+    for row in SYSTEM_CHECKPOINTS:
+        assert row.parameters == counts[row.system, row.size, row.num_labels], row.name
+
+
 # What the authors' model zoo says, in millions.
 REPORTED = {
     "segformer": {"l": 220, "xl": 330},

@@ -195,11 +195,13 @@ def test_output_forms():
 
 def test_training_uses_denoising_and_every_parameter_gets_a_gradient():
     model = tiny_dino(num_denoising=4).train()
-    outputs = model(images(), labels=objects())
+    outputs = model(images(), labels=objects(), output_hidden_states=True)
     outputs.loss.backward()
-    assert outputs.logits.shape == (2, 20, 5)  # without the denoising queries
-    assert outputs.last_hidden_state.shape == (2, 20, 64)
-    assert [layer["pred_boxes"].shape for layer in outputs.auxiliary_outputs] == [(2, 20, 4)]
+    # without the denoising queries
+    assert (outputs.logits.shape, outputs.pred_boxes.shape) == ((2, 20, 5), (2, 20, 4))
+    assert {states.shape for states in (outputs.last_hidden_state, *outputs.decoder_hidden_states)} == {(2, 20, 64)}
+    ((logits, boxes),) = ((layer["logits"], layer["pred_boxes"]) for layer in outputs.auxiliary_outputs)
+    assert (logits.shape, boxes.shape) == ((2, 20, 5), (2, 20, 4))
     assert {"loss_ce", "loss_bbox_0", "loss_giou_enc", "loss_ce_dn"} <= set(outputs.loss_dict)
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert model.label_embeddings.weight.grad.any()
@@ -504,6 +506,7 @@ def test_configuration_defaults():
     [
         ({"d_model": 48}, "d_model is 48, expected a multiple of 32"),
         ({"d_model": 96, "encoder_attention_heads": 5}, "d_model is 96, expected a multiple of 160"),
+        ({"d_model": 96, "decoder_attention_heads": 5}, r"multiple of 160: .* the heads \(8 and 5\)"),
         ({"num_labels": 0}, "num_labels is 0, expected an integer of at least 1"),
         ({"num_queries": 0}, "num_queries is 0, expected an integer of at least 1"),
         ({"encoder_ffn_dim": 10**30}, "encoder_ffn_dim is 10*, expected .* at most 100000"),
@@ -525,6 +528,49 @@ def test_configuration_defaults():
 def test_configurations_that_cannot_work(fields, message):
     with pytest.raises(ValueError, match=message):
         InternImageDinoConfig(**fields)
+
+
+RATES = ("dropout", "attention_dropout", "activation_dropout", "label_noise_ratio")
+WEIGHTS = (
+    *("box_noise_scale", "class_cost", "bbox_cost", "giou_cost"),
+    *("class_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient"),
+)
+COUNTS = (
+    *("d_model", "num_feature_levels", "num_queries", "num_labels"),
+    *(
+        f"{part}_{name}"
+        for part in ("encoder", "decoder")
+        for name in ("layers", "ffn_dim", "attention_heads", "n_points")
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "accepted", "refused", "rule"),
+    [
+        (COUNTS, [], [0, 100_001], "an integer of at least 1 and at most 100000"),
+        (["num_queries", "encoder_ffn_dim"], [1, 100_000], [], ""),
+        (["num_denoising"], [0, 100_000], [-1, 100_001], "an integer of at least 0 and at most 100000"),
+        (RATES, [0.0, 1.0], [-0.01, 1.01, math.nan], "a number from 0 to 1"),
+        (WEIGHTS, [0.0, 1e9], [-0.01, math.inf, math.nan], "a finite number of at least 0"),
+        (
+            ["encoder_position_temperature", "query_position_temperature"],
+            [0.1],
+            [0.0, math.inf, math.nan],
+            "a finite number above 0",
+        ),
+        (["inverse_sigmoid_eps"], [1e-9, 0.49], [0.0, 0.5, math.nan], "a number between 0 and 0.5"),
+        (["focal_alpha"], [-1.0, 0.0, 2.0], [math.inf, math.nan], "a finite number"),
+    ],
+    ids=["counts", "large", "denoising", "rates", "weights", "temperatures", "eps", "alpha"],
+)
+def test_range_of_each_field(names, accepted, refused, rule):
+    for name in names:
+        for value in accepted:
+            assert getattr(InternImageDinoConfig(**{name: value}), name) == value
+        for value in refused:
+            with pytest.raises(ValueError, match=f"^{name} is {value!r}, expected {rule}"):
+                InternImageDinoConfig(**{name: value})
 
 
 def test_repository_runs_without_the_package(tmp_path):

@@ -256,6 +256,38 @@ def test_drop_path_rates_and_their_effect():
     assert drop.eval()(ones) is ones
 
 
+@every_option
+def test_stochastic_depth_drops_both_branches_of_a_block(options):
+    """Also where norms and factors come after the branch."""
+
+    class Drop(nn.Module):
+        def forward(self, branch):
+            return torch.zeros_like(branch)
+
+    block = awaken(InternImageModel(tiny_config(**options, drop_path_rate=0.5))).levels[1].blocks[0].train()
+    states = torch.randn(2, 4, 5, 32)
+    assert isinstance(block.drop_path, layers.InternImageDropPath)
+    assert not torch.equal(block.eval()(states), states)
+    block.drop_path = Drop()
+    torch.testing.assert_close(block.train()(states), states, rtol=0, atol=0)
+
+
+def test_dropout_after_the_stem_and_in_the_mlps():
+    model = InternImageModel(tiny_config(drop_rate=0.25)).train()
+    with torch.no_grad():
+        stem, dropped = model.patch_embed(images()), model.encode(images())[0]
+        kept = dropped != 0
+        assert kept.float().mean().item() == pytest.approx(0.75, abs=0.02)
+        torch.testing.assert_close(dropped[kept], stem[kept] / 0.75)
+        mlp, states = model.levels[0].blocks[0].mlp, torch.randn(2, 8, 8, 16)
+        torch.manual_seed(1)
+        got = mlp(states)
+        torch.manual_seed(1)
+        hidden = nn.functional.dropout(nn.functional.gelu(mlp.fc1(states)), 0.25)
+        torch.testing.assert_close(got, nn.functional.dropout(mlp.fc2(hidden), 0.25))
+        assert torch.equal(model.eval().encode(images())[0], stem)
+
+
 def test_initialisation_is_the_originals():
     config = tiny_config(layer_scale=1e-5, center_feature_scale=True, channels=64, groups=[4, 8, 16, 32])
     model = InternImageForImageClassification(config)
