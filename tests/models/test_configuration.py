@@ -201,6 +201,92 @@ def test_values_of_mask_rcnn_that_cannot_work(fields, message):
         InternImageMaskRCNNConfig(**fields)
 
 
+FLAGS = (
+    *("post_norm", "res_post_norm", "level2_post_norm", "center_feature_scale"),
+    *("use_clip_projector", "remove_center", "with_cp"),
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "accepted", "refused", "rule"),
+    [
+        (FLAGS, [True, False], [0, "no", None], "expected True or False"),
+        (["drop_rate", "drop_path_rate"], [0.0, 0.999], [-0.001, 1.0, 1.5, True], "expected a number in [0, 1)"),
+        (["channels"], [32], [-2, True], "expected an integer of at least 1 and at most 100000"),
+        (["num_channels"], [1, 100_000], [100_001], "expected an integer of at least 1 and at most 100000"),
+        (["dw_kernel_size"], [None, 1, 1001], [-1, 0, 1003], "expected an odd integer of at most 1001"),
+        (
+            ["image_size"],
+            [1, [7], (7, 9), 100_000],
+            [0, [], (224, 0), 100_001],
+            "expected a positive integer or a pair",
+        ),
+        (["layer_scale"], [None, 0.0, -1.0], [float("inf")], "expected a finite number or None"),
+        (["offset_scale"], [0.0, -1.0], [None, float("inf")], "expected a finite number"),
+        (["mlp_ratio"], [1 / 64, 195.3125], [0.0156, 195.32], "expected a number that leaves at least one hidden"),
+        (["cls_scale"], [1 / 512, 195.3125], [0.0019, 195.32], "expected a number that leaves at least one feature"),
+        (["num_labels"], [0, 1], [-1, 1_000_001], "expected an integer of at least 0 and at most 1000000"),
+        (
+            ["depths"],
+            [[4, 4, 9_988, 4], (1, 1, 1, 1)],
+            [[4, 4, 9_989, 4], [1, 1, 1, True]],
+            "expected",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, (list, tuple)) and isinstance(value[0], str) else "",
+)
+def test_range_of_each_field(names, accepted, refused, rule):
+    for name in names:
+        for value in accepted:
+            assert getattr(InternImageConfig(**{name: value}), name) == value
+        for value in refused:
+            with pytest.raises(ValueError, match="^" + re.escape(f"{name} is {value!r}, {rule}")):
+                InternImageConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("ids", "is_valid"), [([0, 17], True), ([], True), ([17, 0], False), ([-1], False), ([18], False)]
+)
+def test_blocks_with_further_norms_are_of_the_third_stage(ids, is_valid):
+    fields = {"level2_post_norm": True, "level2_post_norm_block_ids": ids}
+    if is_valid:
+        assert InternImageConfig(**fields).level2_post_norm_block_ids == ids
+    else:
+        with pytest.raises(ValueError, match=r"expected ascending block indices of the third stage, each in 0\.\.17"):
+            InternImageConfig(**fields)
+    with pytest.raises(ValueError, match=r"level2_post_norm is True but depths is \[1, 1\]: it needs three stages"):
+        InternImageConfig(**fields, depths=[1, 1], groups=[4, 8])
+
+
+WEIGHT, NUMBER = "expected a finite number of at least 0", "expected a finite number."
+
+
+@pytest.mark.parametrize(
+    ("names", "accepted", "refused", "rule"),
+    [
+        (["box_head_convs"], [0, 4], [-1, 1.0], "expected an integer of at least 0 and at most 100000"),
+        (
+            *(["fpn_channels", "box_head_linears", "box_head_size"], [1], [0, 100_001]),
+            "expected an integer of at least 1 and at most 100000",
+        ),
+        (
+            *(["rpn_train_proposals", "rpn_test_proposals", "max_detections"], [1, 100_000], [0, 100_001]),
+            "expected an integer of at least 1 and at most 100000",
+        ),
+        (["box_loss_weight", "rpn_smooth_l1_beta"], [0.0, 2.0], [-0.1, float("inf")], WEIGHT),
+        (["rpn_nms_threshold", "score_threshold", "nms_threshold"], [-1.0, 0.0, 1.0], [float("inf"), None], NUMBER),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and isinstance(value[0], str) else "",
+)
+def test_range_of_each_field_of_mask_rcnn(names, accepted, refused, rule):
+    for name in names:
+        for value in accepted:
+            assert getattr(InternImageMaskRCNNConfig(**{name: value}), name) == value
+        for value in refused:
+            with pytest.raises(ValueError, match="^" + re.escape(f"{name} is {value!r}, {rule}")):
+                InternImageMaskRCNNConfig(**{name: value})
+
+
 def test_whole_numbers_are_taken_for_factors():
     """PyTorch's initialisation fails with those beyond 64 bits."""
     model = InternImageModel(tiny_config(layer_scale=10**30, initializer_range=10**30))

@@ -501,6 +501,29 @@ def test_configuration_defaults():
     assert InternImageDinoConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
+def test_the_transformer_gets_every_field():
+    """Also those whose defaults are transformers' own."""
+    fields = {
+        "d_model": 192,
+        "num_feature_levels": 5,
+        "activation_function": "gelu",
+        "num_queries": 7,
+        "encoder_layers": 2,
+        "encoder_ffn_dim": 100,
+        "encoder_attention_heads": 4,
+        "encoder_n_points": 3,
+        "decoder_layers": 3,
+        "decoder_ffn_dim": 200,
+        "decoder_attention_heads": 6,
+        "decoder_n_points": 2,
+        "dropout": 0.1,
+        "attention_dropout": 0.2,
+        "activation_dropout": 0.3,
+    }
+    config = InternImageDinoConfig(**fields).deformable_detr_config()
+    assert {name: getattr(config, name) for name in fields} == fields
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
