@@ -314,6 +314,7 @@ def test_a_stream_leaves_them_out(workers, folders):
     assert {split: part["count"] for split, part in left_out.items()} == {"train": 3, "validation": 1}
     assert all(text in line for text, line in zip(TRAIN_BAD, left_out["train"]["images"], strict=True))
     assert "left out: 3 (`0.png`, `1.png`, `3.png`)" in (output / "README.md").read_text()
+    assert len(lines(output)) == len(set(lines(output))) == 4
 
 
 def test_a_stream_is_listed_and_stops(folders, capsys):

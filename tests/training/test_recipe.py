@@ -218,6 +218,21 @@ def test_mixing_switches():
     assert torch.equal(first, mix(pixels, targets, MixingArguments(mixup_alpha=0.8, cutmix_alpha=1.0))[1])
 
 
+@pytest.mark.parametrize(("probability", "cutmix_share"), [(0.25, 0.5), (1, 0.1), (0.75, 0.9), (1, 0), (1, 1)])
+def test_probabilities_of_mixing(probability, cutmix_share):
+    pixels, targets = batch(side=8)
+    options = {"mixing_probability": probability, "cutmix_share": cutmix_share}
+    arguments = MixingArguments(mixup_alpha=0.8, cutmix_alpha=1.0, **options)
+    nothing = blend = 0
+    for seed in range(400):
+        torch.manual_seed(seed)
+        mixed, _ = mix(pixels, targets, arguments)
+        nothing += mixed is pixels
+        blend += not torch.equal(mixed[0], mixed[0].round())
+    assert nothing / 400 == pytest.approx(1 - probability, abs=0.06)
+    assert blend / 400 == pytest.approx(probability * (1 - cutmix_share), abs=0.06)
+
+
 def test_share_has_the_beta_distribution():
     pixels, targets = batch(2, side=1)
     shares = []

@@ -269,6 +269,15 @@ def test_sizes_are_the_recipes():
     assert sides(recipe, of_fixed_sides(), picture(40, 70, []), 10) == {(96, 128)}
 
 
+@pytest.mark.parametrize(
+    ("limits", "drawn"), [((1.0, 1.0), range(20, 21)), ((0.9, 1.1), range(18, 23))], ids=["one size", "several"]
+)
+@pytest.mark.parametrize("count", [0, 5])
+def test_the_smallest_and_the_largest_size_are_drawn(count, limits, drawn):
+    recipe = DetectionAugmentationArguments(resize_min=limits[0], resize_max=limits[1], resize_count=count)
+    assert sides(recipe, keeping_ratio(20, 1000), picture(40, 40, [])) == {(side, side) for side in drawn}
+
+
 @pytest.mark.parametrize("processor", [keeping_ratio(64, 80), of_fixed_sides()], ids=["keep ratio", "fixed"])
 def test_pixels_are_of_the_size_drawn(processor):
     """The sides are within the processor's after a crop of any shape, too."""
@@ -297,6 +306,18 @@ def test_crops_are_the_recipes():
     assert 590 < max(heights) <= 600
     assert 384 <= min(widths) < 390
     assert 590 < max(widths) <= 600
+
+
+def test_the_smallest_and_the_largest_crop_are_drawn():
+    """At 20 the short side is 10, 12 or 15 before the crop, and 10 to 15 pixels stay in both directions."""
+    augment = DetectionAugmentation(keeping_ratio(20, 1000), DetectionAugmentationArguments(crop_probability=1))
+    drawn = set()
+    for seed in range(400):
+        geometry = augment.draw_geometry(40, 80, np.random.default_rng(seed), True)
+        drawn.add((geometry.size_before_crop, *geometry.crop_box[2:]))
+    kept = range(10, 16)
+    assert {down for _, down, _ in drawn} == {across for *_, across in drawn} == set(kept)
+    assert {down for size, down, _ in drawn if size == (12, 24)} == {10, 11, 12}
 
 
 # ---- Chance ----

@@ -75,6 +75,35 @@ def test_refuses_maps(mask, message, tmp_path, scenes):
         rows[1]
 
 
+@pytest.mark.parametrize(
+    ("reduce_labels", "number", "first"),
+    [(False, 3, 0), (False, 254, 0), (False, 256, 0), (True, 4, 1), (True, 254, 1), (True, 256, 1)],
+)
+def test_a_wrong_class_is_named_by_the_number_in_the_map(reduce_labels, number, first, tmp_path, scenes):
+    write(tmp_path / "train", 4)
+    mask = Image.new("L" if number < 256 else "I;16", (32, 32), 2 + reduce_labels)
+    mask.save(tmp_path / "train" / "masks" / "00.png")
+    mask.putpixel((5, 7), number)
+    mask.save(tmp_path / "train" / "masks" / "01.png")
+    settings = {"label_names_file": str(scenes / "names.txt"), "reduce_labels": reduce_labels, "train_val_split": 0}
+    rows = examples(load_data(arguments(tmp_path, **settings)), "train")
+    assert np.unique(rows[0]["labels"]).tolist() == [2]
+    with pytest.raises(ValueError, match=rf"01\.png: holds class {number}, but there are 3 class names \({first} is"):
+        rows[1]
+
+
+@pytest.mark.parametrize(
+    ("suffixes", "message"),
+    [
+        (("_left.png", ".png"), "images: holds no images that end with _left.png; check"),
+        ((".png", "_ids.png"), "masks: holds no images that end with _ids.png; check"),
+    ],
+)
+def test_a_suffix_that_no_file_has_is_named(suffixes, message, scenes):
+    with pytest.raises(ValueError, match=message):
+        read_pairs(scenes / "train", *suffixes)
+
+
 def test_maps_of_any_kind_are_numbers(tmp_path):
     classes = np.array([[0, 1], [7, 255]], np.uint8)
     plain, palette, wide = tmp_path / "l.png", tmp_path / "p.png", tmp_path / "i.png"

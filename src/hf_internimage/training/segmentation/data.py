@@ -116,16 +116,17 @@ class DatasetTransform(RowTransform):
                 f"{name_of(mask)}: has {labels.shape[1]}x{labels.shape[0]} pixels, its image {name_of(image)} "
                 f"{pixels.width}x{pixels.height}; they have to be of one size."
             )
+        unlabelled = labels == IGNORED_LABEL
         if self.reduce_labels:
-            labels = np.where((labels == 0) | (labels == IGNORED_LABEL), IGNORED_LABEL, labels - 1)
-        known = labels[labels != IGNORED_LABEL]
+            unlabelled, labels = unlabelled | (labels == 0), labels - 1
+        known = labels[~unlabelled]
         if known.size and not 0 <= known.min() <= known.max() < self.classes:
             wrong = int(known.min() if known.min() < 0 else known.max()) + self.reduce_labels
             raise ValueError(
                 f"{name_of(mask)}: holds class {wrong}, but there are {self.classes} class names "
                 f"({'1' if self.reduce_labels else '0'} is the first, {IGNORED_LABEL} no class); correct either."
             )
-        return pixels, labels, data
+        return pixels, np.where(unlabelled, IGNORED_LABEL, labels), data
 
 
 def decode_mask(mask: dict[str, Any]) -> np.ndarray:
