@@ -380,6 +380,62 @@ def test_jitter_is_used_without_rand_augment_only():
     assert torch.equal(both(image, 0), straight)
 
 
+def test_jitter_is_as_strong_as_it_says():
+    """Grey has no saturation and no contrast: what is left is the brightness."""
+    grey = Image.new("RGB", (2, 2), (100, 100, 100))
+    augment = augmentation(color_jitter=0.4)
+    values = [augment.jitter(grey, np.random.default_rng(seed)).getpixel((0, 0))[0] for seed in range(300)]
+    assert 59 <= min(values) < 63
+    assert 137 < max(values) <= 141
+    assert np.mean(values) == pytest.approx(100, abs=4)
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "std", "mean", "spread"),
+    [(9, 0.5, 0.9, 0.05), (5, 0, 0.5, 0), (10, 9, None, None), (1, 9, None, None)],
+)
+def test_operations_are_as_strong_as_asked_for(magnitude, std, mean, spread, monkeypatch):
+    """In steps of a tenth, from 0 to 1, with either sign; every operation has its turn."""
+    drawn = []
+
+    def note(name):
+        return lambda image, strength, sign, fill: drawn.append((name, strength, sign, fill)) or image
+
+    for name in OPERATIONS:
+        monkeypatch.setitem(OPERATIONS, name, note(name))
+    augment = augmentation(rand_augment_magnitude=magnitude, rand_augment_std=std)
+    for seed in range(400):
+        augment.rand_augment(picture(8, 8), np.random.default_rng(seed))
+    names, strengths, signs, fills = zip(*drawn, strict=True)
+    assert set(names) == set(OPERATIONS)
+    assert set(fills) == {(124, 116, 104)}
+    assert np.mean(signs) == pytest.approx(0, abs=0.15)
+    if mean is None:
+        assert (min(strengths), max(strengths)) == (0, 1)
+    else:
+        assert np.mean(strengths) == pytest.approx(mean, abs=0.01)
+        assert np.std(strengths) == pytest.approx(spread, abs=0.01)
+
+
+def test_rectangles_reach_every_border():
+    """Erased ones lie wherever they fit; those of CutMix have their middle anywhere."""
+    erased = np.zeros((6, 9), bool)
+    augment = augmentation()
+    for seed in range(300):
+        pixels = np.full((3, 6, 9), np.nan, np.float32)
+        augment.erase(pixels, np.random.default_rng(seed))
+        erased |= ~np.isnan(pixels).any(0)
+    assert erased.all()
+    pasted = torch.zeros(6, 9, dtype=torch.bool)
+    images = torch.stack([torch.zeros(3, 6, 9), torch.ones(3, 6, 9)])
+    for seed in range(300):
+        torch.manual_seed(seed)
+        mixed, _ = mix(images, torch.eye(2), MixingArguments(cutmix_alpha=1.0))
+        whole = bool((mixed[0] == 1).all())
+        pasted |= (mixed[0, 0] == 1) & (not whole)
+    assert pasted.all()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3), (8, 8)])
 def test_odd_images(size):
     for seed in range(20):
