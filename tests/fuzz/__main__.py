@@ -97,7 +97,13 @@ def sanitized(folder):
         sys.exit("make fuzz: --sanitize needs a compiler with libasan.")
     library = Path(folder) / "sanitized.so"
     build.build(library, sanitize=True)
-    return {LIBRARY_VARIABLE: str(library), "LD_PRELOAD": str(runtime), "ASAN_OPTIONS": "detect_leaks=0"}
+    # With the C++ runtime, so that the sanitizer finds the function that throws PyTorch's exceptions.
+    preloaded = [runtime, sanitizer_library(build.find_compiler(), "libstdc++.so.6")]
+    return {
+        LIBRARY_VARIABLE: str(library),
+        "LD_PRELOAD": " ".join(str(path) for path in preloaded if path),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
 
 
 def main():

@@ -108,7 +108,7 @@ def bad_arguments_are_refused_alike(draw):
         if draw.random() < 0.75:
             arguments[draw.choice(list(arguments))] = draw.choice(NASTY)
         else:
-            index = draw.randrange(3)
+            index = draw.choice([index for index, tensor in enumerate(inputs) if isinstance(tensor, torch.Tensor)])
             inputs[index] = draw.choice(
                 (
                     lambda t: t[0],

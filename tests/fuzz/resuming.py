@@ -114,7 +114,8 @@ def changed_trainings_are_refused(draw):
     """With a checkpoint or a finished model; without one, all steps are trained."""
     task = _draw_task(draw)
     change, options, refusal = _draw_change(draw, task)
-    beginning = _draw_beginning(draw, task)
+    last = _steps(_begun(task))
+    beginning = _begun(task, step=draw.choice((None, None, last, last, last, 1)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "copy")
         shutil.copytree(beginning, folder, symlinks=True)
