@@ -455,10 +455,13 @@ def test_script_for_an_evaluation(tmp_path, capsys):
     assert "The result of the evaluation has no image_size" in capsys.readouterr().err
     source.write_text("{")
     assert write_cards(command) == 1
-    with pytest.raises(SystemExit):
-        write_cards(["--evaluation", str(source)])
-    with pytest.raises(SystemExit):
-        write_cards(["--model-id", "me/model"])
+    for arguments, message in (
+        (["--evaluation", str(source)], "--evaluation needs --model-id"),
+        (["--model-id", "me/model"], "--model-id is for the card of one model: give its --evaluation"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            write_cards(arguments)
+        assert message in capsys.readouterr().err
 
 
 def test_the_hubs_validation(tmp_path):

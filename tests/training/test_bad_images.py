@@ -165,9 +165,10 @@ def test_list_names_all_and_trains_nothing(folders, capsys):
     assert [line.partition(": ")[0] for line in lines(output)] == ["train"] * 3 + ["validation"]
 
 
-def test_the_old_option_still_lists(folders):
+def test_the_old_option_still_lists(folders, caplog):
     output = folders / "out"
     assert classification.main([*settings(folders, output), "--check_data"]) == 1
+    assert "--check_data is deprecated: use --bad_images list." in caplog.text
     assert len(lines(output)) == 4
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from support.golden_data import tiny_config
 from support.golden_detectors import tiny_dino_config
-from transformers import ConvNextConfig, UperNetConfig
+from transformers import ConvNextConfig, SegformerConfig, UperNetConfig
 
 from hf_internimage import InternImageConfig
 from hf_internimage.training.classification import main as classification
@@ -75,6 +75,12 @@ def test_misspelt_fields_of_new_models(task, fields, message):
             "head_overrides has num_queries=9, but",
         ),
         (detection, tiny_dino_config(), {"head_overrides": {"num_querys": 9}}, "'num_querys'; .*'num_queries'"),
+        (
+            segmentation,
+            SegformerConfig(),
+            {"config_overrides": {"channels": 8}},
+            "has no backbone_config: leave out config_",
+        ),
         (segmentation, UPERNET, {"head_overrides": {"pool_scales": [1]}}, r"pool_scales=\[1\], but .* \[1, 2, 3, 6\]"),
     ],
 )

@@ -21,7 +21,7 @@ def trainer(folder, **arguments):
 
 
 @pytest.mark.parametrize("private", [True, None])
-def test_a_push_is_as_the_arguments_say(private, tmp_path, monkeypatch):
+def test_a_push_is_as_the_arguments_say(private, tmp_path, monkeypatch, caplog):
     calls = []
 
     def push(*arguments, **options):
@@ -34,6 +34,7 @@ def test_a_push_is_as_the_arguments_say(private, tmp_path, monkeypatch):
     expected = {"image_processor": "processor", "card": "card of model", "folder": tmp_path}
     expected |= {"private": private, "token": "token", "revision": "v2"}
     assert calls == [(("model", "me/model"), expected)]
+    assert "Pushed to address." in caplog.text
 
 
 def test_names_of_repositories(tmp_path):

@@ -235,6 +235,7 @@ def test_the_best_checkpoint_is_found_from_another_working_directory(again, monk
         places["label_names_file"] = "copy/names.txt"
     result, error = train(**places)
     assert result == 0
+    assert f"Resuming from copy/{last_complete_checkpoint(folder / 'out').relative_to(folder)}." in error
     assert "does not exist anymore" not in error
     state = json.loads((folder / "out" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == f"copy/{best}"
@@ -245,7 +246,7 @@ def test_the_best_checkpoint_is_found_from_another_working_directory(again, monk
     assert all(torch.equal(averages[name], model[name]) for name in shared)
 
 
-def test_a_best_checkpoint_that_is_gone_is_forgotten(tmp_path):
+def test_a_best_checkpoint_that_is_gone_is_forgotten(tmp_path, caplog):
     checkpoint = tmp_path / "checkpoint-20"
     checkpoint.mkdir()
     state = {
@@ -256,6 +257,7 @@ def test_a_best_checkpoint_that_is_gone_is_forgotten(tmp_path):
     }
     (checkpoint / "trainer_state.json").write_text(json.dumps(state))
     find_best_checkpoint(checkpoint)
+    assert "The best checkpoint, out/checkpoint-10, is gone: the best from now on is kept." in caplog.text
     expected = {"global_step": 20, "best_model_checkpoint": None, "best_metric": None, "best_global_step": None}
     assert json.loads((checkpoint / "trainer_state.json").read_text()) == expected
 

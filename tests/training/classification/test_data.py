@@ -438,6 +438,11 @@ def broken(kind, folder, digits, validation):
         write_parquet(folder, images[:3], [0, 1, 2], Value("int64"))
         write_parquet(validation, images[:2], ["ant", "dog"], Value("string"))
         return {"validation_dir": str(validation)}
+    elif kind == "no labels in validation":
+        write_parquet(folder, images[:3], [0, 1, 2])
+        validation.mkdir()
+        dataset(images[:2], [0, 1], Value("int64")).rename_column("label", "zzz").to_parquet(validation / "x.parquet")
+        return {"validation_dir": str(validation)}
     elif kind in ("wrong column", "wrong image column", "label is no label", "image is no image"):
         write_parquet(folder, images[:3], [0, 1, 2])
         column = "image_column_name" if "image" in kind else "label_column_name"
@@ -484,9 +489,10 @@ ERRORS = {
     "numbers of something else": r"largest label of column 'label' is 1000000000",
     "unknown class in validation": r"1\.png: has the label 'dog', which the training data lack",
     "other labels in validation": r"'label' of split 'validation' holds Value\('string'\)",
+    "no labels in validation": r"Split 'validation' has no column 'label', only \['image', 'zzz'\]",
     "wrong column": r"no column 'klass'; set label_column_name to one of \['image', 'label'\]",
     "wrong image column": r"no column 'klass'; set image_column_name to one of \['image', 'label'\]",
-    "label is no label": r"Column 'image' holds Image",
+    "label is no label": r"Column 'image' holds Image.*; labels are strings, .*, so set label_column_name",
     "image is no image": r"Column 'label' holds ClassLabel.*set image_column_name",
     "no column of images": r"No column holds images; set image_column_name to one of \['label', 'x'\]",
     "two columns of images": r"\['image', 'mask'\] hold images",

@@ -12,7 +12,8 @@ from support.golden_data import tiny_config
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from hf_internimage import InternImageForImageClassification
-from hf_internimage.training.classification.metrics import ComputeMetrics, keep_best, keep_scores, load_metric
+from hf_internimage.training.classification.metrics import ACCURACY, ComputeMetrics, keep_best, keep_scores, load_metric
+from hf_internimage.training.metric_modules import load_metric_module
 
 
 def logits_and_labels(count, classes):
@@ -70,6 +71,11 @@ def test_a_label_needs_more_than_one_half(score, f1):
     scores = np.array([[score, 0.1]], np.float32)
     result = ComputeMetrics(2, multi_label=True)(EvalPrediction(scores, np.array([[1, 0]], np.float32)))
     assert result["f1"] == f1
+
+
+def test_there_are_two_configurations():
+    with pytest.raises(ValueError, match="The configuration is 'several', expected 'default' or 'multi_label'"):
+        load_metric_module(ACCURACY, config_name="several")
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

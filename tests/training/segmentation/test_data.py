@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from support.segmentation_scenes import arguments, scene, write, write_all
 
-from hf_internimage.training.segmentation.data import decode_mask, load_data, read_pairs
+from hf_internimage.training.segmentation.data import collate, decode_mask, load_data, read_pairs
 from hf_internimage.training.sources import read_label_names
 
 
@@ -117,6 +118,19 @@ def test_maps_of_any_kind_are_numbers(tmp_path):
         decoded = decode_mask({"bytes": None, "path": str(path)})
         assert decoded.dtype == np.int64
         assert (decoded == classes.astype(int) + shift).all()
+
+
+def test_images_of_a_batch_have_one_size():
+    examples = [
+        {"pixel_values": torch.zeros(3, *size), "labels": torch.zeros(size, dtype=torch.int64)}
+        for size in ((4, 6), (4, 6), (4, 5))
+    ]
+    assert {name: tuple(values.shape) for name, values in collate(examples[:2]).items()} == {
+        "pixel_values": (2, 3, 4, 6),
+        "labels": (2, 4, 6),
+    }
+    with pytest.raises(ValueError, match=r"sizes, such as \(4, 5\) and \(4, 6\): set per_device_eval_batch_size to 1"):
+        collate(examples)
 
 
 def test_reduced_labels(scenes):

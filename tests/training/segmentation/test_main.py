@@ -180,6 +180,7 @@ def test_the_small_recipe_is_small():
         ({"train_dir": None}, "There are no training data"),
         ({"backbone": "somewhere", "size": "t"}, "backbone and size are both set"),
         ({"head": "detr"}, "head is 'detr', expected one of upernet"),
+        ({"inference": "windows"}, "inference is 'windows', expected 'whole' or 'slide'"),
         ({"inference": "slide"}, "inference=slide, which needs both"),
         ({"inference_crop": 16}, "are for inference=slide"),
         ({"inference": "slide", "inference_crop": 16, "inference_stride": 20}, "leaves gaps"),
