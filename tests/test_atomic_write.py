@@ -97,6 +97,32 @@ def test_what_a_killed_process_left_is_removed(content, tmp_path, monkeypatch):
     assert destination.read_text() == "new"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are fewer moves there")
+@pytest.mark.parametrize("move", range(1, 7))
+def test_an_error_at_any_move_leaves_the_old_files(move, tmp_path, monkeypatch):
+    """Also none that is new: a stays, b would be new, c would go."""
+    for name in "ac":
+        (tmp_path / name).write_text("old")
+    moves, replace = [], os.replace
+
+    def fail_once(*paths):
+        moves.append(paths)
+        if len(moves) == move:
+            raise OSError("no space left")
+        replace(*paths)
+
+    def update():
+        with atomic_update(tmp_path, lambda name: name == "c") as new:
+            for name in "ab":
+                (new / name).write_text("new")
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    with pytest.raises(OSError, match="no space left"):
+        update()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "c": "old"}
+    assert not any(path.is_symlink() for path in tmp_path.iterdir())
+
+
 def test_files_of_an_existing_folder_are_updated_together(tmp_path):
     for name in ("kept", "replaced", "outdated"):
         (tmp_path / name).write_text("old")
