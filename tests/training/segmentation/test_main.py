@@ -32,7 +32,7 @@ from hf_internimage.training.metric_modules import load_metric_module
 from hf_internimage.training.segmentation import main as script
 from hf_internimage.training.segmentation import plots as overlays
 from hf_internimage.training.segmentation.data import load_data
-from hf_internimage.training.segmentation.evaluation import InferenceArguments
+from hf_internimage.training.segmentation.evaluation import InferenceArguments, evaluate_and_report
 from hf_internimage.training.segmentation.evaluation import _segment as segment_rows
 from hf_internimage.training.segmentation.trainer import MEAN_IOU, SegmentationTrainer
 from hf_internimage.training.system_trainer import SystemRecipe
@@ -161,6 +161,13 @@ def test_refuses_three_sides_and_too_many_classes(tmp_path, scenes):
         script.InferenceArguments(inference="slide", inference_crop=[1, 2, 3], inference_stride=[1])
     with pytest.raises(ValueError, match="There are 256 classes, expected at most 255"):
         load_data(data_arguments(scenes, label_names_file=None), label_names=[str(index) for index in range(256)])
+
+
+def test_windows_are_refused_where_every_process_has_a_part_of_the_model():
+    slide = script.InferenceArguments(inference="slide", inference_crop=[8], inference_stride=[8])
+    trainer, data = SimpleNamespace(is_fsdp_enabled=True), SimpleNamespace(validation=[], label_names=NAMES)
+    with pytest.raises(ValueError, match="inference=slide needs as many windows in every process: .* without FSDP"):
+        evaluate_and_report(trainer, data, "validation", None, model_name="model", inference=slide)
 
 
 def test_the_small_recipe_is_small():
