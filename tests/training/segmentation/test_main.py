@@ -166,7 +166,7 @@ def test_refuses_three_sides_and_too_many_classes(tmp_path, scenes):
 def test_windows_are_refused_where_every_process_has_a_part_of_the_model():
     slide = script.InferenceArguments(inference="slide", inference_crop=[8], inference_stride=[8])
     trainer, data = SimpleNamespace(is_fsdp_enabled=True), SimpleNamespace(validation=[], label_names=NAMES)
-    with pytest.raises(ValueError, match="inference=slide needs as many windows in every process: .* without FSDP"):
+    with pytest.raises(ValueError, match="inference=slide needs as many windows in every process"):
         evaluate_and_report(trainer, data, "validation", None, model_name="model", inference=slide)
 
 
