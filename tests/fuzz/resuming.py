@@ -143,11 +143,11 @@ def killed_trainings_go_on_exactly(draw):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "copy")
         shutil.copytree(beginning, folder, symlinks=True)
-        for _ in range(draw.choice((0, 0, 1))):
+        if draw.random() < 0.25:
             _train(task, folder, **draw.choice(({"step": _steps(expected)}, {"change": draw.randrange(160)})))
         free = draw.choice(({}, {"logging_steps": 3}, {"save_total_limit": 5}, {"per_device_eval_batch_size": 1}))
         cwd = folder
-        if draw.random() < 0.4:
+        if draw.random() < 0.5:
             cwd = folder.parent
             places = ("train_dir", "validation_dir", "output_dir", "label_names_file", "data_cache_dir")
             settings = {"train_dir": "train", "validation_dir": "validation", "output_dir": "out", **TASKS[task].own}
@@ -157,6 +157,13 @@ def killed_trainings_go_on_exactly(draw):
         assert _steps(folder) == _steps(expected) > 0
         assert (folder / "out" / _WEIGHTS).read_bytes() == (expected / "out" / _WEIGHTS).read_bytes(), "other bits"
         assert not list(folder.rglob("*.unfinished")), "leftovers"
+        best, expected_best = _best(folder), _best(expected)
+        assert best.name == expected_best.name, f"the best checkpoint is {best}, expected {expected_best.name}"
+        assert (cwd / best).is_dir(), f"the best checkpoint, {best}, is not there"
+
+
+def _best(folder):
+    return Path(json.loads((folder / "out" / "trainer_state.json").read_text())["best_model_checkpoint"])
 
 
 def _files(folder):

@@ -162,6 +162,10 @@ def test_num_classes_and_num_labels_are_one_thing():
         ({"num_labels": 2.5}, "num_labels is 2.5, expected an integer of at least 0"),
         ({"hidden_sizes": [1, 2, 3, 4]}, r"hidden_sizes is \[1, 2, 3, 4\] but channels=64 and 4 stages give"),
         ({"out_features": ["stage9"]}, "out_features must be a subset of stage_names"),
+        ({"out_features": 3}, "out_features is 3, expected a list or None"),
+        ({"out_features": "stage4"}, "out_features is 'stage4', expected a list or None"),
+        ({"out_indices": True}, "out_indices is True, expected a list or None"),
+        ({"hidden_sizes": 64}, "hidden_sizes is 64, expected a list or None"),
         # numbers of which PyTorch would make tensors that no machine holds, or fail with a text of its own
         ({"channels": 10**30}, "channels is 10*, expected an integer of at least 1 and at most 100000"),
         ({"num_channels": 2**31}, "num_channels is 2147483648, expected .* at most 100000"),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Configuration of InternImage: architecture, and the released sizes."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers.backbone_utils import BackboneConfigMixin
@@ -169,6 +170,13 @@ class InternImageConfig(BackboneConfigMixin, CheckedConfig):
         self.check_given(kwargs)
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         hidden_sizes = kwargs.pop("hidden_sizes", None)
+        for name, value in (
+            ("out_features", out_features),
+            ("out_indices", out_indices),
+            ("hidden_sizes", hidden_sizes),
+        ):
+            if isinstance(value, (str, Mapping)) or not isinstance(value, (Iterable, type(None))):
+                raise ValueError(f"{name} is {value!r}, expected a list or None.")
         kwargs.pop("stage_names", None)
         self._set_num_labels(kwargs)
         if any(_OFFICIAL_CLASSIFIER in str(target) for target in (kwargs.get("auto_map") or {}).values()):
