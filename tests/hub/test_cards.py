@@ -12,14 +12,14 @@ from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
-from support.golden_data import load_module
+from support.golden_data import load_module, tiny_config
 from support.loading import run_python
 from support.loopback_hub import LoopbackHub
 from support.paths import ROOT, SCRIPTS
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
 from hf_internimage.checkpoints.classifiers import CHECKPOINTS, SOURCE
-from hf_internimage.hub import card_files
+from hf_internimage.hub import card_files, cards
 from hf_internimage.hub.card_blocks import REPORTED, released_name, score_table
 from hf_internimage.hub.cards import evaluated_card, official_card
 from hf_internimage.hub.system_cards import published_system_card, trained_system_card
@@ -488,3 +488,13 @@ def test_the_hubs_validation(tmp_path):
         assert [(method, path, status) for method, path, status in hub.log] == [
             ("POST", "/api/validate-yaml", 200)
         ] * 12
+
+
+@pytest.mark.parametrize("stages", [3, 4])
+def test_the_code_for_a_backbone_runs_for_any_number_of_stages(stages, tmp_path):
+    config = tiny_config(depths=[1] * stages, groups=[1, 2, 4, 8][:stages])
+    InternImageForImageClassification(config).save_pretrained(tmp_path)
+    text = cards._backbone_use("internimage", tmp_path.as_posix(), 64, 64)
+    names = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], names)
+    assert [features.shape[-1] for features in names["features"]] == [16, 8, 4, 2][:stages]

@@ -4,9 +4,12 @@
 from types import SimpleNamespace
 
 import pytest
-from transformers import TrainingArguments
+import torch
+from transformers import Trainer, TrainingArguments
 
+from hf_internimage.hub import PushError
 from hf_internimage.training import publish
+from hf_internimage.training.trainer import RecipeArguments, RecipeTrainer
 
 
 def trainer(folder, **arguments):
@@ -46,3 +49,15 @@ def test_names_of_repositories(tmp_path):
         assert publish.model_id_of(trainer(tmp_path / folder, **arguments).args, "default") == expected
     assert publish.base_repository(None) is publish.base_repository(str(tmp_path)) is None
     assert publish.base_repository("me/base") == "me/base"
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_before_the_training(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise ConnectionResetError("no way to the server\nsecond line")
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", refuse)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", push_to_hub=True, hub_model_id="me/model"
+    )
+    with pytest.raises(PushError, match=r"^me/model cannot be made on the Hub: no way to the server\. Leave out"):
+        RecipeTrainer(model=torch.nn.Linear(1, 1), args=arguments, recipe=RecipeArguments())

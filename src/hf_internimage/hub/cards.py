@@ -63,10 +63,9 @@ As a backbone, for detection, segmentation and other dense tasks:
 import torch
 from hf_internimage import {backbone}
 
-backbone = {backbone}.from_pretrained(
-    "{repository}", out_features=["stage1", "stage2", "stage3", "stage4"]
-)
-features = backbone(torch.rand(1, 3, {height}, {width})).feature_maps  # (N, C, H, W) each, strides 4, 8, 16, 32
+backbone = {backbone}.from_pretrained("{repository}")
+backbone.out_features = backbone.stage_names[1:]  # all stages; the default is the last one
+features = backbone(torch.rand(1, 3, {height}, {width})).feature_maps  # (N, C, H, W) each, strides 4, 8, 16, ...
 ```
 """
 

@@ -173,7 +173,7 @@ def run_script(
         return 1
     except RuntimeError as error:
         if "to be installed" in str(error):  # a logger of report_to
-            sys.stderr.write(f"error: {missing_extra(error)}\n")
+            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")  # which names its pip command
             return 1
         if arguments is None or arguments.training.world_size == 1 or not _LOST_PEER.search(str(error)):
             raise

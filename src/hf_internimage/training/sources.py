@@ -60,8 +60,9 @@ class SourceArguments:
     bad_images: str = field(
         default="stop",
         metadata={
-            "help": "Images that cannot be used: stop at the first that is read; skip them all, and say so in the "
-            "results and the card; or list them all in bad_images.txt before the training, and stop if there are any."
+            "help": "Images that cannot be used: stop (the default) at the first that is read; skip them all, and say "
+            "so in the results and the card; or list them all in bad_images.txt before the training, and stop if there "
+            "are any."
         },
     )
     data_cache_dir: str | None = field(

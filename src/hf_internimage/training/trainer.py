@@ -23,7 +23,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..atomic_write import atomic_update
-from ..hub.repository import is_weights
+from ..hub.repository import PushError, is_weights
+from ..hub.tokens import without_tokens
 from ..tensors import writing
 from .batch_sizes import explain_batch_norm, refuse_single_images
 from .divergence import DivergenceCallback
@@ -200,6 +201,16 @@ class RecipeTrainer(Trainer):
             self.add_callback(_AverageCallback(self))
 
     # ---- Data ----
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:  # of any transport
+            name = self.args.hub_model_id or Path(str(self.args.output_dir)).name
+            reason = without_tokens(str(error).strip().split("\n")[0] or type(error).__name__, self.args.hub_token)
+            raise PushError(
+                f"{name} cannot be made on the Hub: {reason}. Leave out --push_to_hub, or try again."
+            ) from None
 
     def get_train_dataloader(self) -> DataLoader:
         if isinstance(self.train_dataset, TrainingStream):

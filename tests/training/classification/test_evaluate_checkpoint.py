@@ -241,3 +241,9 @@ def test_labels_as_numbers(work, images, tmp_path):
     result = json.loads(output.read_text())
     assert result["labels_matched_by"] == "index"
     assert result["metrics"] == pytest.approx(expected(work / "model", images, range(CLASSES)), abs=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cudaa", "cuda:77", "xpu"])
+def test_a_device_that_is_not_there_is_one_line(device, work, capsys):
+    assert run("--model", work / "model", "--validation_dir", work / "data", "--device", device) == 1
+    assert f"device is {device}, which PyTorch does not find here" in capsys.readouterr().err

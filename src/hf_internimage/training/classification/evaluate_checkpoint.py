@@ -184,6 +184,19 @@ def load_model(options: EvaluationArguments) -> tuple[Any, Any]:
         raise ValueError(f"{options.model}: cannot be loaded: {error}") from error
 
 
+def _device(name: str) -> torch.device:
+    """Return a device that this machine has.
+
+    Raises: ValueError for another.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device is {name}, which PyTorch does not find here; leave it out, or set cpu.") from error
+    return device
+
+
 def evaluate_model(options: EvaluationArguments, data_options: ClassificationDataArguments) -> dict[str, Any]:
     """Evaluate the model; return the result as it is written to the JSON file.
 
@@ -195,7 +208,7 @@ def evaluate_model(options: EvaluationArguments, data_options: ClassificationDat
     accelerator = Accelerator(cpu=options.device == "cpu" or not torch.accelerator.is_available())
     if accelerator.num_processes > 1 and options.device not in (None, "cpu"):
         raise ValueError(f"device is {options.device}, but several processes have a device each; leave it out.")
-    device = torch.device(options.device) if options.device else accelerator.device
+    device = _device(options.device) if options.device else accelerator.device
     with accelerator.main_process_first():
         data = load_data(data_options, splits=[options.split])
 
