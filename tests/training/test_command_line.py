@@ -288,3 +288,11 @@ def test_numbers_that_train_nothing(option, message, tmp_path, capsys):
     arguments = [f"--train_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}", "--use_cpu=true", option]
     assert classification.main(arguments) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_missing_logger_keeps_its_own_command(tmp_path, capsys):
+    def fail(arguments):
+        raise RuntimeError("WandbCallback requires wandb to be installed. Run `pip install wandb`.")
+
+    assert run_script(interrupted_run(tmp_path)[0], fail, []) == 1
+    assert capsys.readouterr().err == "error: WandbCallback requires wandb to be installed. Run `pip install wandb`.\n"

@@ -173,7 +173,8 @@ def run_script(
         return 1
     except RuntimeError as error:
         if "to be installed" in str(error):  # a logger of report_to
-            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")  # which names its pip command
+            names_its_command = "pip install" in str(error)
+            sys.stderr.write(f"error: {' '.join(str(error).split()) if names_its_command else missing_extra(error)}\n")
             return 1
         if arguments is None or arguments.training.world_size == 1 or not _LOST_PEER.search(str(error)):
             raise
