@@ -105,6 +105,13 @@ def test_other_strides_are_no_other_tensor():
     assert not operand.check(tensor.transpose(0, 1).contiguous().transpose(0, 1))
 
 
+def test_empty_tensors_are_in_memory_wherever_they_begin():
+    """Those cut from wider ones may begin behind the end of a storage without bytes."""
+    tensor = torch.empty(3, 0, 4, 25)[..., 3:-4]
+    assert tensor.storage_offset() == 3
+    assert Operand.of(tensor).check(tensor)
+
+
 def as_attribute(owner, name, tensor):
     """Put a tensor in the place of a parameter, unregistered, as pruning, weight norm and functional code do."""
     delattr(owner, name)

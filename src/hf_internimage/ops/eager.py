@@ -38,8 +38,9 @@ def is_in_memory(tensor: torch.Tensor) -> bool:
     """
     if tensor._is_zerotensor():
         return False
-    if tensor.is_contiguous():
-        count = tensor.numel()
-    else:
+    count = tensor.numel()
+    if not count:
+        return True
+    if not tensor.is_contiguous():
         count = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (tensor.storage_offset() + count) * tensor.element_size() <= tensor.untyped_storage().nbytes()
