@@ -143,7 +143,12 @@ def files_load_or_are_named(draw):
         content = json.loads(path.read_text())
         key = draw.choice([*content, *(() if processor else ("auto_map", "id2label", "label2id", "num_labels"))])
         value = draw.choice([value for value in VALUES if not isinstance(value, (bytes, complex, dict))])
-        content[key] = draw.choice((value, [content.get(key)], {"a": content.get(key)}, {"a": "b"}))
+        if processor and draw.random() < 0.5:  # settings of this kind pass transformers' own checks
+            key = draw.choice(("image_mean", "image_std", "rescale_factor", "size", "crop_size"))
+            value = draw.choice(
+                (0.0, math.nan, math.inf, -1.0, 1e300, [0.5, 0.0, 0.5], [0.5, math.nan, 0.5], 5, [5, 5])
+            )
+        content[key] = draw.choice((value, value, [content.get(key)], {"a": content.get(key)}, {"a": "b"}))
         path.write_text(json.dumps(content))
         start = time.monotonic()
         try:

@@ -59,9 +59,13 @@ def _data(task):
     return folder
 
 
-@functools.cache
 def _begun(task, step=None, change=None):
     """A folder with the data of a task and a training that was killed, or is finished."""
+    return _kept_beginning(task, step, change)
+
+
+@functools.cache
+def _kept_beginning(task, step, change):
     folder = Path(_FOLDER.name, f"{task} {step} {change}")
     shutil.copytree(_data(task), folder)
     status, errors = _train(task, folder, step=step, change=change)
