@@ -64,6 +64,8 @@ class CheckedConfig(PreTrainedConfig):
         if _is_nested_deeper(config_dict, _DEEPEST):
             raise ValueError(f"The configuration is nested deeper than {_DEEPEST} levels; is the file damaged?")
         content = dict(config_dict)
+        if isinstance(content.get("backbone_config"), dict):
+            content["backbone_config"] = cls._read_backbone(content["backbone_config"])
         unknown = {name: kwargs.pop(name, content.pop(name)) for name in unknown_fields(cls, content)}
         for name in unknown:
             fate = "kept, but no model reads it" if is_settable(cls, name) else "ignored"
@@ -75,6 +77,11 @@ class CheckedConfig(PreTrainedConfig):
             if is_settable(cls, name):
                 setattr(config, name, value)
         return result
+
+    @classmethod
+    def _read_backbone(cls, backbone: dict[str, Any]) -> Any:
+        """Return the `backbone_config` of a file; classes with a backbone keep its unknown keys, too."""
+        return backbone
 
     @classmethod
     def from_json_file(cls, json_file: Any) -> Any:

@@ -142,12 +142,8 @@ class InternImageDinoConfig(CheckedConfig):
         self.check_architecture()
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make a configuration from the content of a file; unknown keys survive, also the backbone's."""
-        backbone = config_dict.get("backbone_config")
-        if isinstance(backbone, dict):
-            config_dict = {**config_dict, "backbone_config": _parse_backbone(backbone, from_file=True)}
-        return super().from_dict(config_dict, **kwargs)
+    def _read_backbone(cls, backbone: dict[str, Any]) -> PreTrainedConfig:
+        return _parse_backbone(backbone, from_file=True)
 
     def check_architecture(self) -> None:
         """Raise ValueError with field, value and rule if a model of this configuration cannot work."""

@@ -89,12 +89,8 @@ class InternImageMaskRCNNConfig(CheckedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make a configuration from the content of a file; unknown keys survive, also the backbone's."""
-        backbone = config_dict.get("backbone_config")
-        if isinstance(backbone, dict):
-            config_dict = {**config_dict, "backbone_config": _parse_backbone(backbone, from_file=True)}
-        return super().from_dict(config_dict, **kwargs)
+    def _read_backbone(cls, backbone: dict[str, Any]) -> PreTrainedConfig:
+        return _parse_backbone(backbone, from_file=True)
 
     @classmethod
     def from_size(cls, size: str, num_labels: int = 80, **kwargs: Any) -> "InternImageMaskRCNNConfig":
