@@ -4,6 +4,7 @@
 import re
 
 import pytest
+import torch
 
 from hf_internimage.training.classification import main as classification
 from hf_internimage.training.classification.augmentation import AugmentationArguments
@@ -76,13 +77,19 @@ def test_ends_of_a_range(kind, name):
             kind(**NEEDED.get(kind, {}), **{name: value})
 
 
-DATA = {"train_val_split": 0.15, "max_image_pixels": 178_956_970, "bad_images": "stop", "max_train_samples": None}
+DATA = {
+    "train_val_split": 0.15, "max_image_pixels": 178_956_970, "bad_images": "stop", "max_train_samples": None,
+    "max_eval_samples": None, "data_cache_dir": None, "dataset_revision": None,
+}  # fmt: skip
 AVERAGE = {"ema_decay": 0, "ema_warmup": True, "layer_decay": 1, "learning_rate_batch_size": None}
 SYSTEM = {**AVERAGE, "backbone_lr_scale": 1, "sampling_lr_scale": 1, "warmup_start_ratio": 1e-6, "lr_drops": []}
 TRAINING = {
     "report_to": ["tensorboard"], "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2,
     "logging_steps": 20, "load_best_model_at_end": True, "hub_strategy": "end", "do_train": True, "do_eval": True,
+    "remove_unused_columns": False, "logging_nan_inf_filter": False, "ddp_find_unused_parameters": False,
+    "dataloader_pin_memory": torch.accelerator.is_available(),
 }  # fmt: skip
+RUN = {"overwrite_output_dir": False, "ignore_data_changes": False, "save_on_interrupt": False, "license": None}
 # script -> group of arguments -> their values without options; those of the augmentation are the original's
 DEFAULTS = {
     classification: {
@@ -96,10 +103,11 @@ DEFAULTS = {
             **AVERAGE, "mixup_alpha": 0, "cutmix_alpha": 0, "mixing_probability": 1, "cutmix_share": 0.5,
             "warmup_learning_rate": 0, "minimum_learning_rate": 0, "geometry_lr_scale": 1,
         },
-        "run": {"class_weighting": False, "early_stopping_patience": None, "save_on_interrupt": False},
+        "run": {**RUN, "class_weighting": False, "early_stopping_patience": None, "check_data": False},
         "training": {
             **TRAINING, "lr_scheduler_type": "cosine", "metric_for_best_model": "accuracy",
             "per_device_train_batch_size": 8, "per_device_eval_batch_size": 64, "dataloader_drop_last": False,
+            "output_dir": "image_classification_output", "batch_eval_metrics": False,
         },
     },
     segmentation: {
@@ -113,9 +121,11 @@ DEFAULTS = {
             "inference": "whole", "inference_windows": 1, "tta_ratios": [1], "tta_flip": False, "overlays": 16,
         },
         "recipe": {**SYSTEM, "polynomial_power": 1},
+        "run": RUN,
         "training": {
             **TRAINING, "lr_scheduler_type": "polynomial", "metric_for_best_model": "mean_iou",
             "per_device_train_batch_size": 2, "per_device_eval_batch_size": 1, "dataloader_drop_last": True,
+            "output_dir": "semantic_segmentation_output", "batch_eval_metrics": True,
         },
     },
     detection: {
@@ -125,10 +135,11 @@ DEFAULTS = {
             "flip_probability": 0.5, "crop_probability": 0.5, "resize_min": 0.6, "resize_max": 1, "resize_count": 11,
         },
         "recipe": SYSTEM,
-        "run": {"overlays": 16, "overlay_threshold": 0.4},
+        "run": {**RUN, "overlays": 16, "overlay_threshold": 0.4},
         "training": {
             **TRAINING, "lr_scheduler_type": "constant_with_warmup", "metric_for_best_model": "map",
             "per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "dataloader_drop_last": False,
+            "output_dir": "object_detection_output", "batch_eval_metrics": False,
         },
     },
 }  # fmt: skip
@@ -139,4 +150,8 @@ def test_values_without_options(script):
     arguments = script.read_arguments(["--train_dir=images", "--use_cpu=true"])
     assert not arguments.training.do_predict
     for group, expected in DEFAULTS[script].items():
-        assert {name: getattr(getattr(arguments, group), name) for name in expected} == expected, group
+        values = vars(getattr(arguments, group))
+        assert {name: values[name] for name in expected} == expected, group
+        if group != "training":
+            others = {name: value for name, value in values.items() if name not in expected and value not in (None, [])}
+            assert others == ({"train_dir": "images"} if group == "data" else {}), group

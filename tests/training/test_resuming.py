@@ -2,6 +2,7 @@
 """A checkpoint belongs to data, a model and settings: going on with others is refused in one line, in every task."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -11,9 +12,12 @@ from safetensors.torch import load_file
 from support.tiny_tasks import TASKS, Classification, arguments
 
 from hf_internimage import InternImageConfig
+from hf_internimage.training.classification import main as classification
 from hf_internimage.training.command_line import UsageError
+from hf_internimage.training.detection import main as detection
 from hf_internimage.training.run import RunArguments
 from hf_internimage.training.run_record import refuse_other_run, run_record
+from hf_internimage.training.segmentation import main as segmentation
 from hf_internimage.training.sources import SourceArguments
 from hf_internimage.training.trainer import RECORD_NAME, RecipeArguments, find_best_checkpoint, last_complete_checkpoint
 
@@ -273,3 +277,80 @@ def test_a_diverged_training_leaves_no_model(task, tmp_path, monkeypatch, capsys
     names = {path.name for path in (tmp_path / "out").glob("*")}
     assert not names & {"model.safetensors", "README.md", "eval_results.json", "train_results.json", "run.json"}
     assert not list((tmp_path / "out").glob("checkpoint-*/trainer_state.json"))
+
+
+OF_TRAINER = {
+    "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "data_seed", "dataloader_drop_last", "fp16",
+    "greater_is_better", "label_smoothing_factor", "learning_rate", "lr_scheduler_kwargs", "lr_scheduler_type",
+    "max_grad_norm", "metric_for_best_model", "neftune_noise_alpha", "optim", "optim_args", "seed",
+    "train_sampling_strategy", "warmup_steps", "weight_decay", "images a step",
+}  # fmt: skip
+FREE = {  # of the scripts' own options
+    "model": {
+        "model_type", "size", "config_overrides", "drop_path_rate", "trust_remote_code", "head", "head_overrides",
+    },
+    "data": {
+        "train_dir", "validation_dir", "test_dir", "train_annotations", "validation_annotations", "test_annotations",
+        "test_split_name", "data_cache_dir", "label_names_file", "num_classes", "bad_images",
+    },
+    "augmentation": set(),
+    "recipe": {"total_train_batch_size"},
+    "run": {
+        "overwrite_output_dir", "ignore_data_changes", "save_on_interrupt", "license", "early_stopping_patience",
+        "check_data", "overlays", "overlay_threshold",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", [classification, segmentation, detection], ids=lambda script: script.__name__)
+def test_options_that_may_change_are_the_free_ones(script):
+    arguments = script.read_arguments(["--train_dir=train", "--use_cpu=true"])
+    data = SimpleNamespace(train=None, validation=None, label_names=["a", "b"])
+    record = run_record(arguments, data, InternImageConfig.from_size("t", num_labels=2))
+    recorded = {group: set(vars(getattr(arguments, group))) - free for group, free in FREE.items()}
+    assert set(record["data"]) == recorded.pop("data") | {"train examples", "validation examples"}
+    assert set(record["settings"]) == OF_TRAINER.union(*recorded.values())
+    # names and versions may change, too
+    gone = {"_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id", "transformers_version"}
+    fields = InternImageConfig.from_size("t", num_labels=2).to_dict()
+    assert set(record["model"]) == set(fields) - gone - {"torch_dtype", "num_labels"}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "expected"),
+    [
+        ({"classes": ["a", "b"]}, {"classes": ["b", "a"]}, "the same names in another order"),
+        ({"classes": ["a", "b"]}, {"classes": ["a", "c"]}, "gone: b; new: c"),
+        ({"model": {"part": {"width": 1}}}, {"model": {"part": {"width": 2}}}, "part.width is 2, there 1"),
+        ({"model": {"part": {"width": 1}}}, {"model": {"part": None}}, 'part is null, there {"width": 1}'),
+        ({"model": {"part": None}}, {"model": {"part": {"width": 1}}}, 'part is {"width": 1}, there null'),
+        ({"settings": dict.fromkeys("abcd", 1)}, {"settings": dict.fromkeys("abcd", 2)}, "a is 2, there 1, b is 2, "
+         "there 1, c is 2, there 1 and 1 more"),
+        ({"settings": {"a": "x" * 58}}, {"settings": {"a": "y" * 59}}, f'a is "{"y" * 56}..., there "{"x" * 58}"'),
+    ],
+)  # fmt: skip
+def test_differences_are_named(earlier, now, expected, tmp_path):
+    earlier, now = ({"classes": ["a"], "data": {}, "model": {}, "settings": {}} | part for part in (earlier, now))
+    (tmp_path / RECORD_NAME).write_text(json.dumps(earlier))
+    with pytest.raises(UsageError, match=re.escape(f" ({expected}): ")):
+        refuse_other_run(now, tmp_path, ignore_data_changes=False)
+
+
+def test_a_folder_that_has_moved_is_the_same(tmp_path):
+    """Of folders only their names are compared; repositories by their whole name."""
+
+    def recorded(path):
+        arguments = classification.read_arguments([f"--dataset_name={path}", "--use_cpu=true"])
+        data = SimpleNamespace(train=None, validation=None, label_names=["a", "b"])
+        return run_record(arguments, data, InternImageConfig.from_size("t"))["data"]["dataset_name"]
+
+    for place in ("here", "there"):
+        (tmp_path / place / "images").mkdir(parents=True)
+        assert recorded(tmp_path / place / "images") == "images"
+    assert recorded("me/images") == "me/images"
+
+
+def test_a_checkpoint_without_a_record_is_warned_of(tmp_path, caplog):
+    for name, warned in (("out", False), ("checkpoint-3", True)):
+        refuse_other_run({"classes": []}, tmp_path / name, ignore_data_changes=False)
+        assert (f"{name} has no run.json: it may belong to other data, or another model." in caplog.text) is warned

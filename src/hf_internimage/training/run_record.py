@@ -33,7 +33,8 @@ _TRAINING = (
 # images a step stands for.
 _FREE = {
     "train_dir", "validation_dir", "test_dir", "train_annotations", "validation_annotations", "test_annotations",
-    "test_split_name", "data_cache_dir", "label_names_file", "num_classes", "bad_images", "total_train_batch_size",
+    "test_split_name", "data_cache_dir", "label_names_file", "num_classes", "bad_images", "check_data",
+    "total_train_batch_size",
     "size", "config_overrides", "head", "head_overrides", "drop_path_rate", "model_type", "trust_remote_code",
     "early_stopping_patience", "license", "overlays", "overlay_threshold",
     "overwrite_output_dir", "ignore_data_changes", "save_on_interrupt",
