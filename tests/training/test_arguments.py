@@ -82,7 +82,10 @@ DATA = {
     "max_eval_samples": None, "data_cache_dir": None, "dataset_revision": None,
 }  # fmt: skip
 AVERAGE = {"ema_decay": 0, "ema_warmup": True, "layer_decay": 1, "learning_rate_batch_size": None}
-SYSTEM = {**AVERAGE, "backbone_lr_scale": 1, "sampling_lr_scale": 1, "warmup_start_ratio": 1e-6, "lr_drops": []}
+SYSTEM = {
+    **AVERAGE, "backbone_lr_scale": 1, "sampling_lr_scale": 1, "warmup_start_ratio": 1e-6, "polynomial_power": 1,
+    "lr_drops": [],
+}  # fmt: skip
 TRAINING = {
     "report_to": ["tensorboard"], "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 2,
     "logging_steps": 20, "load_best_model_at_end": True, "hub_strategy": "end", "do_train": True, "do_eval": True,
@@ -120,7 +123,7 @@ DEFAULTS = {
         "inference": {
             "inference": "whole", "inference_windows": 1, "tta_ratios": [1], "tta_flip": False, "overlays": 16,
         },
-        "recipe": {**SYSTEM, "polynomial_power": 1},
+        "recipe": SYSTEM,
         "run": RUN,
         "training": {
             **TRAINING, "lr_scheduler_type": "polynomial", "metric_for_best_model": "mean_iou",
