@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What the training scripts say instead of a traceback."""
 
+import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -16,15 +18,16 @@ from support.golden_data import tiny_config
 from support.paths import SCRIPTS
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
+from transformers.utils import logging
 
 from hf_internimage import InternImageForImageClassification
 from hf_internimage.conversion import main as conversion
+from hf_internimage.hub import PushError, save_for_hub
 from hf_internimage.hub import main as hub
-from hf_internimage.hub import save_for_hub
 from hf_internimage.training.classification import evaluate_checkpoint
 from hf_internimage.training.classification import main as classification
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
-from hf_internimage.training.command_line import run_script
+from hf_internimage.training.command_line import UsageError, count_devices, json_object, run_script
 from hf_internimage.training.detection import main as detection
 from hf_internimage.training.interrupt import saving_on_interrupt
 from hf_internimage.training.run import RunArguments
@@ -296,3 +299,178 @@ def test_a_missing_logger_keeps_its_own_command(tmp_path, capsys):
 
     assert run_script(interrupted_run(tmp_path)[0], fail, []) == 1
     assert capsys.readouterr().err == "error: WandbCallback requires wandb to be installed. Run `pip install wandb`.\n"
+
+
+# ---- Errors of a run ----
+
+
+def run_that_fails(folder, error, **settings):
+    """Return what `run_script` returns for a run that raises an error, in a process with these settings."""
+    training = SimpleNamespace(
+        **{"output_dir": str(folder), "do_train": True, "world_size": 1, "process_index": 0, "log_level": "passive"}
+        | {"hub_token": None, "get_process_log_level": lambda: logging.WARNING}
+        | settings
+    )
+
+    def fail(arguments):
+        raise error
+
+    return run_script(lambda argv: SimpleNamespace(training=training, run=RunArguments()), fail, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Connection closed by peer", "read: Connection reset by peer", "[.../third_party/gloo/pair.cc:534] broke",
+        "NCCL error", "Timed out waiting 1800 s", "wait timeout after 1800 s", "DistBackendError",
+    ],
+)  # fmt: skip
+def test_a_process_that_loses_the_others_is_one_line(text, tmp_path, capsys):
+    assert run_that_fails(tmp_path, RuntimeError(text), world_size=2, process_index=1) == 1
+    expected = "error: process 1 lost the others: one was killed, or its machine is gone. There is no checkpoint yet: "
+    assert capsys.readouterr().err == f"{expected}start again.\n"
+    with pytest.raises(RuntimeError, match=re.escape(text)):  # a single process has no others
+        run_that_fails(tmp_path, RuntimeError(text))
+    with pytest.raises(RuntimeError, match="shape"):
+        run_that_fails(tmp_path, RuntimeError("the shape is wrong"), world_size=2)
+
+
+def test_an_interruption_is_told_once_and_only_a_training_goes_on(tmp_path, capsys):
+    assert run_that_fails(tmp_path, KeyboardInterrupt(), world_size=2, process_index=1) == 130
+    assert not capsys.readouterr().err
+    assert run_that_fails(tmp_path, KeyboardInterrupt(), do_train=False) == 130
+    assert capsys.readouterr().err == "interrupted. \n"
+
+    def stop(argv):
+        raise KeyboardInterrupt
+
+    assert run_script(stop, None, []) == 130  # while the arguments are read
+    assert capsys.readouterr().err == "interrupted. \n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UsageError("a"), PushError("a"), OSError("a"), ValueError("a"), FloatingPointError("a"), SafetensorError("a")],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_are_one_line_except_for_debugging(error, tmp_path, capsys):
+    assert run_that_fails(tmp_path, error) == 1
+    assert capsys.readouterr().err == "error: a\n"
+    with pytest.raises(type(error)):
+        run_that_fails(tmp_path, error, log_level="debug")
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (ValueError(), "ValueError"),
+        (ValueError("first\nsecond"), "first\nsecond"),
+        (ValueError("Caught ValueError in DataLoader worker process 0.\nTraceback\nValueError: a.png"), "a.png"),
+    ],
+)
+def test_which_lines_of_an_error_are_shown(error, shown, tmp_path, capsys):
+    assert run_that_fails(tmp_path, error) == 1
+    assert capsys.readouterr().err.removeprefix("error: ").removeprefix("ValueError: ") == f"{shown}\n"
+
+
+def test_the_log_level_of_the_arguments_is_set_before_the_run(tmp_path):
+    training = SimpleNamespace(get_process_log_level=lambda: logging.ERROR)
+    levels = []
+    read = lambda argv: SimpleNamespace(training=training)  # noqa: E731
+    assert run_script(read, lambda arguments: levels.append(logging.get_verbosity()), []) == 0
+    assert levels == [logging.ERROR]
+
+
+# ---- Settings ----
+
+
+def settings_of(folder, *options, **files):
+    """Read the classifier's arguments from files of settings and options, in this order."""
+    paths = []
+    for name, text in files.items():
+        paths.append(str(folder / name.replace("_", ".")))
+        (folder / name.replace("_", ".")).write_text(text)
+    return classification.read_arguments([*paths, "--train_dir=images", "--use_cpu=true", *options])
+
+
+def test_settings_of_files_and_options(tmp_path):
+    text = "learning_rate: 1e-4\nseed: 3\ndo_eval: true\nconfig_overrides: {depths: [1, 1], with_cp: true}\n"
+    first = settings_of(tmp_path, a_yaml=text)
+    assert (first.training.learning_rate, first.training.seed) == (1e-4, 3)
+    assert json.loads(first.model.config_overrides) == {"depths": [1, 1], "with_cp": True}
+    assert (bool(first.training.do_train), first.training.do_eval) == (False, True)
+    both = settings_of(tmp_path, "--seed=5", a_yml=text, b_json='{"learning_rate": 0.5, "seed": 4, "do_eval": false}')
+    assert (both.training.learning_rate, both.training.seed) == (0.5, 5)
+    assert (both.training.do_train, both.training.do_eval) == (True, True)  # as if none of them was given
+    alone = settings_of(tmp_path, "--do_predict")
+    assert not alone.training.do_train
+    assert alone.training.do_predict
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", r"a\.yaml cannot be read: while parsing"),
+        ("- a", r"a\.yaml holds no settings, expected lines"),
+        ("", r"a\.yaml holds no settings, expected lines"),
+        ("zeta: 1\nalpha: 2", r"a\.yaml has the unknown setting 'alpha'; --help lists all"),
+        ("seed: many", "seed.*many|invalid int"),
+    ],
+)
+def test_files_without_usable_settings(text, message, tmp_path, capsys):
+    try:
+        with pytest.raises(UsageError, match=message):
+            settings_of(tmp_path, a_yaml=text)
+    except SystemExit:  # argparse's own
+        assert "invalid int value: 'many'" in capsys.readouterr().err
+
+
+def test_places_of_files_of_settings(tmp_path):
+    with pytest.raises(UsageError, match=r"absent\.yaml cannot be read: No such file"):
+        classification.read_arguments([str(tmp_path / "absent.yaml")])
+    for ending in (".yaml", ".yml", ".json"):
+        with pytest.raises(UsageError, match=rf"The settings file b\{ending} comes after an option"):
+            classification.read_arguments(["--use_cpu=true", "--train_dir=images", f"b{ending}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "fields is no JSON: "), ("[1]", r"fields is \[1\], expected a JSON object"), ("[" * 10**5, "is no JSON")],
+)
+def test_objects_on_the_command_line(text, message):
+    assert json_object("fields", None) == json_object("fields", "") == json_object("fields", "{}") == {}
+    assert json_object("fields", '{"a": [1, null]}') == {"a": [1, None]}
+    with pytest.raises(UsageError, match=message):
+        json_object("fields", text)
+
+
+@pytest.mark.parametrize(
+    ("world", "gpus", "expected"), [("3", 8, (3, 3)), ("1", 8, (1, 1)), (None, 8, (1, 8)), (None, 0, (1, 1))]
+)
+def test_devices(world, gpus, expected, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world is not None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert (count_devices(use_cpu=True), count_devices(use_cpu=False)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        (["--num_train_epochs=0", "--max_steps=2"], False),
+        (["--num_train_epochs=0", "--do_train=false"], False),
+        (["--num_train_epochs=0.5"], False),
+        (["--num_train_epochs=-1", "--max_steps=0"], True),
+        (
+            ["--per_device_train_batch_size=1", "--per_device_eval_batch_size=1", "--gradient_accumulation_steps=1"],
+            False,
+        ),
+    ],
+)
+def test_lengths_that_train_something(options, refused, tmp_path):
+    if refused:
+        with pytest.raises(UsageError, match=r"num_train_epochs is .*, expected more than 0"):
+            settings_of(tmp_path, *options)
+    else:
+        settings_of(tmp_path, *options)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import Trainer, TrainingArguments
 
 from hf_internimage.hub import PushError
@@ -60,4 +61,68 @@ def test_a_hub_that_cannot_be_reached_is_one_line_before_the_training(tmp_path, 
         output_dir=str(tmp_path), use_cpu=True, report_to="none", push_to_hub=True, hub_model_id="me/model"
     )
     with pytest.raises(PushError, match=r"^me/model cannot be made on the Hub: no way to the server\. Leave out"):
+        RecipeTrainer(model=torch.nn.Linear(1, 1), args=arguments, recipe=RecipeArguments())
+
+
+def test_a_folder_that_is_not_pushed_is_saved_by_the_first_process(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(publish.hub, "save_for_hub", lambda *arguments, **options: calls.append((arguments, options)))
+    of = trainer(tmp_path)
+    publish.write_repository(of, None, "me/model", lambda model: f"card of {model}")
+    assert calls == [(("model", tmp_path), {"image_processor": "processor", "card": "card of model"})]
+    of.is_world_process_zero = lambda: False
+    publish.write_repository(of, None, "me/model", None)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("way", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_a_model_in_parts_is_loaded_whole(way, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(publish.hub, "save_for_hub", lambda *arguments, **options: calls.append((arguments, options)))
+    of = trainer(tmp_path)
+    setattr(of, way, True)
+    auto_class = SimpleNamespace(from_pretrained=lambda folder: f"whole model of {folder.name}")
+    publish.write_repository(of, auto_class, "me/model", lambda model: f"card of {model}")
+    whole = f"whole model of {tmp_path.name}"
+    assert (calls[0][0][0], calls[0][1]["card"]) == (whole, f"card of {whole}")
+
+
+@pytest.mark.parametrize("main_process", [True, False])
+@pytest.mark.parametrize("push", [True, False])
+def test_all_processes_push_and_the_first_writes_the_card(main_process, push, tmp_path):
+    pushed = []
+    of = trainer(tmp_path, push_to_hub=push)
+    of.is_world_process_zero = lambda: main_process
+    of.push_to_hub = lambda: pushed.append(1)
+    publish.publish_by_trainer(of, ModelCard("---\nlicense: mit\n---\n# A model\n"), ["One note.", "Another."])
+    assert pushed == [1] * push
+    text = (
+        "---\nlicense: mit\n---\n# A model\n\n## Images of the training and the evaluation\n\n- One note.\n- Another.\n"
+    )
+    assert [path.read_text() for path in tmp_path.iterdir()] == [text] * main_process
+
+
+def test_a_card_without_notes_stays():
+    card = ModelCard("---\nlicense: mit\n---\n# A model\n")
+    publish.add_notes(card, [])
+    assert str(card) == "---\nlicense: mit\n---\n# A model\n"
+
+
+def test_images_of_an_evaluation(tmp_path):
+    def described(name):
+        return publish.images_of({"samples": 12345, "dataset": {"name": name}})
+
+    assert described("me/data") == "12,345 images of `me/data`"
+    assert described(tmp_path) == f"12,345 images of a folder `{tmp_path.name}`"
+
+
+def test_a_token_in_the_answer_of_a_hub_is_not_shown(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise ConnectionResetError("no way with my own token")
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", refuse)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none", push_to_hub=True, hub_token="my own token"
+    )
+    with pytest.raises(PushError, match=r"^out cannot be made on the Hub: no way with \[token\]\. Leave out"):
         RecipeTrainer(model=torch.nn.Linear(1, 1), args=arguments, recipe=RecipeArguments())
