@@ -498,3 +498,75 @@ def test_the_code_for_a_backbone_runs_for_any_number_of_stages(stages, tmp_path)
     names = {}
     exec(text.partition("```python\n")[2].partition("```")[0], names)
     assert [features.shape[-1] for features in names["features"]] == [16, 8, 4, 2][:stages]
+
+
+def test_every_fact_of_an_evaluation_is_on_its_card():
+    result = changed("dataset.config", "small")
+    options = {"base_model": "me/base", "license": None, "training": {"Epochs": 3}}
+    card = evaluated_card(result, model_id="me/model", **options)
+    for part in (
+        "| Evaluated on | beans, small, test, abc123 |", "| Computed in | float32 |", "| Device | AMD EPYC |",
+        "| Operator's backend | cpu |", "| Batch size | 8 |", "| Date | 2026-11-21T12:00:00+00:00 |", "| Epochs | 3 |",
+        "| Top-5 accuracy | 98.44 % | 94.48 to 99.57 % |", "## Licence\n\nNot stated by whoever made this model.\n",
+        "Measured on one data set only, beans: ", "It may share the limits of the checkpoint it was fine-tuned from.",
+    ):  # fmt: skip
+        assert part in str(card), part
+    assert card.data.base_model_relation == "finetune"
+    assert [result.dataset_config for result in card.data.eval_results] == ["small"] * 3
+    assert [result.metric_args for result in card.data.eval_results] == [None, {"k": 5}, None]
+    alone = str(evaluated_card(RESULT, model_id="me/model"))
+    assert "fine-tuned from" not in alone.partition("To fine-tune")[0]
+    assert "## Training" not in alone
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.5])
+def test_ends_of_a_share(value):
+    text = str(evaluated_card(changed("metrics.top1", value), model_id="me/model"))
+    low, high = {0: ("0.00", "2.91"), 1: ("97.09", "100.00"), 0.5: ("41.47", "58.53")}[value]
+    assert f"| Top-1 accuracy | {100 * value:.2f} % | {low} to {high} % |" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("metrics.top1", -1e-9), ("metrics.top1", 1 + 1e-9), ("metrics.top5", -1e-9), ("metrics.top5", 1 + 1e-9),
+        ("samples", 0.5), ("images_per_second", -1), ("image_size", [64, 0]), ("image_size", [64, 64, 3]),
+        ("image_size", [64, 32.0]), ("image_size", "64"),
+    ],
+)  # fmt: skip
+def test_numbers_beyond_their_ends(path, value):
+    with pytest.raises(ValueError, match=re.escape(f"{path} of the evaluation's result is {value!r}, expected ")):
+        evaluated_card(changed(path, value), model_id="me/model")
+
+
+def test_script_passes_its_options_on(tmp_path, capsys):
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    command = ["--evaluation", str(tmp_path / "result.json"), "--model-id", "me/model"]
+    assert write_cards([*command, "--base-model", "me/base", "--dataset", "me/beans"]) == 0
+    data = ModelCard(capsys.readouterr().out).data
+    assert (data.license, data.base_model, data.datasets) == (None, "me/base", ["me/beans"])
+
+
+def test_script_tells_how_many_files_it_changed(tmp_path, capsys):
+    arguments = ["--folder", str(tmp_path / "cards")]
+    assert write_cards(["--check", *arguments]) == 1
+    assert not (tmp_path / "cards").exists()
+    capsys.readouterr()
+    assert write_cards(arguments) == 0
+    assert ", 0 files changed" not in capsys.readouterr().out
+    (tmp_path / "cards" / "README.md").unlink()
+    assert write_cards(arguments) == 0
+    assert ", 1 files changed, in " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("license", "base_model"), [("mit", "me/base"), (None, None)])
+def test_a_trained_system_without_scores(license, base_model):
+    model = InternImageForImageClassification(InternImageConfig(channels=8, depths=[1], groups=[1], num_labels=7))
+    options = {"license": license, "base_model": base_model, "scores": ""}
+    card = trained_system_card(model, "new", task="semantic-segmentation", has_code=False, **options)
+    assert (card.data.license, card.data.base_model) == (license, base_model)
+    assert card.data.tags == ["internimage", "image-segmentation", "semantic-segmentation", "dcnv3", "vision"]
+    assert str(card).endswith("with a `KeyError`.\n")
+    detector = trained_system_card(model, "new", task="object-detection", has_code=True, **options)
+    assert detector.data.tags == ["internimage", "object-detection", "dcnv3", "vision"]
+    assert "import hf_internimage  # makes" not in str(detector)

@@ -11,10 +11,12 @@ import shutil
 import tempfile
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import ModelCard, RepoUrl
+from huggingface_hub.errors import OfflineModeIsEnabled
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.golden_data import (
@@ -1054,3 +1056,152 @@ def test_script_says_why_a_push_failed(tmp_path, capsys):
     good(tmp_path)
     status, _, err = run_script(capsys, tmp_path, "me/x")
     assert (status, err) == (1, "push_to_hub.py: error: me/x was not uploaded: HF_HUB_OFFLINE is set; unset it.\n")
+
+
+class NotedHub:
+    """Stands for the Hub's client: keeps what it is asked, and has no card."""
+
+    def __init__(self, monkeypatch):
+        self.calls, self.tokens = {}, []
+        names = ("create_repo", "create_branch", "file_exists", "upload_folder", "repo_info")
+        results = {"create_repo": RepoUrl(f"https://huggingface.co/{NAME}"), "file_exists": False}
+        results |= {"upload_folder": "commit", "repo_info": SimpleNamespace(private=True)}
+        for name in names:
+            monkeypatch.setattr(hub.HfApi, name, self.noting(name, results.get(name)))
+
+    def noting(self, name, result):
+        def call(api, *arguments, **options):
+            self.calls[name] = (arguments, options)
+            self.tokens.append(api.token)
+            return result
+
+        return call
+
+
+def test_what_a_push_asks_of_the_hub(tmp_path, monkeypatch):
+    noted = NotedHub(monkeypatch)
+    options = {"private": True, "token": "own", "revision": "v2", "commit_message": "Better", "folder": tmp_path}
+    assert hub.push(small(InternImageModel), "tiny", **options) == "commit"
+    assert set(noted.tokens) == {"own"}
+    assert noted.calls["create_repo"] == (("tiny",), {"private": True, "exist_ok": True})
+    assert noted.calls["create_branch"] == ((NAME,), {"branch": "v2", "exist_ok": True})
+    uploaded = noted.calls["upload_folder"][1]
+    assert (uploaded["repo_id"], uploaded["folder_path"], uploaded["revision"]) == (NAME, tmp_path, "v2")
+    assert (uploaded["commit_message"], uploaded["create_pr"]) == ("Better", False)
+    assert set(uploaded["allow_patterns"]) == WRITTEN
+    assert set(os.listdir(tmp_path)) == WRITTEN  # a folder of the user stays
+    assert f'"{NAME}"' in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [
+        ({}, False), ({"revision": "v2"}, True), ({"revision": "v2", "create_pr": True}, False),
+        ({"revision": "refs/pr/1"}, False),
+    ],
+)  # fmt: skip
+def test_branches_that_a_push_makes(options, made, monkeypatch):
+    noted = NotedHub(monkeypatch)
+    hub.push(small(InternImageModel), "tiny", **options)
+    assert ("create_branch" in noted.calls) is made
+    assert "repo_info" not in noted.calls  # only of a repository that has to be private
+    assert noted.calls["create_repo"][1]["private"] is None
+    assert noted.tokens[0] is None
+    uploaded = noted.calls["upload_folder"][1]
+    assert uploaded["commit_message"] == "Upload InternImageModel"
+    assert (uploaded["revision"], uploaded["create_pr"]) == (options.get("revision"), options.get("create_pr", False))
+    assert not uploaded["folder_path"].exists()  # temporary
+
+
+READ_TIMEOUT = type("ReadTimeout", (Exception,), {"__module__": "httpx._exceptions"})
+UNREACHABLE = r"the Hub at http.* cannot be reached \({}\); check the connection and try again"
+
+
+def failed(status, message=None):
+    """Return an error of the Hub's client with the status of an answer."""
+    error = OSError("answer\n of the Hub.")
+    error.response, error.server_message = SimpleNamespace(status_code=status), message
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            failed(401),
+            r"the Hub wants a valid token \(answer of the Hub\); log in with .*, or set HF_TOKEN",
+        ),
+        (failed(403, "not  you."), r"the token may not do this \(not you\); use one that may write, or a pull request"),
+        (failed(404), r"the Hub or its client refused \(answer of the Hub\)"),
+        (failed(500), r"the Hub or its client refused \(answer of the Hub\)"),
+        (ConnectionError("gone"), UNREACHABLE.format("gone")),
+        (TimeoutError("slow"), UNREACHABLE.format("slow")),
+        (
+            READ_TIMEOUT("slow"),
+            r"the Hub at http.* cannot be reached \(slow\); check the connection and try again",
+        ),
+        (OfflineModeIsEnabled("off"), "HF_HUB_OFFLINE is set; unset it"),
+    ],
+)
+def test_reasons_of_a_failed_push(error, reason, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(hub.HfApi, "create_repo", fail)
+    with pytest.raises(hub.PushError, match=rf"^me/x was not uploaded: {reason}\.$") as caught:
+        hub.push(small(InternImageModel), "me/x")
+    assert caught.value.folder is None
+    assert caught.value.__cause__ is error
+
+
+def test_a_folder_with_the_files_that_were_not_uploaded(tmp_path, monkeypatch):
+    NotedHub(monkeypatch)
+
+    def fail(*_, **__):
+        raise ConnectionError("gone with hf_abcdefghij0123456789")
+
+    monkeypatch.setattr(hub.HfApi, "upload_folder", fail)
+    with pytest.raises(hub.PushError, match=rf"\[token\].*; the files are in {tmp_path}\.$") as caught:
+        hub.push(small(InternImageModel), "me/x", folder=tmp_path)
+    assert caught.value.folder == tmp_path
+    assert caught.value.__cause__ is None  # which would show the token
+
+
+def test_a_public_repository_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    noted = NotedHub(monkeypatch)
+    public = noted.noting("repo_info", SimpleNamespace(private=False))
+    monkeypatch.setattr(hub.HfApi, "repo_info", public)
+    with pytest.raises(hub.PushError, match="exists and is public, nothing was uploaded"):
+        hub.push(small(InternImageModel), "tiny", private=True, folder=tmp_path)
+    assert noted.calls["repo_info"][0] == (NAME,)
+    assert not {"create_branch", "upload_folder"} & set(noted.calls)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {}),
+        (["--private"], {"private": True}),
+        (["--create-pr"], {"create_pr": True}),
+        (["--revision", "v2"], {"revision": "v2"}),
+        (["--output-dir", "kept"], {"folder": Path("kept")}),
+    ],
+    ids=str,
+)
+def test_script_passes_its_options_on(arguments, expected, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def push(*given, **options):
+        calls.append((given, options))
+        return SimpleNamespace(pr_url="pull request" if options["create_pr"] else None, commit_url="commit")
+
+    monkeypatch.setattr(hub, "push", push)
+    good(tmp_path)
+    InternImageImageProcessorPil(size={"shortest_edge": 48}).save_pretrained(tmp_path)
+    status, out, _ = run_script(capsys, tmp_path, "me/x", *arguments)
+    assert (status, out) == (0, f"pushed: {'pull request' if '--create-pr' in arguments else 'commit'}\n")
+    ((model, name), options) = calls[0]
+    assert (type(model), name) == (InternImageForImageClassification, "me/x")
+    assert dict(options.pop("image_processor").size) == {"shortest_edge": 48}
+    assert options == {"card": None, "private": None, "revision": None, "create_pr": False, "folder": None} | expected
