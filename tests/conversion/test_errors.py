@@ -35,6 +35,7 @@ from hf_internimage import (
 from hf_internimage.conversion import prepare_classifier
 from hf_internimage.conversion.inputs import read_checkpoint
 from hf_internimage.conversion.main import main
+from hf_internimage.conversion.output import check_destination
 
 
 class RunsCode:
@@ -350,13 +351,14 @@ def test_bad_options(case, tiny_t, capsys):
 @pytest.mark.parametrize(
     ("in_config", "options", "expected"),
     [
+        ({"image_size": 1}, ["--image-size", 1], 1),
         ({}, [], 96),
         ({"image_size": 128}, [], 128),
         ({"image_size": [64, 128]}, [], [64, 128]),
         ({"image_size": 128}, ["--image-size", 160], 160),
         ({"num_classes": 4}, ["--head-map", "map.txt"], 96),
     ],
-    ids=["published", "config", "config_pair", "option", "head_map"],
+    ids=["one", "published", "config", "config_pair", "option", "head_map"],
 )
 def test_image_size(in_config, options, expected, tiny_t, monkeypatch):
     # The published checkpoint with these tensors: 10 classes, of a size that has no name.
@@ -379,6 +381,64 @@ def test_sizes_the_projector_cannot_take_are_refused(tmp_path, capsys):
     before = sorted(tmp_path.iterdir())
     assert convert(tmp_path / "h.pth", tmp_path / "out", "--config", config, "--image-size", 80) == 1
     assert_refused(capsys, before, tmp_path, "error: The image size is 80x80, .* multiple of 32")
+
+
+@pytest.mark.parametrize(
+    ("sides", "taken"), [([96, 80], False), ([80, 96], False), ([96, 160], True), ([56, 30], True)]
+)
+def test_each_side_counts_for_the_projector(sides, taken):
+    """Its pooling needs an even number of positions, which the stages before it round up."""
+    config = InternImageConfig.from_size("h", image_size=sides)
+    if taken:
+        assert prepare_classifier._set_image_size(config, None) == tuple(sides)
+    else:
+        with pytest.raises(ValueError, match=f"The image size is {sides[0]}x{sides[1]}, which the head of this model"):
+            prepare_classifier._set_image_size(config, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "classes"),
+    [
+        ({}, None), ({"num_labels": 0}, 0), ({"num_labels": 3, "num_classes": 4}, 3), ({"num_classes": 4}, 4),
+        ({"num_labels": None, "id2label": {"0": "a", "1": "b"}}, 2), ({"id2label": {}}, None),
+    ],
+)  # fmt: skip
+def test_classes_that_a_configuration_states(fields, classes):
+    assert prepare_classifier._stated_classes(fields) == classes
+
+
+@pytest.mark.parametrize(
+    ("labels", "rows", "classes"), [(None, 1000, 1000), (3, 3, 3), (None, 3, None), (4, 3, None), (1000, 1000, 1000)]
+)
+def test_a_head_map_without_stated_classes_is_for_the_names_or_imagenet(labels, rows, classes, tiny_t, capsys):
+    fields = json.loads((tiny_t / "config.json").read_text())
+    for name in ("num_labels", "num_classes", "id2label", "label2id"):
+        fields.pop(name, None)
+    (tiny_t / "config.json").write_text(json.dumps(fields))
+    (tiny_t / "map.txt").write_text("".join(f"{index}\n" for index in range(rows)))
+    options = ["--config", tiny_t / "config.json", "--head-map", tiny_t / "map.txt"]
+    if labels is not None:
+        (tiny_t / "names.txt").write_text("".join(f"name {index}\n" for index in range(labels)))
+        options += ["--labels", tiny_t / "names.txt"]
+    weights = weights_but(head__weight=torch.zeros(1200, 192), head__bias=torch.zeros(1200))
+    torch.save(weights, tiny_t / "large.pth")
+    assert convert(tiny_t / "large.pth", tiny_t / "out", *options) == (0 if classes else 1)
+    printed = capsys.readouterr()
+    if classes:
+        origin = f"names of {tiny_t / 'names.txt'}" if labels else "ImageNet-1K names"
+        assert f", {classes} classes ({origin}), " in printed.out
+    else:
+        assert f"has 3 indices, expected {labels or 1000}" in printed.err
+
+
+def test_a_link_to_nothing_is_no_destination(tiny_t, capsys):
+    (tiny_t / "link").symlink_to(tiny_t / "absent" / "folder")
+    before = sorted(tiny_t.iterdir())
+    assert convert(tiny_t / "good.pth", tiny_t / "link", "--config", tiny_t / "config.json") == 1
+    assert_refused(capsys, before, tiny_t, "Its parent folder does not exist; make it first")
+    (tiny_t / "dangling").symlink_to(tiny_t / "absent")
+    with pytest.raises(ValueError, match="dangling: Exists already and is not an empty folder"):
+        check_destination(tiny_t / "dangling")
 
 
 def test_values_too_large_for_half_precision(tiny_t, capsys):

@@ -3,6 +3,8 @@
 
 import json
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,8 +25,10 @@ from transformers import (
 
 from hf_internimage import InternImageDetectionImageProcessor, InternImageSegmentationImageProcessor
 from hf_internimage.checkpoints.systems import SYSTEM_CHECKPOINTS, find_checkpoint
-from hf_internimage.conversion import rcnn
+from hf_internimage.conversion import prepare_system, rcnn
 from hf_internimage.conversion.inputs import read_config
+from hf_internimage.conversion.prepare_system import image_processor
+from hf_internimage.conversion.renaming import Converted
 from hf_internimage.conversion.systems import SYSTEMS
 
 ADE20K_T = "upernet_internimage_t_512_160k_ade20k"
@@ -269,3 +273,59 @@ def test_unusable_configurations_are_refused(fields, message, tmp_path):
     system = next(system for system in SYSTEMS if system.name == "upernet")
     with pytest.raises(ValueError, match=message):
         read_config(path, system)
+
+
+@pytest.mark.parametrize("row", SYSTEM_CHECKPOINTS, ids=lambda row: row.name)
+def test_image_processors_have_the_test_settings(row):
+    for system in SYSTEMS:
+        if system.name == row.system:
+            processor = image_processor(system, row)
+            assert dict(processor.size) == {"shortest_edge": row.shortest_edge, "longest_edge": row.longest_edge}
+            assert processor.size_divisor == (row.size_divisor or 1)
+            if row.task == "semantic-segmentation":
+                assert type(processor) is InternImageSegmentationImageProcessor
+                assert processor.do_reduce_labels == row.reduce_labels
+            else:
+                assert type(processor) is InternImageDetectionImageProcessor
+                assert processor.top_k == row.max_detections
+            default = image_processor(system, None)
+            assert default.to_dict() == type(processor)().to_dict()
+
+
+@pytest.mark.parametrize("dropped", [{}, {"a": "why", "b": "not", "c": "why"}])
+def test_what_is_not_in_the_model_is_told(dropped):
+    def lines(class_names, unused, origin):
+        inputs = SimpleNamespace(class_names=class_names, unused_entries=unused)
+        return prepare_system._unused_lines(inputs, Converted({}, dropped), origin, 150)
+
+    expected = ["left out: 2 tensors (a, c): why", "left out: 1 tensors (b): not"] if dropped else []
+    assert lines([], [], "no names") == expected
+    assert lines(["x"], [], "names of the file") == expected
+    told = "the file names 1 classes, the classifier has 150: names not taken"
+    assert lines(["x"], ["meta", "zeta"], "no names") == [told, *expected, "not part of the model: meta, zeta"]
+
+
+def test_the_size_has_to_be_that_of_the_file(tmp_path, capsys):
+    path = released_file(tmp_path, CITYSCAPES_T)
+    message = "This is UperNet with InternImage-T by its channels and depths, not a model of size 's'; leave --size out"
+    assert message in refused(capsys, tmp_path, path, tmp_path / "out", "--size", "s")
+    printed = convert(path, tmp_path / "out", "--dtype", "float16", "--checkpoint", f"{CITYSCAPES_T}.pth")
+    assert printed == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "not part of the model: optimizer" in lines
+    assert lines[-1] == f"written to {tmp_path / 'out'}"
+    assert not any(line.startswith("tested with sliding windows") for line in lines)
+
+
+def test_sliding_windows_are_told():
+    (row,) = (row for row in SYSTEM_CHECKPOINTS if row.name == "upernet_internimage_t_512x1024_160k_cityscapes")
+    system = next(system for system in SYSTEMS if system.name == "upernet")
+    processor = image_processor(system, row)
+    for windows, told in (({"crop_size": 500, "stride": 300}, ["tested with sliding windows of 500 pixels every 300"]),
+                          ({"crop_size": None, "stride": None}, [])):  # fmt: skip
+        changed = replace(row, **windows)
+        size = f"images: shorter side 1024, longer at most 2048 pixels, as tested by the authors ({row.name})"
+        assert prepare_system._test_lines(processor, changed) == [size, *told]
+    assert prepare_system._test_lines(processor, None)[0].endswith(
+        "2048 pixels (the default; name the published checkpoint by --checkpoint if it is one)"
+    )
