@@ -4,6 +4,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,25 @@ def test_measurements_are_shared_by_equal_systems_only():
     assert measured("upernet_internimage_l_512x1024_80k_mapillary") is rows[0]
     assert measured("upernet_internimage_xl_512x1024_160k_cityscapes") is None
     assert measured("upernet_internimage_l_640_160k_ade20k") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "shared"),
+    [
+        ({}, True), ({"parameters": 1_009}, True), ({"parameters": 990}, False), ({"parameters": 1_011}, False),
+        ({"system": "mask2former"}, False), ({"size": "s"}, False), ({"shortest_edge": 2}, False),
+        ({"longest_edge": 2}, False), ({"size_divisor": 2}, False), ({"num_labels": 2}, True),
+    ],
+)  # fmt: skip
+def test_systems_are_equal_by_their_architecture_and_input(change, shared, monkeypatch):
+    own = replace(
+        card_files.system_checkpoints()[0], name="own", system="upernet", size="t", shortest_edge=1, longest_edge=1,
+        size_divisor=1, num_labels=1, parameters=1_000,
+    )  # fmt: skip
+    other = replace(own, name="other", **change)
+    monkeypatch.setattr(card_files, "system_checkpoints", lambda: [own, other])
+    rows = [{"name": "other"}]
+    assert card_files.measurement_of(own, rows) is (rows[0] if shared else None)
 
 
 @pytest.mark.parametrize("name", BY_NAME)
