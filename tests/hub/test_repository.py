@@ -1205,3 +1205,17 @@ def test_script_passes_its_options_on(arguments, expected, tmp_path, monkeypatch
     assert (type(model), name) == (InternImageForImageClassification, "me/x")
     assert dict(options.pop("image_processor").size) == {"shortest_edge": 48}
     assert options == {"card": None, "private": None, "revision": None, "create_pr": False, "folder": None} | expected
+
+
+def test_parameters_that_are_elsewhere_are_no_missing_weights(tmp_path, monkeypatch):
+    """accelerate keeps them on the meta device while their values are on the disk."""
+    saved = []
+    monkeypatch.setattr(hub, "_save", lambda *arguments: saved.append(arguments))
+    with torch.device("meta"):
+        model = InternImageModel(tiny_config())
+    with pytest.raises(ValueError, match="meta device; load them first"):
+        hub.save_for_hub(model, tmp_path)
+    model.hf_device_map = {"": "disk"}
+    hub.save_for_hub(model, tmp_path)
+    assert saved[0][0] is model
+    assert saved[0][-1] == "5GB"

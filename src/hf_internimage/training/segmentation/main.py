@@ -143,7 +143,7 @@ def build_processor(arguments: ScriptArguments, model: PreTrainedModel) -> Inter
         short = sizes.shortest_edge or min(arguments.augmentation.crop)
         fields["size"] = {"shortest_edge": short, "longest_edge": sizes.longest_edge or 4 * short}
     elif sizes.longest_edge is not None:
-        fields["size"] = {**loaded.size, "longest_edge": sizes.longest_edge}
+        fields["size"] = {**dict(loaded.size), "longest_edge": sizes.longest_edge}
     if sizes.size_divisor is not None:
         fields["size_divisor"] = sizes.size_divisor
     processor = InternImageSegmentationImageProcessor(do_reduce_labels=bool(arguments.data.reduce_labels), **fields)
