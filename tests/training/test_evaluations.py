@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: MIT
+"""What the tasks do with the results of an evaluation: metrics, tables, pictures and cards."""
+
+import csv
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from support.golden_data import tiny_config
+from transformers import TrainingArguments
+
+from hf_internimage import (
+    InternImageDetectionImageProcessor,
+    InternImageForImageClassification,
+    InternImageImageProcessorPil,
+    InternImageSegmentationImageProcessor,
+)
+from hf_internimage.training.classification import evaluation as classification
+from hf_internimage.training.classification.data import ClassificationData
+from hf_internimage.training.classification.trainer import ClassificationRecipe
+from hf_internimage.training.detection import evaluation as detection
+from hf_internimage.training.images import ImageReader
+from hf_internimage.training.segmentation import evaluation as segmentation
+
+
+class Noting:
+    """Keeps the calls of the functions that it makes."""
+
+    def __init__(self):
+        self.calls = {}
+
+    def __call__(self, name, result=None):
+        def call(*arguments, **options):
+            self.calls[name] = (arguments, options)
+            return result
+
+        return call
+
+
+def fake_trainer(noting, folder, processor, prediction, main_process=True):
+    return SimpleNamespace(
+        args=SimpleNamespace(output_dir=str(folder)),
+        processing_class=processor,
+        predict=noting("predict", prediction),
+        log_metrics=noting("log_metrics"),
+        save_metrics=noting("save_metrics"),
+        is_world_process_zero=lambda: main_process,
+    )
+
+
+def classes_data(count=3, multi_label=False):
+    rows = [{"image": {"bytes": None, "path": f"far/{index}.png"}, "label": index % 2} for index in range(count)]
+    rows = Dataset.from_list(rows)
+    reader = ImageReader(left_out={"train": ["a: is empty"]})
+    return ClassificationData(None, rows, rows, ["cat", "dog"], "image", "label", multi_label, reader)
+
+
+# ---- Classification ----
+
+
+@pytest.mark.parametrize(("split", "prefix"), [("validation", "eval"), ("test", "test")])
+@pytest.mark.parametrize(("main_process", "multi_label"), [(True, False), (False, False), (True, True)])
+def test_an_evaluation_of_a_classifier(split, prefix, main_process, multi_label, tmp_path, monkeypatch):
+    noting = Noting()
+    measured = {"accuracy": 0.5, "top5_accuracy": 1.0, "mean_average_precision": 0.25, "f1": 0.1, "loss": 2.0}
+    metrics = {f"{prefix}_{name}": value for name, value in measured.items()}
+    metrics |= {f"{prefix}_samples_per_second": 7.0, f"{prefix}_runtime": 3.0}
+    prediction = SimpleNamespace(metrics=metrics)
+    for name in ("report_evaluation", "draw_predictions"):
+        monkeypatch.setattr(classification, name, noting(name, "evaluation"))
+    processor = InternImageImageProcessorPil(crop_size={"height": 32, "width": 64})
+    trainer = fake_trainer(noting, tmp_path, processor, prediction, main_process)
+    data = classes_data(multi_label=multi_label)
+    assert classification.evaluate_and_report(trainer, data, split, "names", model_name="me/model") == "evaluation"
+    (rows,), options = noting.calls["predict"]
+    assert options == {"metric_key_prefix": prefix}
+    assert rows.format["format_kwargs"]["transform"].prepare.processor is processor
+    assert noting.calls["log_metrics"][0] == noting.calls["save_metrics"][0] == (prefix, metrics)
+    given, options = noting.calls["report_evaluation"]
+    assert given == (trainer, "names", split)
+    expected = {"model_name": "me/model", "samples": 3, "metrics": measured, "image_size": (32, 64)}
+    expected |= {"images_per_second": 7.0, "left_out_images": {"train": {"count": 1, "images": ["a: is empty"]}}}
+    assert options == expected
+    assert ("draw_predictions" in noting.calls) is (main_process and not multi_label)
+    if main_process and not multi_label:
+        assert noting.calls["draw_predictions"][0][3:] == (tmp_path, prefix)
+
+
+@pytest.mark.parametrize(
+    ("found", "title", "shown"),
+    [
+        ([0, 1, 0], "0 of 3 images are classified wrong.", []),
+        ([1, 1, 1], "2 of 3 images are classified wrong:", [2, 0]),
+        ([1, 0] * 13, "26 of 26 images are classified wrong; the 24 with the highest scores:", None),
+    ],
+)
+def test_predictions_are_written_and_the_surest_mistakes_drawn(found, title, shown, tmp_path, monkeypatch):
+    noting, count = Noting(), len(found)
+    for name in ("draw_confusions", "draw_mistakes"):
+        monkeypatch.setattr(classification, name, noting(name))
+    monkeypatch.setattr(classification, "decode_image", lambda image, limit: (image["path"], limit))
+    classes = np.array([[best, 1 - best] for best in found])
+    scores = np.array([[0.5 + 0.001 * row, 0.25] for row in range(count)])
+    truth, data = np.arange(count) % 2, classes_data(count)
+    data.reader = ImageReader(99)
+    prediction = SimpleNamespace(predictions=(classes, scores), label_ids=truth)
+    classification.draw_predictions(prediction, data.validation, data, tmp_path, "test")
+    rows = list(csv.DictReader((tmp_path / "test_predictions.csv").open(newline="")))
+    assert [row["row"] for row in rows] == [str(row) for row in range(count)]
+    assert rows[1] == {
+        "row": "1", "file": "far/1.png", "label": "dog", "found": ["cat", "dog"][found[1]], "score": "0.501000",
+    }  # fmt: skip
+    assert noting.calls["draw_confusions"][0][2:] == (["cat", "dog"], tmp_path / "test_confusions.png")
+    images, right, wrong, sure, names, path, line = noting.calls["draw_mistakes"][0]
+    assert (names, path, line) == (["cat", "dog"], tmp_path / "test_mistakes.png", title)
+    if shown is None:
+        shown = list(range(count))[::-1][:24]
+    assert images == [(f"far/{row}.png", 99) for row in shown]
+    assert list(right) == [truth[row] for row in shown]
+    assert list(wrong) == [classes[row, 0] for row in shown]
+    assert list(sure) == [scores[row, 0] for row in shown]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "full"),
+    [
+        ({"top1": 0.5, "loss": 1.0}, True), ({"top1": 0.5, "loss": math.nan}, False), ({"loss": 1.0}, False),
+        ({"top1": 0.5}, False), (None, False), ({"mean_average_precision": 0.5, "loss": 1.0}, False),
+    ],
+)  # fmt: skip
+def test_the_card_of_a_classifier_has_its_numbers_if_there_are_any(metrics, full, tmp_path, monkeypatch):
+    noting = Noting()
+    monkeypatch.setattr(classification, "write_repository", noting("write_repository"))
+    monkeypatch.setattr(classification.cards, "evaluated_card", noting("full", "full card"))
+    monkeypatch.setattr(classification.hub, "short_card", noting("short", "short card"))
+    monkeypatch.setattr(classification, "training_facts", lambda trainer: {"Epochs": "2"})
+    arguments = TrainingArguments(output_dir=str(tmp_path / "mine"), use_cpu=True, report_to="none")
+    model = SimpleNamespace(config=SimpleNamespace(model_type="internimage"))
+    trainer = SimpleNamespace(args=arguments, model=model)
+    evaluation = None if metrics is None else {"metrics": metrics}
+    classification.publish(trainer, evaluation, base_model="me/base", license="mit", notes=["a note"])
+    of, auto_class, name, make_card, notes = noting.calls["write_repository"][0]
+    assert (of, auto_class.__name__, name, notes) == (trainer, "AutoModelForImageClassification", "mine", ["a note"])
+    assert make_card("model") == ("full card" if full else "short card")
+    if full:
+        options = {"model_id": "mine", "base_model": "me/base", "license": "mit", "training": {"Epochs": "2"}}
+        assert noting.calls["full"] == ((evaluation,), options)
+    else:
+        assert noting.calls["short"] == (("model", "mine"), {"license": "mit"})
+
+
+@pytest.mark.parametrize("push", [True, False])
+def test_other_classifiers_are_pushed_by_trainer(push, monkeypatch):
+    noting = Noting()
+    monkeypatch.setattr(classification, "write_repository", noting("write_repository"))
+    model = SimpleNamespace(config=SimpleNamespace(model_type="convnext"))
+    trainer = SimpleNamespace(args=SimpleNamespace(push_to_hub=push), model=model, push_to_hub=noting("push"))
+    classification.publish(trainer, None)
+    assert list(noting.calls) == ["push"] * push
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_facts_of_a_training(on, tmp_path):
+    options = {"weight_decay": 0.05, "label_smoothing_factor": 0.1, "optim": "adamw_torch_fused", "seed": 7}
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", per_device_train_batch_size=4, learning_rate=0.5,
+        **(options if on else {"optim": "sgd"}),
+    )  # fmt: skip
+    recipe = ClassificationRecipe(**({"layer_decay": 0.9, "ema_decay": 0.5, "cutmix_alpha": 1.0} if on else {}))
+    state = SimpleNamespace(epoch=2.5 if on else None, global_step=10)
+    trainer = SimpleNamespace(args=arguments, recipe=recipe, state=state, learning_rate_factor=2.0)
+    expected = {"Steps": 10, "Batch size": 4, "Learning rate": "1"}
+    if on:
+        expected |= {"Epochs": "2.5", "Optimizer": "adamw_torch_fused", "Layer decay": 0.9, "Weight decay": 0.05}
+        expected |= {"Label smoothing": 0.1, "Mixup, CutMix": "0, 1", "Averaged weights": 0.5, "Seed": 7}
+    else:
+        expected |= {"Optimizer": "sgd", "Seed": 42}
+    assert classification.training_facts(trainer) == expected
+
+
+# ---- Segmentation and detection ----
+
+
+def system_trainer(folder):
+    arguments = TrainingArguments(output_dir=str(folder / "mine"), use_cpu=True, report_to="none")
+    return SimpleNamespace(args=arguments, model=InternImageForImageClassification(tiny_config(num_labels=7)))
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+@pytest.mark.parametrize("task", [segmentation, detection], ids=["segmentation", "detection"])
+def test_the_card_of_a_system_has_its_scores(task, evaluated, tmp_path, monkeypatch):
+    noting = Noting()
+    monkeypatch.setattr(task, "trained_system_card", noting("card", "a card"))
+    monkeypatch.setattr(task, "publish_by_trainer", noting("publish"))
+    metrics = {
+        "mean_iou": 0.12345,
+        "overall_accuracy": 1.0,
+        "map": 0.12345,
+        "map_small": 0.0,
+        "mar_1": 1.0,
+        "loss": 1.0,
+    }
+    evaluation = {"metrics": metrics, "samples": 1234, "dataset": {"name": "me/data", "split": "dev"}}
+    trainer = system_trainer(tmp_path)
+    options = {"base_model": "me/base", "license": "mit", "notes": ["a note"]}
+    task.publish(trainer, evaluation if evaluated else None, **options)
+    assert noting.calls["publish"] == ((trainer, "a card", ["a note"]), {})
+    (model, name), card = noting.calls["card"]
+    assert (model, name) == (trainer.model, "mine")
+    scores = card.pop("scores")
+    kind = "semantic-segmentation" if task is segmentation else "object-detection"
+    assert card == {"task": kind, "has_code": False, "base_model": "me/base", "license": "mit"}
+    head = "| Metric | Value |\n| --- | --- |\n"
+    if not evaluated:
+        assert scores == ""
+    elif task is segmentation:
+        table = "| mean IoU | 12.35 % |\n| accuracy of the pixels | 100.00 % |"
+        assert scores == f"On 1,234 images of `me/data`, at their own size:\n\n{head}{table}"
+    else:
+        table = "| average precision (mAP, IoU .5 to .95) | 12.3 % |\n| of small objects (under 32² pixels) | 0.0 % |"
+        assert scores == f"By COCO's measure, on 1,234 images of `me/data` (dev):\n\n{head}{table}"
+
+
+def test_dino_becomes_a_repository(tmp_path, monkeypatch):
+    noting = Noting()
+    monkeypatch.setattr(detection, "trained_system_card", noting("card", "a card"))
+    monkeypatch.setattr(detection, "write_repository", noting("write"))
+    trainer = SimpleNamespace(
+        args=system_trainer(tmp_path).args, model=SimpleNamespace(config=SimpleNamespace(model_type="internimage_dino"))
+    )
+    detection.publish(trainer, None, base_model=str(tmp_path), license=None, notes=["a note"])
+    of, auto_class, name, make_card, notes = noting.calls["write"][0]
+    assert (of, auto_class.__name__, name, notes) == (trainer, "AutoModelForObjectDetection", "mine", ["a note"])
+    assert make_card("whole model") == "a card"
+    expected = {"task": "object-detection", "has_code": True, "base_model": None, "license": None, "scores": ""}
+    assert noting.calls["card"] == (("whole model", "mine"), expected)
+
+
+@pytest.mark.parametrize("main_process", [True, False])
+@pytest.mark.parametrize(("split", "prefix"), [("validation", "eval"), ("test", "test")])
+def test_an_evaluation_of_a_detector(split, prefix, main_process, tmp_path, monkeypatch):
+    noting = Noting()
+    for name in ("report_evaluation", "draw_overlays"):
+        monkeypatch.setattr(detection, name, noting(name, "evaluation"))
+    result = SimpleNamespace(metrics={"map": 0.5}, per_class={"cat": 0.25})
+    coco_map = SimpleNamespace(evaluate=noting("evaluate", result))
+    monkeypatch.setattr(detection, "CocoMap", noting("CocoMap", coco_map))
+    metrics = {f"{prefix}_loss": 2.0, f"{prefix}_map": 0.5, f"{prefix}_samples_per_second": 7.0}
+    detections, ids = np.arange(12.0).reshape(2, 1, 6), np.array([[3], [1]])
+    prediction = SimpleNamespace(metrics=metrics, predictions=detections, label_ids=ids)
+    processor = InternImageDetectionImageProcessor(size={"shortest_edge": 40, "longest_edge": 90})
+    trainer = fake_trainer(noting, tmp_path, processor, prediction, main_process)
+    rows = Dataset.from_dict({"image_id": [1, 3]})
+    data = SimpleNamespace(
+        validation=rows, test=rows, label_names=["cat"], reader=ImageReader(),
+        evaluation_transform=noting("transform", lambda batch: batch),
+    )  # fmt: skip
+    options = {"model_name": "me/model", "overlays": 5, "overlay_threshold": 0.25}
+    assert detection.evaluate_and_report(trainer, data, split, "names", **options) == "evaluation"
+    assert trainer.compute_metrics is coco_map
+    assert noting.calls["CocoMap"][0] == (rows, ["cat"])
+    assert noting.calls["transform"][0] == (processor,)
+    assert noting.calls["predict"][1] == {"metric_key_prefix": prefix}
+    assert noting.calls["log_metrics"][0] == noting.calls["save_metrics"][0] == (prefix, metrics)
+    assert noting.calls["evaluate"][0] == (detections, ids)
+    given, options = noting.calls["report_evaluation"]
+    assert given == (trainer, "names", split)
+    expected = {"model_name": "me/model", "samples": 2, "metrics": {"map": 0.5, "loss": 2.0}, "image_size": [40, 90]}
+    assert options == {**expected, "images_per_second": 7.0, "map_per_class": {"cat": 0.25}}
+    assert ("draw_overlays" in noting.calls) is main_process
+    if main_process:
+        (drawn, by_image, names, folder), options = noting.calls["draw_overlays"]
+        assert (drawn, names, folder) == (rows, ["cat"], tmp_path / "overlays")
+        assert {key: value.tolist() for key, value in by_image.items()} == {
+            3: detections[0].tolist(), 1: detections[1].tolist(),
+        }  # fmt: skip
+        assert options == {"prefix": f"{prefix}_", "count": 5, "threshold": 0.25, "reader": data.reader}
+
+
+@pytest.mark.parametrize(
+    ("size", "sides"),
+    [({"shortest_edge": 40, "longest_edge": 90}, [40, 90]), ({"height": 40, "width": 90}, [40, 90])],
+)
+def test_sides_of_a_detectors_images(size, sides):
+    assert detection._sides(SimpleNamespace(size=size)) == sides
+
+
+def test_a_segmenter_has_the_settings_of_the_inference():
+    options = {"inference": "slide", "inference_crop": [32, 64], "inference_stride": 16, "inference_windows": 3}
+    inference = segmentation.InferenceArguments(**options, tta_ratios=1.5, tta_flip=True)
+    assert inference.tta_ratios == [1.5]
+    segmenter = inference.segmenter(None, InternImageSegmentationImageProcessor())
+    assert (segmenter.crop_size, segmenter.stride, segmenter.window_batch_size) == ((32, 64), (16, 16), 3)
+    assert (segmenter._views(), segmenter.flip) == (2, True)
+    segmenter = segmentation.InferenceArguments().segmenter(None, InternImageSegmentationImageProcessor())
+    assert (segmenter.crop_size, segmenter.stride, segmenter.window_batch_size) == (None, None, 1)
+    assert (segmenter._views(), segmenter.flip) == (1, False)
+    for wrong in (
+        {"inference_stride": [1, 2, 3]},
+        {"inference_crop": [8]},
+        {"inference_stride": [8]},
+        {"inference": "slide"},
+    ):
+        with pytest.raises(ValueError, match=r"inference_(crop|stride)"):
+            segmentation.InferenceArguments(**wrong)
+
+
+def test_an_evaluation_of_a_segmenter(tmp_path, monkeypatch):
+    noting = Noting()
+    monkeypatch.setattr(segmentation, "report_evaluation", noting("report_evaluation", "evaluation"))
+    counts = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
+
+    def segment(trainer, rows, transform, segmenter, metric, names, inference):
+        assert not model.training
+        metric.counts = counts
+        return 4.0
+
+    monkeypatch.setattr(segmentation, "_segment", segment)
+    processor = InternImageSegmentationImageProcessor(size={"shortest_edge": 32, "longest_edge": 128})
+    model = torch.nn.Linear(1, 1)
+    trainer = fake_trainer(noting, tmp_path, processor, None)
+    trainer.model, trainer.is_fsdp_enabled = model, False
+    trainer.args.device, trainer.evaluation_weights = torch.device("cpu"), lambda: torch.no_grad()
+    trainer.accelerator = SimpleNamespace(reduce=lambda tensor, way: 2 * tensor if way == "sum" else None)
+    data = SimpleNamespace(
+        validation=[1, 2], label_names=["a", "b", "c"], reader=ImageReader(), evaluation_transform=noting("transform")
+    )
+    inference = segmentation.InferenceArguments(tta_flip=True)
+    result = segmentation.evaluate_and_report(trainer, data, "validation", "names", model_name="m", inference=inference)
+    assert result == "evaluation"
+    given, options = noting.calls["report_evaluation"]
+    assert given == (trainer, "names", "validation")
+    means = {"mean_iou": 0.775, "mean_accuracy": 0.875, "overall_accuracy": 0.875}
+    assert options["metrics"] == pytest.approx(means)
+    logged = {f"eval_{name}": value for name, value in options["metrics"].items()}
+    assert noting.calls["log_metrics"][0] == noting.calls["save_metrics"][0] == ("eval", logged)
+    assert options["class_iou"] == {"a": 0.75, "b": 0.8, "c": None}
+    settings = {
+        "inference": "whole",
+        "inference_crop": [],
+        "inference_stride": [],
+        "tta_ratios": [1.0],
+        "tta_flip": True,
+    }
+    assert options["inference"] == settings
+    expected = {"model_name": "m", "samples": 2, "image_size": [32, 128], "batch_size": 1, "images_per_second": 0.5}
+    assert {name: options[name] for name in expected} == expected
+    assert noting.calls["transform"][0] == (processor,)
+
+
+@pytest.mark.parametrize(("rank", "world", "seen"), [(0, 1, [0, 1, 2]), (0, 2, [0, 2]), (1, 2, [1, 2])])
+def test_each_process_segments_its_share(rank, world, seen, tmp_path, monkeypatch):
+    noting, drawn, read, added = Noting(), [], [], []
+    monkeypatch.setattr(segmentation, "draw_masks", lambda *arguments: drawn.append(arguments))
+
+    def read_row(row):
+        read.append(row)
+        return Image.new("L", (1, 1), row), np.array([[row]]), b""
+
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(world_size=world, process_index=rank, output_dir=str(tmp_path / "new")),
+        compute_loss_context_manager=torch.no_grad,
+    )
+    metric = SimpleNamespace(add=lambda *arguments: added.append(arguments))
+    inference = segmentation.InferenceArguments(overlays=2)
+    seconds = segmentation._segment(
+        trainer, [0, 1, 2], SimpleNamespace(read=read_row), lambda image: torch.tensor([[image.getpixel((0, 0))]]),
+        metric, ["a"], inference,
+    )  # fmt: skip
+    assert read == seen
+    counted = [row for row in seen if row % world == rank]
+    assert [(int(found[0, 0]), int(truth[0, 0])) for found, truth in added] == [(row, row) for row in counted]
+    names = [f"{row:05d}.png" for row in counted if row in (0, 2)]
+    assert [arguments[4] for arguments in drawn] == [tmp_path / "new" / "overlays" / name for name in names]
+    assert seconds > 0
+    assert not noting.calls
