@@ -6,7 +6,7 @@ import json
 import pytest
 from support.golden_data import tiny_config
 from support.golden_detectors import tiny_dino_config
-from transformers import ConvNextConfig, SegformerConfig, UperNetConfig
+from transformers import ConvNextConfig, PreTrainedConfig, SegformerConfig, UperNetConfig
 
 from hf_internimage import InternImageConfig
 from hf_internimage.training.classification import main as classification
@@ -107,3 +107,39 @@ def test_fields_of_the_training_and_of_what_is_made_anew_may_differ(config, fiel
     if isinstance(config, InternImageConfig):
         fields = {name: list(config.depths) if name == "depths" else value for name, value in fields.items()}
     refuse_contradictions("config_overrides", "folder", config, fields)
+
+
+WORDS = (
+    *("aux", "coefficient", "cost", "drop", "focal", "init", "loss", "noise", "noising", "sample", "weight"),
+    *("size", "depth", "heads"),
+)
+
+
+class Worded(PreTrainedConfig):
+    """A configuration with a field for each of these words in its name."""
+
+    model_type = "worded"
+
+    def __init__(self, **fields):
+        super().__init__(**{name: value for name, value in fields.items() if not name.startswith("a_")})
+        for word in WORDS:
+            setattr(self, f"a_{word}_b", fields.get(f"a_{word}_b", 1))
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_fields_of_the_training_are_known_by_their_words(word):
+    name = f"a_{word}_b"
+    refuse_contradictions("option", "folder", Worded(), {name: 1})
+    if word in ("size", "depth", "heads"):
+        with pytest.raises(UsageError, match=f"^option has {name}=2, but folder was trained with 1: leave it out, or"):
+            refuse_contradictions("option", "folder", Worded(), {name: 2})
+    else:
+        refuse_contradictions("option", "folder", Worded(), {name: 2})
+
+
+@pytest.mark.parametrize("name", ["layer_scale", "num_channels", "channels", "norm_layer", "groups"])
+def test_fields_of_tensors_may_not_differ(name):
+    other = {"layer_scale": 0.5, "num_channels": 4, "channels": 32, "norm_layer": "BN", "groups": [2, 4, 8, 16]}
+    with pytest.raises(UsageError, match=f"option has {name}="):
+        refuse_contradictions("option", "folder", tiny_config(), {name: other[name]})
+    refuse_contradictions("option", "folder", tiny_config(), {name: getattr(tiny_config(), name)})
