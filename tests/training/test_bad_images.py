@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import types
 import zlib
 
 import numpy as np
@@ -27,7 +28,7 @@ from hf_internimage import (
     InternImageImageProcessorPil,
     InternImageSegmentationImageProcessor,
 )
-from hf_internimage.training import images
+from hf_internimage.training import bad_images, images
 from hf_internimage.training.bad_images import card_notes, without_bad_images
 from hf_internimage.training.classification import evaluate_checkpoint
 from hf_internimage.training.classification import main as classification
@@ -406,3 +407,56 @@ def test_rows_without_an_image(tmp_path):
     assert len(kept.train) == 594
     assert len(kept.reader.left_out["train"]) == 6
     assert kept.class_counts().tolist() == [594, 0]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_rows_of_all_processes_are_left_out_in_all(rank, tmp_path, monkeypatch):
+    """Each process checks every second row; what the others found comes with what it found itself."""
+    data = load_data(ClassificationDataArguments(train_dir=str(write_classes(tmp_path / "a")), train_val_split=0))
+    rows = [{"image": {"bytes": b"", "path": f"{row}.png"}, "label": 0} for row in range(7)]
+    good = (tmp_path / "a" / "a" / "0.png").read_bytes()
+    for row in (0, 3, 6):
+        rows[row]["image"]["bytes"] = good
+    data.train = type(data.train).from_list(rows, features=data.train.features)
+    state = types.SimpleNamespace(
+        process_index=rank, num_processes=2, is_local_main_process=rank == 0, wait_for_everyone=lambda: None
+    )
+    of_others = [(row, f"{row}.png: of the other") for row in (1, 2, 4, 5) if row % 2 != rank]
+    monkeypatch.setattr(bad_images, "PartialState", lambda: state)
+    monkeypatch.setattr(bad_images, "gather_object", lambda own: [*own, *of_others])
+    (tmp_path / "bad_images.txt").write_text("of an earlier run")
+    without_bad_images(data, "stop", InternImageImageProcessorPil(), tmp_path)
+    assert (tmp_path / "bad_images.txt").exists() is (rank == 1)  # removed by one process of a machine
+    kept = without_bad_images(data, "skip", InternImageImageProcessorPil(), tmp_path / "new" / "out")
+    assert [row["image"]["path"] for row in kept.train] == ["0.png", "3.png", "6.png"]  # in their order
+    errors = kept.reader.left_out["train"]
+    assert [error.partition(":")[0] for error in errors] == ["1.png", "2.png", "4.png", "5.png"]
+    assert (tmp_path / "new" / "out" / "bad_images.txt").exists() is (rank == 0)
+    with pytest.raises(ValueError, match=r"^4 images cannot be used:\ntrain: 1\.png: .*\ntrain: 2\.png: "):
+        without_bad_images(data, "list", InternImageImageProcessorPil(), None)
+
+
+def test_images_that_a_stream_left_out_are_those_of_all_processes(tmp_path, monkeypatch):
+    (tmp_path / "bad_images.txt").write_text("train: b.png: is empty\ntrain: a.png: is: empty\n")
+    monkeypatch.setattr(bad_images, "gather_object", lambda own: [*own, *own, "validation: c.png: is empty"])
+    reader = ImageReader(left_out={"train": ["b.png: is empty"]})
+    bad_images.add_left_out_of_stream(reader, tmp_path)
+    assert reader.left_out == {"train": ["b.png: is empty", "a.png: is: empty"], "validation": ["c.png: is empty"]}
+    other = ImageReader()
+    bad_images.add_left_out_of_stream(other, tmp_path / "absent")
+    assert other.left_out == {"validation": ["c.png: is empty"]}
+
+
+def test_facts_and_notes_of_images(monkeypatch):
+    reader = ImageReader(left_out={"train": [f"far/{name}.png: is empty" for name in "abcdef"]})
+    reader.read_otherwise[[3, 8]] = 1
+    monkeypatch.setattr(bad_images, "gather_object", lambda own: [*own, 8, 9])  # of another process
+    facts = bad_images.image_facts(reader)
+    assert facts["images_read_otherwise"] == 3
+    assert facts["left_out_images"]["train"] == {"count": 6, "images": reader.left_out["train"]}
+    left_out, otherwise = card_notes(facts)
+    names = ", ".join(f"`{name}.png`" for name in "abcde")
+    assert left_out == f"Images of train that could not be used and were left out: 6 ({names} and 1 more)."
+    assert otherwise.startswith("Images of 16 bits or with transparency among the data: 3. ")
+    monkeypatch.setattr(bad_images, "gather_object", lambda own: own)
+    assert bad_images.image_facts(ImageReader()) == {}
