@@ -12,7 +12,15 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from support.segmentation_scenes import arguments, scene, write, write_all
 
-from hf_internimage.training.segmentation.data import collate, decode_mask, load_data, read_pairs
+from hf_internimage.training.images import BadImageError
+from hf_internimage.training.segmentation import data as segmentation_data
+from hf_internimage.training.segmentation.data import (
+    SegmentationDataArguments,
+    collate,
+    decode_mask,
+    load_data,
+    read_pairs,
+)
 from hf_internimage.training.sources import read_label_names
 
 
@@ -213,3 +221,50 @@ def test_255_classes_are_the_most(scenes):
     assert len(load_data(named, label_names=names[:255]).label_names) == 255
     with pytest.raises(ValueError, match="There are 256 classes, expected at most 255"):
         load_data(named, label_names=names)
+
+
+@pytest.mark.parametrize("name", ["label", "annotation", "mask", "segmentation", "semantic_segmentation", "labels"])
+def test_usual_names_of_the_column_of_maps(name):
+    features = Features({"image": ImageFeature(), "zzz": ImageFeature(), name: ImageFeature()})
+    rows = Dataset.from_dict(
+        {column: [{"bytes": column.encode(), "path": None}] for column in features}, features=features
+    )
+    found = segmentation_data._two_columns(rows, SegmentationDataArguments(dataset_name="a"))
+    assert found[0] == {"image": {"bytes": b"image", "path": None}, "label": {"bytes": name.encode(), "path": None}}
+    given = SegmentationDataArguments(dataset_name="a", image_column_name=name, label_column_name="image")
+    assert segmentation_data._two_columns(rows, given)[0]["label"]["bytes"] == b"image"
+
+
+def test_what_pairs_and_named_datasets_are_asked_for(monkeypatch):
+    monkeypatch.setattr(segmentation_data, "read_pairs", lambda *given: given)
+    own = {"image_suffix": "_left.png", "mask_suffix": "_ids.png"}
+    pairs = segmentation_data._read_split(SegmentationDataArguments(validation_dir="a", **own), "validation")
+    assert pairs == (Path("a"), "_left.png", "_ids.png")
+    assert segmentation_data._read_split(SegmentationDataArguments(validation_dir="a"), "train") is None
+    monkeypatch.setattr(SegmentationDataArguments, "load_split", lambda self, split: None)
+    assert segmentation_data._read_split(SegmentationDataArguments(dataset_name="a"), "train") is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "taken"), [("L", True), ("P", True), ("1", True), ("I", True), ("F", False), ("LA", False)]
+)
+def test_a_map_has_whole_numbers_in_one_channel(mode, taken, tmp_path):
+    Image.new(mode, (3, 2)).save(tmp_path / "a.tif")
+    if taken:
+        assert decode_mask({"bytes": None, "path": str(tmp_path / "a.tif")}).shape == (2, 3)
+    else:
+        with pytest.raises(BadImageError, match=rf"a\.tif: is {mode}, but a map has the class's number of each pixel"):
+            decode_mask({"bytes": None, "path": str(tmp_path / "a.tif")})
+
+
+def test_rows_without_an_image_or_a_map(scenes):
+    loaded = load_data(arguments(scenes, train_val_split=0, max_image_pixels=5000))
+    assert loaded.reader.max_pixels == 5000
+    row, transform = loaded.train[0], loaded.training_transform(None)
+    assert transform.reader is loaded.reader
+    for column in ("image", "label"):
+        with pytest.raises(BadImageError, match="a row without an image or a map: remove it from the data"):
+            transform.read({**row, column: None})
+    assert load_data(arguments(scenes, train_val_split=0)).reduce_labels is False
+    with pytest.raises(ValueError, match=r"are not the 3 of label_names_file .*: take a model of these classes"):
+        load_data(arguments(scenes), label_names=["a", "b", "c"])
