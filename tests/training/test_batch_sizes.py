@@ -177,11 +177,13 @@ def test_statistics_stay_if_the_image_is_large_enough(tmp_path):
             self.norm = nn.BatchNorm2d(3)
 
         def forward(self, pixel_values, labels=None):
-            return ImageClassifierOutput(logits=self.head(self.norm(pixel_values).mean((2, 3))))
+            return ImageClassifierOutput(logits=self.head(self.drop(self.norm(pixel_values).mean((2, 3)))))
 
     model = Maps()
     trainer = tiny_trainer(tmp_path, model, 9, per_device_train_batch_size=4)
+    state = torch.get_rng_state()
     refuse_single_images(trainer)
+    assert torch.equal(torch.get_rng_state(), state)
     assert model.norm.num_batches_tracked == 0
     assert torch.equal(model.norm.running_mean, torch.zeros(3))
 
