@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from datetime import datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from datasets import config as datasets_config
 from PIL import Image
+from safetensors import SafetensorError
 from sklearn.datasets import load_digits
 from support.golden_data import tiny_config
 from support.operator_cases import CPU_FALLBACK
@@ -21,7 +23,9 @@ from support.paths import SCRIPTS
 from transformers import AutoImageProcessor, CLIPImageProcessorPil, ConvNextConfig, ConvNextForImageClassification
 
 from hf_internimage import InternImageForImageClassification, InternImageImageProcessorPil
+from hf_internimage.ops import BackendError
 from hf_internimage.training.classification import evaluate_checkpoint as script
+from hf_internimage.training.classification.data import ClassificationDataArguments
 
 SCRIPT = SCRIPTS / "evaluate.py"
 COUNT, CLASSES, SIZE = 50, 10, 32
@@ -247,3 +251,118 @@ def test_labels_as_numbers(work, images, tmp_path):
 def test_a_device_that_is_not_there_is_one_line(device, work, capsys):
     assert run("--model", work / "model", "--validation_dir", work / "data", "--device", device) == 1
     assert f"device is {device}, which PyTorch does not find here" in capsys.readouterr().err
+
+
+# ---- What is given to what ----
+
+
+class Passing(torch.nn.Module):
+    """Gives the pixels' means as scores; keeps the sizes and types of its batches."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.zeros(1, dtype=dtype)), []
+
+    def forward(self, pixel_values):
+        assert torch.is_inference_mode_enabled()
+        self.seen.append((len(pixel_values), pixel_values.dtype))
+        return SimpleNamespace(logits=pixel_values.mean((2, 3)))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_predictions_of_all_batches(several):
+    pixels = torch.rand(5, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 2, 1, 0, 2])
+    if several:
+        labels = torch.nn.functional.one_hot(labels, 3).float()
+    loader = [{"pixel_values": pixels[rows], "labels": labels[rows]} for rows in (slice(0, 3), slice(3, 5))]
+    accelerator = SimpleNamespace(gather_for_metrics=lambda results: results)
+    model = Passing()
+    found = script.predict(model, loader, accelerator, torch.device("cpu"))
+    assert model.seen == [(3, torch.float32), (3, torch.float32), (2, torch.float32)]  # the first one twice
+    assert torch.equal(found.labels, labels)
+    assert found.image_size == (2, 4)
+    assert 0 < found.seconds < 60
+    logits = pixels.mean((2, 3))
+    if several:
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+        torch.testing.assert_close(found.scores, logits.sigmoid())
+    else:
+        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        assert torch.equal(found.scores[0][:, 0], logits.argmax(1))
+    torch.testing.assert_close(found.losses, losses)
+    half = Passing(torch.bfloat16)
+    found = script.predict(half, loader, accelerator, torch.device("cpu"))
+    assert {dtype for _, dtype in half.seen} == {torch.bfloat16}
+    assert found.losses.dtype == torch.float32
+
+
+def test_labels_of_the_model():
+    def transform(batch):
+        return {"labels": batch["labels"], "pixel_values": batch["pixels"]}
+
+    labels = script.ModelLabels(transform, [3, 0, 2], 5)
+    result = labels({"labels": [2, 0, 1], "pixels": "abc"})
+    assert result["pixel_values"] == "abc"
+    assert [int(label) for label in result["labels"]] == [2, 3, 0]
+    (row,) = labels({"labels": [torch.tensor([1.0, 0.0, 1.0])], "pixels": "a"})["labels"]
+    assert row.tolist() == [0, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0, expected at least 1"), ({"match_labels": "all"}, "match_labels is 'all'"),
+        ({"split": "dev"}, "split is 'dev'"), ({"dtype": "float64"}, "dtype is 'float64'"),
+        ({"output": "absent/a.json"}, "The folder of output=absent/a.json does not exist"),
+    ],
+)  # fmt: skip
+def test_settings_of_an_evaluation(values, message, tmp_path):
+    options = script.EvaluationArguments(model="a")
+    expected = {"split": "validation", "match_labels": "auto", "batch_size": 32, "dtype": "float32", "device": None}
+    expected |= {"backend": None, "num_workers": 0, "output": None, "model_revision": "main"}
+    expected["trust_remote_code"] = False
+    assert vars(options) == {"model": "a", **expected}
+    script.EvaluationArguments(model="a", batch_size=1, output=str(tmp_path / "a.json"))
+    for split in ("train", "validation", "test"):
+        for match in ("auto", "name", "index"):
+            script.EvaluationArguments(model="a", split=split, match_labels=match)
+    with pytest.raises(ValueError, match=message):
+        script.EvaluationArguments(model="a", **values)
+
+
+def test_one_device_for_each_of_several_processes(monkeypatch):
+    monkeypatch.setattr(script, "Accelerator", lambda cpu: SimpleNamespace(num_processes=2, device="x"))
+    data = ClassificationDataArguments(validation_dir="absent")
+    with pytest.raises(ValueError, match="device is cuda:1, but several processes have a device each; leave it out"):
+        script.evaluate_model(script.EvaluationArguments(model="a", device="cuda:1"), data)
+
+
+@pytest.mark.parametrize(("rank", "shown"), [(None, True), ("0", True), ("1", False)])
+def test_one_process_prints_and_writes(rank, shown, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(script, "evaluate_model", lambda options, data: {"loss": float("nan")})
+    output = tmp_path / "a.json"
+    assert run("--model", "a", "--validation_dir", "b", "--output", output) == 0
+    assert capsys.readouterr().out == ('{\n  "loss": null\n}\n' if shown else "")
+    assert output.exists() is shown
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("two\n lines"), "evaluate.py: error: two lines\n"),
+        (OSError("with hf_abcdefghij0123456789"), "evaluate.py: error: with [token]\n"),
+        (BackendError("none"), "evaluate.py: error: none\n"), (SafetensorError("cut"), "evaluate.py: error: cut\n"),
+        (ModuleNotFoundError("x", name="a"), 'evaluate.py: error: a is missing: pip install "hf-internimage[train]"\n'),
+    ],
+)  # fmt: skip
+def test_errors_of_an_evaluation(error, text, monkeypatch, capsys):
+    def fail(options, data):
+        raise error
+
+    monkeypatch.setattr(script, "evaluate_model", fail)
+    assert run("--model", "a", "--validation_dir", "b") == 1
+    assert capsys.readouterr().err == text
