@@ -189,3 +189,97 @@ def test_settings_of_others_stay_and_do_not_matter(tmp_path):
         assert dict(matplotlib.rcParams) == before
     plots.draw_training(history(), tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "expected"),
+    [
+        ("abcdefghi", 9, "abcdefghi"), ("abcdefghijkl", 9, "abcde…jkl"), ("abcd  ghi  l", 9, "abcd…l"),
+        ("abcd", 3, "a…d"), ("", 3, ""),
+    ],
+)  # fmt: skip
+def test_long_names_keep_their_ends(text, most, expected):
+    assert plot_style.cut(text, most) == expected
+
+
+def test_panels_of_images():
+    figure, axes = plot_style.image_panels((200, 100), ["a", "b", "c"], panel_inches=2.0, dpi=50, legend_inches=0.5)
+    assert figure.get_size_inches().tolist() == [6.0, 1.0 + 0.4 + 0.5]
+    assert figure.dpi == 50
+    assert [axis.get_title(loc="left") for axis in axes] == ["a", "b", "c"]
+    assert not any(axis.axison for axis in axes)
+    alone, _ = plot_style.image_panels((100, 200), ["a"], panel_inches=2.0, dpi=50)
+    assert alone.get_size_inches().tolist() == [2.0, 4.4]
+
+
+def test_points_of_short_curves_are_marked(figures, tmp_path):
+    for count, marker in ((40, "o"), (41, "None")):
+        entries = [{"loss": 1.0, "learning_rate": 0.5, "step": step} for step in range(count)]
+        plots.draw_training(entries, tmp_path / "a.png")
+        assert [axis.lines[0].get_marker() or "None" for axis in figures[-1].axes] == [marker] * 2
+    loss, rate = figures[0].axes
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training"]
+    assert rate.get_legend() is None
+    assert rate.get_xlabel() == "step"
+    assert loss.get_xlabel() == ""
+
+
+def test_metrics_have_colours_and_names_of_their_own(figures, tmp_path):
+    hidden = ("own_loss", "samples_per_second", "steps_per_second", "model_preparation_time", "runtime")
+    names = ("mean_iou", "accuracy", *hidden)
+    entry = {f"eval_{name}": 0.5 for name in names} | {"step": 3, "eval_text": "x", "test_accuracy": 1.0}
+    plots.draw_training([entry, {"eval_accuracy": 0.25}, {"eval_accuracy": 0.75, "step": 6}], tmp_path / "a.png")
+    (metrics,) = figures[0].axes
+    assert [line.get_label() for line in metrics.lines] == ["accuracy", "mean iou"]
+    assert list(metrics.lines[0].get_xdata()) == [3, 6]  # without a step there is no place for it
+    assert list(metrics.lines[0].get_ydata()) == [0.5, 0.75]
+    assert len({line.get_color() for line in metrics.lines}) == 2
+
+
+@pytest.mark.parametrize(
+    ("classes", "matrix", "numbers"), [(20, True, True), (21, True, False), (40, True, False), (41, False, None)]
+)
+def test_kinds_of_pictures_of_confusions(classes, matrix, numbers, figures, tmp_path):
+    truth = np.arange(classes)
+    classification_plots.draw_confusions(truth, np.roll(truth, 1), [f"n{row}" for row in truth], tmp_path / "a.png")
+    axis = figures[0].axes[0]
+    assert bool(axis.images) is matrix
+    if matrix:
+        assert bool(axis.texts) is numbers
+        assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted class", "true class")
+    else:
+        assert len(axis.texts) == 25  # the most frequent ones
+
+
+def test_counts_fit_their_cells(figures, tmp_path):
+    sizes = ((999, 9, "999"), (1000, 7, "1000"), (9_999, 7, "9999"), (10_000, 7, "10k"), (12_600, 7, "13k"))
+    for count, size, text in sizes:
+        truth = np.array([0] * count + [1])
+        classification_plots.draw_confusions(truth, truth, ["cat", "dog"], tmp_path / "a.png")
+        first, second = figures[-1].axes[0].texts
+        assert (first.get_text(), first.get_fontsize(), second.get_text()) == (text, size, "1")
+
+
+def test_a_share_of_more_than_a_half_is_written_in_white(figures, tmp_path):
+    truth, predicted = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0])
+    classification_plots.draw_confusions(truth, predicted, ["cat", "dog"], tmp_path / "a.png")
+    colours = {text.get_position(): text.get_color() for text in figures[0].axes[0].texts}
+    ink = plot_style.INK
+    assert colours == {(0, 0): ink, (1, 0): ink, (0, 1): ink, (1, 1): "white"}
+
+
+def test_what_is_below_a_mistake(figures, tmp_path):
+    images = [Image.new("RGB", (300, 200)), Image.new("RGB", (63, 200)), *[Image.new("L", (64, 64))] * 5]
+    arguments = ([0] * 7, [1] * 7, [0.876] * 7, ["cat", "dog"])
+    classification_plots.draw_mistakes(images, *arguments, tmp_path / "a.png", "a title")
+    axes = figures[0].axes
+    assert figures[0].get_suptitle() == "a title"
+    assert len(axes) == 12  # two rows of six
+    assert not any(axis.axison for axis in axes)
+    assert [len(axis.images) for axis in axes] == [1] * 7 + [0] * 5
+    assert axes[0].images[0].get_array().shape == (256, 256, 3)
+    assert [text.get_text() for text in axes[0].texts] == ["88%  dog", "is cat"]
+    assert [text.get_color() for text in axes[0].texts] == [plot_style.RED, plot_style.GREY]
+    long = "x" * 30 + " " + "y" * 30
+    classification_plots.draw_mistakes(images[:1], [0], [1], [1.0], ["a", long], tmp_path / "b.png", "")
+    assert len(figures[1].axes[0].texts) == 3  # two lines at most
