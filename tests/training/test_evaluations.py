@@ -23,8 +23,12 @@ from hf_internimage.training.classification import evaluation as classification
 from hf_internimage.training.classification.data import ClassificationData
 from hf_internimage.training.classification.trainer import ClassificationRecipe
 from hf_internimage.training.detection import evaluation as detection
+from hf_internimage.training.detection.trainer import DetectionTrainer
 from hf_internimage.training.images import ImageReader
 from hf_internimage.training.segmentation import evaluation as segmentation
+from hf_internimage.training.segmentation import main as segmentation_script
+from hf_internimage.training.segmentation.trainer import SegmentationTrainer
+from hf_internimage.training.system_trainer import SystemRecipe
 
 
 class Noting:
@@ -378,3 +382,82 @@ def test_each_process_segments_its_share(rank, world, seen, tmp_path, monkeypatc
     assert [arguments[4] for arguments in drawn] == [tmp_path / "new" / "overlays" / name for name in names]
     assert seconds > 0
     assert not noting.calls
+
+
+# ---- Steps of the trainers ----
+
+
+class Answering(torch.nn.Module):
+    """Gives these outputs, with a parameter so that a trainer takes it."""
+
+    def __init__(self, **outputs):
+        super().__init__()
+        self.weight, self.outputs = torch.nn.Parameter(torch.zeros(1)), outputs
+
+    def forward(self, **inputs):
+        return SimpleNamespace(**self.outputs)
+
+
+def step_trainer(trainer_class, folder, model, **options):
+    arguments = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none")
+    return trainer_class(model=model, args=arguments, recipe=SystemRecipe(), **options)
+
+
+def test_a_loss_of_labelled_pixels_that_is_no_number_stays_so(tmp_path):
+    nothing, some = torch.full((1, 2, 2), 255), torch.full((1, 2, 2), 255)
+    some[0, 0, 0] = 1
+    model = Answering(loss=torch.tensor([math.nan]))
+    trainer = step_trainer(SegmentationTrainer, tmp_path, model)
+    assert trainer.compute_loss(model, {"labels": nothing}) == 0
+    assert trainer.compute_loss(model, {"labels": some}).isnan()
+    two = Answering(loss=torch.tensor([1.0, 3.0]))
+    loss, outputs = trainer.compute_loss(two, {"labels": some}, return_outputs=True)
+    assert (loss, outputs.loss.tolist()) == (2.0, [1.0, 3.0])
+
+
+def test_maps_of_other_processes_may_be_larger(tmp_path, monkeypatch):
+    calls = []
+
+    def pad(maps, dimension, pad_index):
+        calls.append((dimension, pad_index))
+        return torch.nn.functional.pad(maps, (0, dimension == 2, 0, dimension == 1), value=pad_index)
+
+    model = Answering(loss=torch.tensor(0.5), logits=torch.rand(2, 3, 4, 4))
+    trainer = step_trainer(SegmentationTrainer, tmp_path, model)
+    monkeypatch.setattr(trainer.accelerator, "pad_across_processes", pad)
+    inputs = {"pixel_values": torch.zeros(2, 3, 8, 8), "labels": torch.zeros(2, 8, 8, dtype=torch.int64)}
+    loss, classes, labels = trainer.prediction_step(model, inputs, False)
+    assert (loss, classes.shape, labels.shape) == (0.5, (2, 9, 9), (2, 9, 9))
+    assert calls == [(1, 255), (1, 255), (2, 255), (2, 255)]
+    assert classes[:, :8, :8].max() < 3
+    assert trainer.prediction_step(model, inputs, True) == (0.5, None, None)
+
+
+def test_a_detectors_step_keeps_every_score(tmp_path):
+    noting = Noting()
+    found = [{"scores": torch.tensor([0.0, 0.5]), "labels": torch.tensor([1, 0]), "boxes": torch.zeros(2, 4)}]
+    processor = SimpleNamespace(post_process_object_detection=noting("post", found))
+    model = Answering(loss=torch.tensor([1.0, 3.0]))
+    trainer = step_trainer(DetectionTrainer, tmp_path, model, processing_class=processor)
+    inputs = {"labels": [{"orig_size": torch.tensor([30, 40]), "image_id": torch.tensor([7])}]}
+    loss, detections, ids = trainer.prediction_step(model, inputs, False)
+    assert (loss, ids.tolist()) == (2.0, [7])
+    assert detections[0, :, :2].tolist() == [[0.0, 1.0], [0.5, 0.0]]
+    options = noting.calls["post"][1]
+    assert options["threshold"] == 0.0
+    assert options["target_sizes"].tolist() == [[30, 40]]
+    assert trainer.prediction_step(model, inputs, True) == (2.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("processes", "device", "converted"), [(2, "cuda", True), (1, "cuda", False), (2, "cpu", False)]
+)
+def test_norms_of_a_segmenter_on_several_gpus_are_over_all_images(processes, device, converted, monkeypatch):
+    noting = Noting()
+    monkeypatch.setattr(torch.nn.SyncBatchNorm, "convert_sync_batchnorm", noting("convert"))
+    for name in ("trainer_with_data", "checkpoint_backbone"):
+        monkeypatch.setattr(segmentation_script, name, noting(name))
+    training = SimpleNamespace(world_size=processes, device=torch.device(device))
+    arguments = SimpleNamespace(training=training, augmentation=None)
+    segmentation_script.build_trainer(arguments, SimpleNamespace(label_names=["a"]), "model", None)
+    assert ("convert" in noting.calls) is converted
