@@ -397,3 +397,16 @@ def test_a_pixel_may_be_lost_by_resizing(scale, kept):
     augment = DetectionAugmentation(of_fixed_sides(int(24 * scale), int(40 * scale)), settings)
     example = augment(Image.new("RGB", (40, 24)), objects([(7, 5, 1, 1)]), [0])
     assert len(example["labels"]["boxes"]) == kept
+
+
+def test_a_long_image_keeps_its_short_side_before_the_crop():
+    """The long side is limited to ten times that of evaluation there, so that a strip does not grow without end."""
+    arguments = DetectionAugmentationArguments(crop_probability=1.0)
+    augmentation = DetectionAugmentation(InternImageDetectionImageProcessor(), arguments)
+    sizes = set()
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        sizes.add(augmentation.draw_geometry(100, 1000, generator, allow_crop=True).size_before_crop)
+        strip = augmentation.draw_geometry(2, 1000, generator, allow_crop=True).size_before_crop
+        assert max(strip) <= 13_330
+    assert sizes == {(400, 4000), (500, 5000), (600, 6000)}
