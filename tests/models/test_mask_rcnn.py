@@ -635,6 +635,30 @@ def test_released_sizes(size):
     assert sum(parameter.numel() for parameter in model.parameters()) == COUNTS[size]
 
 
+def test_how_many_boxes_the_original_trains_and_keeps():
+    model = tiny_model(rpn_train_proposals=7, rpn_test_proposals=9, rpn_nms_threshold=0.6)
+    assert (model.rpn.fg_bg_sampler.batch_size_per_image, model.rpn.fg_bg_sampler.positive_fraction) == (256, 0.5)
+    assert (model.roi_heads.sampler.batch_size_per_image, model.roi_heads.sampler.positive_fraction) == (512, 0.25)
+    assert (model.rpn._pre_nms_top_n, model.rpn.nms_thresh) == ({"training": 2000, "testing": 1000}, 0.6)
+    assert model.rpn._post_nms_top_n == {"training": 7, "testing": 9}
+    assert 0 < model.rpn.min_size < 1e-30  # any box with an area
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_positions_and_scores_are_not_in_half_precision(dtype):
+    model, batch = tiny_model().to(dtype), scene()
+    features = model.pyramid(batch["pixel_values"].to(dtype))
+    images = ImageList(batch["pixel_values"], [(64, 96), (48, 80)])
+    assert model.rpn.anchor_generator(images, list(features.values()))[0].dtype == torch.float32
+    targets = model._targets(batch["labels"], images.image_sizes, batch["pixel_values"].to(dtype))
+    assert targets[0]["boxes"].dtype == torch.float32
+    proposals, losses = model.rpn(images, features, targets)
+    assert {tensor.dtype for tensor in (*proposals, *losses.values())} == {torch.float32}
+    heads = model.roi_heads
+    assert {output.dtype for output in heads.box_heads[0](torch.zeros(2, 8, 7, 7, dtype=dtype))} == {torch.float32}
+    assert heads.mask_heads[0](torch.zeros(2, 8, 14, 14, dtype=dtype)).dtype == torch.float32
+
+
 def test_initial_weights():
     model = InternImageMaskRCNNForInstanceSegmentation(tiny_config(True, fpn_channels=64, box_head_size=64))
     head = model.roi_heads.box_heads[2]
