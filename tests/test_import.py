@@ -73,6 +73,20 @@ def test_table_of_models():
             assert all(auto.load(name).config_class is config for name in entry.models.values())
 
 
+def test_what_trainer_and_accelerate_read():
+    """Losses are means already; blocks with a sum around them stay on one device."""
+    blocks = {"InternImageStem", "InternImageLayer", "InternImageDownsample"}
+    layers = {"DeformableDetrEncoderLayer", "DeformableDetrDecoderLayer"}
+    for model_type, entry in auto.MODELS.items():
+        for auto_class, name in entry.models.items() if entry.package is None else ():
+            model = auto.load(name)
+            assert set(model._no_split_modules) == blocks | (layers if model_type == "internimage_dino" else set())
+            assert model.supports_gradient_checkpointing
+            assert model.main_input_name == "pixel_values"
+            if "For" in auto_class:
+                assert model.accepts_loss_kwargs is False
+
+
 def test_what_the_auto_classes_load():
     """Written out once more: a class that is missing in the table is missing in everything that is made from it."""
     detection = dict.fromkeys(("pil", "torchvision"), "InternImageDetectionImageProcessor")

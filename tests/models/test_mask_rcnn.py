@@ -175,6 +175,7 @@ REGIONS = [  # image, box, level: below and above the limits at sides 112, 224, 
     (0, (3.2, 4.1, 21.7, 9.9), 0),
     (1, (0.0, 0.0, 111.9, 111.9), 0),
     (0, (0.0, 0.0, 112.1, 112.1), 1),
+    (1, (0.0, 0.0, 111.99998, 111.99998), 1),  # by the original's 1e-6
     (1, (-3.0, 10.0, 330.0, 150.2), 1),
     (1, (0.0, 0.0, 226.0, 224.0), 2),
     (0, (100.0, 0.0, 547.0, 448.5), 2),
@@ -668,12 +669,75 @@ def test_initial_weights():
         (head.classifier.weight, 0.01),
         (head.regressor.weight, 0.001),
         (model.fpn.inner_blocks[0][0].weight, math.sqrt(2 / (8 + 64))),
+        (model.fpn.layer_blocks[0][0].weight, math.sqrt(2 / (9 * (64 + 64)))),
         (model.roi_heads.mask_heads[1].layers[0][0].weight, math.sqrt(2 / (9 * 64))),
     ):
         assert weight.std().item() == pytest.approx(std, rel=0.2)
     assert not any(
         part.bias.any() for part in (model.rpn.head.cls_logits, head.regressor, model.fpn.inner_blocks[0][0])
     )
+
+
+@both
+def test_initialisation_sets_every_tensor_also_after_meta(cascade):
+    with torch.device("meta"):
+        model = InternImageMaskRCNNForInstanceSegmentation(tiny_config(cascade))
+    model.to_empty(device="cpu")
+    for tensor in model.state_dict().values():
+        tensor.fill_(torch.nan if tensor.is_floating_point() else 7)
+    for module in model.modules():
+        module._is_hf_initialized = False
+    model.init_weights()
+    assert not [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.running_var == 1).all()
+            assert not any(tensor.any() for tensor in (module.running_mean, module.bias, module.num_batches_tracked))
+
+
+def test_a_value_set_later_is_checked_too():
+    config = tiny_config()
+    config.box_loss = "l2"
+    with pytest.raises(ValueError, match="box_loss is 'l2', expected one of l1, giou"):
+        InternImageMaskRCNNForInstanceSegmentation(config)
+
+
+def test_what_trainer_and_accelerate_read():
+    assert InternImageMaskRCNNForInstanceSegmentation.accepts_loss_kwargs is False
+    blocks = {"InternImageStem", "InternImageLayer", "InternImageDownsample"}
+    assert set(InternImageMaskRCNNForInstanceSegmentation._no_split_modules) == blocks
+    assert blocks <= {type(module).__name__ for module in tiny_model().modules()}
+
+
+def test_training_without_objects():
+    batch = scene()
+    batch["labels"] = [
+        {name: tensor[:0] for name, tensor in label.items() if name != "masks"} | {"masks": torch.zeros(0, 48, 80)}
+        for label in batch["labels"]
+    ]
+    output = tiny_model().train()(**batch)
+    assert all(loss.isfinite() for loss in output.loss_dict.values())
+    assert output.loss_dict["loss_masks_1"] == output.loss_dict["loss_boxes_1"] == 0
+
+
+def test_a_stage_learns_from_its_own_losses():
+    """Boxes are handed on without their gradients."""
+    model = tiny_model(True).train()
+    losses = model(**scene()).loss_dict
+    losses["loss_boxes_2"].backward()
+    assert model.roi_heads.box_heads[1].regressor.weight.grad.any()
+    assert model.roi_heads.box_heads[0].regressor.weight.grad is None
+    assert model.rpn.head.bbox_pred.weight.grad is None
+
+
+def test_other_sizes_are_named(tmp_path, caplog):
+    tiny_model().save_pretrained(tmp_path)
+    load = InternImageMaskRCNNForInstanceSegmentation.from_pretrained
+    load(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    (message,) = (r.getMessage() for r in caplog.records if r.name.startswith("hf_internimage"))
+    assert "Newly initialised are roi_heads.box_heads.classifier, roi_heads.box_heads.regressor, " in message
+    assert "roi_heads.mask_heads.predictor.mask_fcn_logits; train them before use" in message
 
 
 @both
