@@ -197,6 +197,29 @@ def test_a_relative_link_can_be_read_at_any_time(tmp_path, monkeypatch):
     assert (tmp_path / "weights").read_text() == "old"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="files are replaced one after another there")
+@pytest.mark.parametrize("killed_after", [1, 2])
+def test_a_link_to_nothing_stays_one_after_a_kill(killed_after, tmp_path, monkeypatch):
+    """Such as one to a disk that is not there today."""
+    (tmp_path / "first").symlink_to("/nowhere/first")
+    steps, replace = itertools.count(1), os.replace
+
+    def die_later(*paths):
+        replace(*paths)
+        if next(steps) == killed_after:
+            os._exit(9)
+
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(os, "replace", die_later)
+        update_two(tmp_path)
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(ValueError, match="not today"), atomic_update(tmp_path, lambda name: False):
+        raise ValueError("not today")
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    assert os.readlink(tmp_path / "first") == "/nowhere/first"
+
+
 def test_new_files_are_on_the_disk_before_old_ones_go(tmp_path, monkeypatch):
     (tmp_path / "first").write_text("old")
     events, fsync, replace = [], os.fsync, os.replace

@@ -500,7 +500,8 @@ def test_lists_are_lists(name, value):
 
 
 def test_widths_of_a_file_are_compared():
-    assert InternImageConfig(hidden_sizes=[64, 128, 256, 512], stage_names=["any"]).channels == 64
+    config = InternImageConfig(hidden_sizes=[64, 128, 256, 512], stage_names=["any"])
+    assert config.stage_names == ["stem", "stage1", "stage2", "stage3", "stage4"]
     with pytest.raises(ValueError, match=r"hidden_sizes is \[8, 16\] but channels=64 and 4 stages give \[64, 128, "):
         InternImageConfig(hidden_sizes=(8, 16))
 

@@ -774,7 +774,14 @@ def test_gradient_checkpointing():
         ),
         (lambda labels: labels[0].update(class_labels=torch.tensor([-1, 2])), "classes -1 to 2"),
         (lambda labels: labels[0]["boxes"][1].zero_(), "a box of no width or height"),
+        (lambda labels: labels[0]["boxes"][1, 2:3].zero_(), r"labels\[0\] has a box of no width or height"),
+        (lambda labels: labels[0]["boxes"][0, 3:].zero_(), r"labels\[0\] has a box of no width or height"),
         (lambda labels: labels[0].update(masks=torch.zeros(2, 65, 96)), r"masks of size \(65, 96\)"),
+        (
+            lambda labels: labels[0].update(masks=torch.zeros(2, 64, 97)),
+            r"masks of size \(64, 97\), larger than the in",
+        ),
+        (lambda labels: labels[0].update(masks=torch.zeros(3, 64, 96)), "2 class_labels, 2 boxes and 3 masks"),
     ],
 )
 def test_bad_labels_are_refused(change, message):
