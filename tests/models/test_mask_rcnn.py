@@ -320,6 +320,37 @@ def test_a_detection_has_to_score_more_than_the_threshold():
     assert found["scores"][0] > 0.5
 
 
+def test_default_thresholds_are_one_half():
+    ramp = torch.linspace(0, 1, 28).expand(28, 28)
+    outputs = SimpleNamespace(
+        logits=torch.tensor([[[0.04, -9.0], [-0.04, -9.0]]]),
+        pred_boxes=torch.tensor([[[0.5, 0.5, 1.0, 1.0]] * 2]),
+        box_masks=torch.stack([ramp, ramp])[None],
+    )
+    (found,) = post_process_instance_segmentation(outputs, target_sizes=[(28, 28)])
+    assert found["masks"].shape == (1, 28, 28)
+    assert torch.equal(found["masks"][0], ramp >= 0.5)
+    assert torch.equal(paste_mask(ramp, torch.tensor([0.0, 0.0, 28.0, 28.0]), 28, 28), ramp >= 0.5)
+    (strict,) = post_process_instance_segmentation(outputs, target_sizes=[(28, 28)], mask_threshold=0.8)
+    assert torch.equal(strict["masks"][0], ramp >= 0.8)
+    with pytest.raises(ValueError, match=r"target_sizes has 0 entries for 1 images; give \(height, width\) of each"):
+        post_process_instance_segmentation(outputs)
+
+
+def test_a_coarse_mask_reaches_a_pixel_beyond_its_box():
+    """Where half a cell of the mask is a pixel, and a quarter of it is enough."""
+    pasted = paste_mask(torch.ones(28, 28), torch.tensor([10.0, 12.0, 66.0, 68.0]), 80, 90, threshold=0.2)
+    assert pasted[40].nonzero().flatten().tolist() == list(range(9, 67))
+    assert pasted[:, 40].nonzero().flatten().tolist() == list(range(11, 69))
+
+
+def test_boxes_beside_the_image_have_no_mask():
+    mask = torch.ones(28, 28)
+    for box in ([5.0, 50.0, 9.0, 60.0], [5.0, -9.0, 9.0, -3.0], [-9.0, 5.0, -3.0, 9.0], [5.0, 9.0, 9.0, 5.0]):
+        assert not paste_mask(mask, torch.tensor(box), 33, 21).any()
+    assert paste_mask(mask, torch.tensor([20.0, 32.0, 60.0, 60.0]), 33, 21).nonzero().tolist() == [[32, 20]]
+
+
 def test_the_models_own_threshold_is_exceeded():
     config = SimpleNamespace(score_threshold=0.25, nms_threshold=0.5, max_detections=9)
     boxes = torch.tensor([[0.0, 0, 9, 9], [20, 20, 30, 30], [40, 40, 60, 60]])[:, None]
