@@ -656,7 +656,8 @@ def test_keys_of_transformers_and_of_the_authors_are_no_news(tmp_path, caplog):
     """
     add_cross_attention attn_implementation bos_token_id configuration_files cross_attention_hidden_size
     custom_pipelines decoder_start_token_id eos_token_id experts_implementation finetuning_task
-    gradient_checkpointing is_decoder pad_token_id prefix pruned_heads quantization_config sep_token_id task_specific_params tf_legacy_loss
+    gradient_checkpointing is_decoder pad_token_id prefix pruned_heads
+    quantization_config sep_token_id task_specific_params tf_legacy_loss
     tie_encoder_decoder tie_last_hidden_states tie_word_embeddings tokenizer_class torchscript transformers_weights
     use_bfloat16 use_cache num_beams temperature max_length top_k
     """.split(),
