@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Files and folders that appear complete or not at all."""
 
+import errno
 import itertools
 import os
 import shutil
@@ -98,8 +99,9 @@ def test_what_a_killed_process_left_is_removed(content, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are fewer moves there")
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("move", range(1, 7))
-def test_an_error_at_any_move_leaves_the_old_files(move, tmp_path, monkeypatch):
+def test_an_error_at_any_move_leaves_the_old_files(move, error, tmp_path, monkeypatch):
     """Also none that is new: a stays, b would be new, c would go."""
     for name in "ac":
         (tmp_path / name).write_text("old")
@@ -108,7 +110,7 @@ def test_an_error_at_any_move_leaves_the_old_files(move, tmp_path, monkeypatch):
     def fail_once(*paths):
         moves.append(paths)
         if len(moves) == move:
-            raise OSError("no space left")
+            raise error("no space left")
         replace(*paths)
 
     def update():
@@ -117,7 +119,7 @@ def test_an_error_at_any_move_leaves_the_old_files(move, tmp_path, monkeypatch):
                 (new / name).write_text("new")
 
     monkeypatch.setattr(os, "replace", fail_once)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(error, match="no space left"):
         update()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "c": "old"}
     assert not any(path.is_symlink() for path in tmp_path.iterdir())
@@ -167,3 +169,92 @@ def test_a_link_to_a_file_elsewhere_stays_one_after_a_kill(killed_after, tmp_pat
     contents = [(folder / name).read_text() for name in ("weights", "config")]
     assert contents in (["shared", "old"], ["new", "new"])
     assert (folder / "weights").is_symlink() == (contents[0] == "shared")
+
+
+def update_two(folder):
+    with atomic_update(folder, lambda name: False) as new:
+        for name in ("first", "second"):
+            (new / name).write_text("new")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_relative_link_can_be_read_at_any_time(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "weights").write_text("old")
+    (folder / "first").symlink_to("../weights")
+    seen, replace = [], os.replace
+
+    def look(*paths):
+        replace(*paths)
+        seen.append((folder / "first").read_text())
+
+    monkeypatch.setattr(os, "replace", look)
+    update_two(folder)
+    assert seen[0] == "old"
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] == "new"
+    assert (tmp_path / "weights").read_text() == "old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files are replaced one after another there")
+@pytest.mark.parametrize("killed_after", [1, 2])
+def test_a_link_to_nothing_stays_one_after_a_kill(killed_after, tmp_path, monkeypatch):
+    """Such as one to a disk that is not there today."""
+    (tmp_path / "first").symlink_to("/nowhere/first")
+    steps, replace = itertools.count(1), os.replace
+
+    def die_later(*paths):
+        replace(*paths)
+        if next(steps) == killed_after:
+            os._exit(9)
+
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(os, "replace", die_later)
+        update_two(tmp_path)
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(ValueError, match="not today"), atomic_update(tmp_path, lambda name: False):
+        raise ValueError("not today")
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    assert os.readlink(tmp_path / "first") == "/nowhere/first"
+
+
+def test_new_files_are_on_the_disk_before_old_ones_go(tmp_path, monkeypatch):
+    (tmp_path / "first").write_text("old")
+    events, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: events.append("synced") or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *paths: events.append("moved") or replace(*paths))
+    update_two(tmp_path)
+    assert events[:2] == ["synced"] * 2
+    assert "synced" not in events[2:]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_file_systems_without_links(fails, tmp_path, monkeypatch):
+    """Files are copied and replaced one after another, and come back with their times after an error."""
+
+    def no_links(*_, **__):
+        raise OSError(errno.EOPNOTSUPP, "no links here")
+
+    (tmp_path / "first").write_text("old")
+    os.utime(tmp_path / "first", (10**9, 10**9))
+    moves, replace = [], os.replace
+
+    def replace_or_fail(*paths):
+        moves.append(paths)
+        if fails and len(moves) == 2:
+            raise OSError("no space left")
+        replace(*paths)
+
+    for name, function in (("link", no_links), ("symlink", no_links), ("replace", replace_or_fail)):
+        monkeypatch.setattr(os, name, function)
+    if not fails:
+        update_two(tmp_path)
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"first": "new", "second": "new"}
+        return
+    with pytest.raises(OSError, match="no space left"):
+        update_two(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    assert (tmp_path / "first").read_text() == "old"
+    assert (tmp_path / "first").stat().st_mtime == 10**9

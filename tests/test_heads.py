@@ -368,7 +368,17 @@ def classifier(**fields):
                 "decoder_n_levels": 3,
             },
         ),
-        ("omdet_turbo", STAGES[1:], {"apply_layernorm_after_vision_backbone": False}),
+        (
+            "omdet_turbo",
+            STAGES[1:],
+            {
+                "apply_layernorm_after_vision_backbone": False,
+                "encoder_in_channels": [32, 64, 128],
+                "encoder_projection_indices": [2],
+                "vision_features_channels": [256] * 3,
+                "num_feature_levels": 3,
+            },
+        ),
         ("vitmatte", STAGES[2:3], {}),
     ],
 )
@@ -401,7 +411,10 @@ def test_the_users_fields_win():
     decoder = transformers.DetrConfig(backbone_config=tiny_config(), decoder_layers=3)
     assert head_config("maskformer", "t", decoder_config=decoder).decoder_config.decoder_layers == 3
     assert head_config("maskformer", "t", decoder_config={"decoder_layers": 2}).decoder_config.decoder_layers == 2
-    assert head_config("maskformer", "t").decoder_config.backbone_config.model_type == "internimage"
+    for fields in ({}, {"decoder_config": {"decoder_layers": 2}}):
+        assert head_config("maskformer", "t", **fields).decoder_config.backbone_config.model_type == "internimage"
+    decoder = {"backbone_config": transformers.ResNetConfig()}
+    assert head_config("maskformer", "t", decoder_config=decoder).decoder_config.backbone_config.model_type == "resnet"
 
 
 @pytest.mark.parametrize("fields", [{"num_feature_levels": 1}, {"num_feature_levels": 2}, {"out_features": ["stage4"]}])
@@ -461,6 +474,33 @@ def test_a_heads_backbone_gives_the_classifiers_features(tmp_path):
         got = model.backbone(model_input("tiny_h")).feature_maps
     for theirs, ours in zip(expected, got, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_where_a_checkpoint_is(tmp_path, monkeypatch):
+    """Both the configuration and the weights come from there."""
+    classifier(num_labels=7).save_pretrained(tmp_path / "part")
+    where = {"cache_dir": tmp_path / "cache", "force_download": False, "local_files_only": True}
+    where |= {"revision": "main", "subfolder": "part", "token": "hf_x"}
+    seen = []
+
+    def recorded(function):
+        def call(*args, **kwargs):
+            seen.append({name: value for name, value in kwargs.items() if name in where})
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(auto, "load_config", recorded(auto.load_config))
+    monkeypatch.setattr(InternImageBackbone, "from_pretrained", recorded(InternImageBackbone.from_pretrained))
+    from_backbone("detr", tmp_path, **DETR, **where)
+    assert seen == [where] * 3
+    load_backbone(build("upernet"), tmp_path, **where)
+    assert seen == [where] * 5
+
+
+def test_misspelt_fields_of_the_backbone_are_refused():
+    with pytest.raises(ValueError, match="has no field 'drop_path_rat'; did you mean 'drop_path_rate'"):
+        from_backbone("upernet", classifier(), **SMALL["upernet"], backbone_fields={"drop_path_rat": 0.1})
 
 
 @every_head
@@ -574,6 +614,44 @@ def test_spellings_of_the_same_architecture_agree():
     spelt = tiny_config(dw_kernel_size=3, depths=(1, 1, 2, 1), level2_post_norm_block_ids=[1])
     model = load_backbone(build("upernet", spelt), source)
     assert_unchanged(model.backbone, source.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"core_op": "DCNv3_pytorch"},
+        {"image_size": 32},
+        {"drop_rate": 0.1},
+        {"drop_path_rate": 0.1},
+        {"drop_path_type": "uniform"},
+        {"with_cp": True},
+        {"initializer_range": 0.1},
+        {"cls_scale": 2.0},
+        {"use_clip_projector": True},
+    ],
+    ids=str,
+)
+def test_fields_that_change_no_results_may_differ(fields):
+    source = InternImageBackbone(tiny_config(**fields))
+    assert_unchanged(load_backbone(build("upernet"), source).backbone, source.state_dict())
+
+
+@pytest.mark.parametrize(("count", "listed"), [(5, "extra0, .*, extra4;"), (6, "extra0, .*, extra4 and 1 more;")])
+def test_five_names_are_listed(count, listed):
+    source = classifier()
+    for index in range(count):
+        source.model.register_parameter(f"extra{index}", torch.nn.Parameter(torch.zeros(1)))
+    with pytest.raises(ValueError, match=f"no place for: {listed}"):
+        load_backbone(build("upernet"), source)
+
+
+def test_a_backbone_partly_without_values_is_refused():
+    model = build("upernet")
+    model.backbone.levels[3].to("meta")
+    with pytest.raises(
+        ValueError, match="UperNetForSemanticSegmentation is on the meta device, which holds no weights"
+    ):
+        load_backbone(model, classifier())
 
 
 def test_bad_checkpoints_change_nothing(tmp_path):

@@ -73,6 +73,67 @@ def test_table_of_models():
             assert all(auto.load(name).config_class is config for name in entry.models.values())
 
 
+def test_what_trainer_and_accelerate_read():
+    """Losses are means already; blocks with a sum around them stay on one device."""
+    blocks = {"InternImageStem", "InternImageLayer", "InternImageDownsample"}
+    layers = {"DeformableDetrEncoderLayer", "DeformableDetrDecoderLayer"}
+    for model_type, entry in auto.MODELS.items():
+        for auto_class, name in entry.models.items() if entry.package is None else ():
+            model = auto.load(name)
+            assert set(model._no_split_modules) == blocks | (layers if model_type == "internimage_dino" else set())
+            assert model.supports_gradient_checkpointing
+            assert model.main_input_name == "pixel_values"
+            if "For" in auto_class:
+                assert model.accepts_loss_kwargs is False
+
+
+def test_what_the_auto_classes_load():
+    """Written out once more: a class that is missing in the table is missing in everything that is made from it."""
+    detection = dict.fromkeys(("pil", "torchvision"), "InternImageDetectionImageProcessor")
+    mask_rcnn = "InternImageMaskRCNNForInstanceSegmentation"
+    found = {
+        model_type: (
+            {key: name.rpartition(".")[2] for key, name in {**entry.auto_map, **entry.processors}.items()},
+            *(entry.travels, entry.package, entry.saved_processor),
+        )
+        for model_type, entry in auto.MODELS.items()
+    }
+    assert found == {
+        "internimage": (
+            {
+                "AutoConfig": "InternImageConfig",
+                "AutoModel": "InternImageModel",
+                "AutoBackbone": "InternImageBackbone",
+                "AutoModelForImageClassification": "InternImageForImageClassification",
+                "pil": "InternImageImageProcessorPil",
+                "torchvision": "InternImageImageProcessor",
+            },
+            *(True, None, "CLIPImageProcessor"),
+        ),
+        "cb_internimage": (
+            {"AutoConfig": "CBInternImageConfig", "AutoBackbone": "CBInternImageBackbone"},
+            *(True, None, None),
+        ),
+        "internimage_dino": (
+            {
+                "AutoConfig": "InternImageDinoConfig",
+                "AutoModelForObjectDetection": "InternImageDinoForObjectDetection",
+                **detection,
+            },
+            *(True, None, None),
+        ),
+        "internimage_mask_rcnn": (
+            {
+                "AutoConfig": "InternImageMaskRCNNConfig",
+                "AutoModelForInstanceSegmentation": mask_rcnn,
+                "AutoModelForObjectDetection": mask_rcnn,
+                **detection,
+            },
+            *(False, "torchvision", None),
+        ),
+    }
+
+
 def test_files_of_models_are_in_the_table():
     """Every configuration, model and image processor of models/ is reached from the table."""
     modules = {name.rpartition(".")[0] for name in auto.public_classes().values()}
@@ -154,3 +215,26 @@ def test_public_names():
     assert set(hf_internimage.__all__) <= set(dir(hf_internimage))
     with pytest.raises(AttributeError, match="no attribute 'InternVL'"):
         hf_internimage.InternVL  # noqa: B018
+
+
+def test_modules_are_reached_from_the_package():
+    """In a process that has imported none of them itself."""
+    parts = [path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    public = sorted({part for part in parts if part[0] != "_"} - {"atomic_write", "env", "tensors"})
+    printed = run_python(
+        f"""
+        import hf_internimage
+        assert set({public}) <= set(dir(hf_internimage))
+        print([getattr(hf_internimage, name).__name__ for name in {public}])
+        """
+    )
+    assert printed == f"{[f'hf_internimage.{name}' for name in public]}\n"
+
+
+def test_configurations_that_cannot_be_read_are_one_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": ["internimage"]}')
+    with pytest.raises(ValueError, match=r"The config.json of \S+ has an unusable entry \(.+\); is it damaged\?"):
+        auto.load_config(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match=r"The config.json of \S+ is nested too deep; is it damaged\?"):
+        auto.load_config(tmp_path)

@@ -214,6 +214,24 @@ def test_the_size_of_every_kind_of_image(model, kind):
         torch.testing.assert_close(labels, SemanticSegmenter(model, PROCESSOR)(picture(50, 75)))
 
 
+@pytest.mark.parametrize("options", [{}, {"crop_size": 64, "stride": 64}, {"flip": True}], ids=str)
+def test_sums_and_results_are_on_the_device_of_the_maps(options):
+    """Here one without values; the model stays where it is."""
+    model = golden_segmenter("upernet_tiny")
+    segmenter = SemanticSegmenter(model, PROCESSOR, maps_device="meta", **options)
+    assert segmenter(picture(50, 75)).device.type == "meta"
+    assert segmenter.probabilities(picture(50, 75)).device.type == "meta"
+    assert model.device.type == "cpu"
+
+
+def test_the_default_is_one_view_and_one_window_at_a_time(monkeypatch):
+    segmenter = SemanticSegmenter(golden_segmenter("upernet_tiny"), PROCESSOR)
+    assert (segmenter.window_batch_size, segmenter.flip, segmenter.crop_size) == (1, False, None)
+    # without a full-size map of all classes
+    monkeypatch.setattr(segmenter, "probabilities", None)
+    assert segmenter(picture(50, 75)).shape == (50, 75)
+
+
 def test_half_precision_models_have_full_precision_sums():
     model = golden_segmenter("upernet_tiny", torch.bfloat16)
     got = SemanticSegmenter(model, PROCESSOR, flip=True).probabilities(picture(50, 75))
@@ -238,6 +256,7 @@ def test_half_precision_models_have_full_precision_sums():
         ({"scale_ratios": []}, "one or more positive numbers"),
         ({"scale_ratios": [1.0, 0.0]}, "one or more positive numbers"),
         ({"scale_ratios": [0.001]}, "leaves nothing of the size"),
+        ({"scale_ratios": [0.01]}, "A scale ratio of 0.01 leaves nothing of the size"),  # of the short edge
     ],
     ids=str,
 )

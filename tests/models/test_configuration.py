@@ -291,6 +291,282 @@ def test_range_of_each_field_of_mask_rcnn(names, accepted, refused, rule):
                 InternImageMaskRCNNConfig(**{name: value})
 
 
+DEFAULTS = [
+    (
+        InternImageConfig(),
+        {
+            "core_op": "DCNv3",
+            "num_channels": 3,
+            "image_size": 224,
+            "channels": 64,
+            "depths": (4, 4, 18, 4),
+            "groups": (4, 8, 16, 32),
+            "dw_kernel_size": None,
+            "layer_scale": None,
+            "offset_scale": 1.0,
+            "mlp_ratio": 4.0,
+            "cls_scale": 1.5,
+            **dict.fromkeys(FLAGS, False),
+            "level2_post_norm_block_ids": None,
+            "drop_rate": 0.0,
+            "drop_path_rate": 0.0,
+            "drop_path_type": "linear",
+            "act_layer": "GELU",
+            "norm_layer": "LN",
+            "initializer_range": 0.02,
+        },
+    ),
+    (
+        InternImageDinoConfig(),
+        {
+            "d_model": 256,
+            "num_feature_levels": 4,
+            "activation_function": "relu",
+            "num_queries": 900,
+            **dict.fromkeys(("encoder_layers", "decoder_layers"), 6),
+            **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 2048),
+            **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 8),
+            **dict.fromkeys(("encoder_n_points", "decoder_n_points"), 4),
+            **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0),
+            "encoder_position_temperature": 20.0,
+            "query_position_temperature": 10000.0,
+            "inverse_sigmoid_eps": 1e-3,
+            "num_denoising": 100,
+            "label_noise_ratio": 0.5,
+            "box_noise_scale": 1.0,
+            "class_cost": 2.0,
+            "bbox_cost": 5.0,
+            "giou_cost": 2.0,
+            "class_loss_coefficient": 1.0,
+            "bbox_loss_coefficient": 5.0,
+            "giou_loss_coefficient": 2.0,
+            "focal_alpha": 0.25,
+            "auxiliary_loss": True,
+        },
+    ),
+    (
+        InternImageMaskRCNNConfig(),
+        {
+            "fpn_channels": 256,
+            "box_head_convs": 0,
+            "box_head_linears": 2,
+            "box_head_size": 1024,
+            "stage_iou_thresholds": (0.5,),
+            "stage_box_stds": ((0.1, 0.1, 0.2, 0.2),),
+            "stage_loss_weights": (1.0,),
+            "box_loss": "l1",
+            "box_loss_weight": 1.0,
+            "rpn_smooth_l1_beta": 0.0,
+            "rpn_train_proposals": 1000,
+            "rpn_test_proposals": 1000,
+            "rpn_nms_threshold": 0.7,
+            "score_threshold": 0.05,
+            "nms_threshold": 0.5,
+            "max_detections": 100,
+        },
+    ),
+    (
+        InternImageMaskRCNNConfig.from_size("XL"),
+        {
+            "fpn_channels": 256,
+            "box_head_convs": 4,
+            "box_head_linears": 1,
+            "box_head_size": 1024,
+            "stage_iou_thresholds": [0.5, 0.6, 0.7],
+            "stage_box_stds": [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]],
+            "stage_loss_weights": [1.0, 0.5, 0.25],
+            "box_loss": "giou",
+            "box_loss_weight": 10.0,
+            "rpn_smooth_l1_beta": pytest.approx(1 / 9),
+            "rpn_train_proposals": 2000,
+            "rpn_test_proposals": 1000,
+            "rpn_nms_threshold": 0.7,
+            "score_threshold": 0.05,
+            "nms_threshold": 0.5,
+            "max_detections": 100,
+            "num_labels": 80,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "expected"), DEFAULTS, ids=["InternImage", "DINO", "Mask R-CNN", "Cascade"])
+def test_defaults_are_the_originals(config, expected):
+    """Written out once more: they are what a user gets who sets nothing."""
+    assert {name: getattr(config, name) for name in expected} == expected
+    general = {*PreTrainedConfig.__dataclass_fields__, "backbone_config", "num_labels"}
+    assert {name for name in type(config).__dataclass_fields__ if name[0] != "_"} - general == {*expected} - general
+
+
+@pytest.mark.parametrize(
+    ("size", "side"), [("t", 224), ("s", 224), ("b", 224), ("l", 384), ("xl", 384), ("h", 640), ("g", 512)]
+)
+def test_image_sizes_of_the_released_sizes(size, side):
+    assert InternImageConfig.from_size(size).image_size == side
+
+
+def test_backbones_of_the_original_detectors():
+    for size in ("t", "s", "b", "l", "xl"):
+        backbone = InternImageMaskRCNNConfig.from_size(size).backbone_config
+        released = InternImageConfig.from_size(size, num_labels=0, layer_scale=1.0)
+        assert (backbone.layer_scale, backbone.num_labels, backbone.out_indices) == (1.0, 0, [1, 2, 3, 4])
+        for field in ARCHITECTURE:
+            assert getattr(backbone, field) == getattr(released, field), field
+    names = {0: "cat", 1: "dog"}
+    assert InternImageMaskRCNNConfig.from_size("t", id2label=names).id2label == names
+    with pytest.raises(ValueError, match="size is 'h', expected one of t, s, b, l, xl"):
+        InternImageMaskRCNNConfig.from_size("h")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stage_iou_thresholds": [], "stage_box_stds": [], "stage_loss_weights": []},
+        {"stage_iou_thresholds": [0.5, 0.6]},
+        {"stage_box_stds": [[1, 1, 1, 1]] * 2},
+        {"stage_loss_weights": [1.0, 0.5]},
+    ],
+    ids=str,
+)
+def test_each_stage_has_one_entry(fields):
+    with pytest.raises(ValueError, match="entries, expected one each per stage"):
+        InternImageMaskRCNNConfig(**fields)
+
+
+@pytest.mark.parametrize("units", [[1, 1, 1], [1, 1, 1, 0], [1] * 5, 1])
+def test_units_of_boxes_are_four_above_zero(units):
+    with pytest.raises(ValueError, match=r"stage_box_stds is .*, expected four positive numbers per stage"):
+        InternImageMaskRCNNConfig(stage_box_stds=[units])
+
+
+@pytest.mark.parametrize(
+    ("build", "ignored"),
+    [
+        (
+            InternImageDinoConfig,
+            {
+                *("loss_dict", "auxiliary_outputs", "last_hidden_state", "decoder_hidden_states"),
+                *("encoder_last_hidden_state", "encoder_hidden_states"),
+                *("encoder_topk_indices", "encoder_topk_logits", "encoder_topk_boxes"),
+            },
+        ),
+        (InternImageMaskRCNNConfig, {"loss_dict", "box_masks"}),
+    ],
+)
+def test_outputs_that_an_evaluation_does_not_gather(build, ignored):
+    assert set(build.keys_to_ignore_at_inference) == ignored
+
+
+def test_other_names_of_the_detectors_fields():
+    config = InternImageDinoConfig(d_model=64, encoder_attention_heads=4, encoder_layers=3)
+    assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (64, 4, 3)
+
+
+@pytest.mark.parametrize(("levels", "is_valid"), [(100, True), (101, False)])
+def test_values_of_a_file_are_at_most_100_levels_deep(levels, is_valid):
+    """In a value, the object around it not counted."""
+    for deep in (json.loads("[" * levels + "]" * levels), json.loads('{"a":' * levels + "1" + "}" * levels)):
+        if is_valid:
+            InternImageConfig.from_dict({"chunk_size_feed_forward": deep})
+        else:
+            with pytest.raises(ValueError, match="nested deeper than 100 levels"):
+                InternImageConfig.from_dict({"chunk_size_feed_forward": deep})
+
+
+def test_long_values_are_cut_in_messages():
+    for length, shown in ((38, repr("x" * 38)), (39, repr("x" * 39)[:40] + "...")):
+        with pytest.raises(ValueError, match=f"^id2label is {re.escape(shown)}, expected a mapping"):
+            InternImageConfig(id2label="x" * length)
+
+
+@pytest.mark.parametrize("name", ["auto_map", "id2label", "label2id"])
+def test_maps_are_maps(name):
+    with pytest.raises(ValueError, match=f"^{name} is 5, expected a mapping"):
+        InternImageConfig(**{name: 5})
+
+
+def test_numbers_beyond_float32_are_refused():
+    assert InternImageConfig(offset_scale=3.4e38).offset_scale == 3.4e38
+    for value in (3.41e38, -3.41e38):
+        with pytest.raises(ValueError, match=r"offset_scale is .*, expected a finite number"):
+            InternImageConfig(offset_scale=value)
+
+
+@pytest.mark.parametrize("name", ["out_features", "out_indices", "hidden_sizes"])
+@pytest.mark.parametrize("value", ["stage1", 5, {"stage1": 1}], ids=str)
+def test_lists_are_lists(name, value):
+    with pytest.raises(ValueError, match=f"^{name} is .*, expected a list or None"):
+        InternImageConfig(**{name: value})
+
+
+def test_widths_of_a_file_are_compared():
+    config = InternImageConfig(hidden_sizes=[64, 128, 256, 512], stage_names=["any"])
+    assert config.stage_names == ["stem", "stage1", "stage2", "stage3", "stage4"]
+    with pytest.raises(ValueError, match=r"hidden_sizes is \[8, 16\] but channels=64 and 4 stages give \[64, 128, "):
+        InternImageConfig(hidden_sizes=(8, 16))
+
+
+@pytest.mark.parametrize("ids", [[1, 1], (2, 1), [0.0]])
+def test_blocks_with_further_norms_are_ascending(ids):
+    with pytest.raises(ValueError, match=r"level2_post_norm_block_ids is .*, expected"):
+        InternImageConfig(level2_post_norm=True, level2_post_norm_block_ids=ids)
+    if ids != [0.0]:
+        assert InternImageConfig(level2_post_norm_block_ids=ids).level2_post_norm is False  # unused
+
+
+def test_two_stages_are_too_few_for_norms_in_the_third():
+    fields = {"level2_post_norm": True, "level2_post_norm_block_ids": [0], "depths": [1, 1], "groups": [4, 8]}
+    with pytest.raises(ValueError, match="it needs three stages"):
+        InternImageConfig(**fields)
+    InternImageConfig(**{**fields, "depths": [1, 1, 1], "groups": [4, 8, 16]})
+    with pytest.raises(
+        ValueError, match=r"use_clip_projector is True but depths is \[4\]: the head reads the last two"
+    ):
+        InternImageConfig(use_clip_projector=True, depths=[4], groups=[4])
+    InternImageConfig(use_clip_projector=True, depths=[1, 1], groups=[4, 8])
+
+
+def test_labels_that_are_given_win():
+    assert InternImageConfig(num_classes=5, num_labels=7).num_labels == 7
+    assert InternImageConfig.from_size("t", num_classes=5).num_labels == 5
+    assert InternImageConfig.from_size("t").num_labels == 1000
+    for name in ("num_classes", "num_labels"):
+        with pytest.raises(ValueError, match=f"^{name} is -3, expected an integer of at least 0"):
+            InternImageConfig(**{name: -3})
+
+
+def test_maps_of_other_code_are_kept():
+    """The map of OpenGVLab's own classes goes, also where only one entry names them."""
+    theirs = "modeling_internimage.InternImageModelForImageClassification"
+    assert not hasattr(InternImageConfig(auto_map={"AutoConfig": "a.B", "AutoModel": theirs}), "auto_map")
+    assert InternImageConfig(auto_map={"AutoConfig": "a.B"}).auto_map == {"AutoConfig": "a.B"}
+
+
+def test_an_unknown_key_of_a_file_that_cannot_be_set_is_ignored(caplog):
+    config = InternImageConfig.from_dict({"to_json_string": 1, "widht_of_this_test": 2})
+    assert callable(config.to_json_string)
+    assert config.widht_of_this_test == 2
+    texts = [message for message in caplog.messages if "'to_json_string'" in message or "widht_of_this" in message]
+    assert [text.rpartition(". It is ")[2] for text in texts] in (
+        ["ignored.", "kept, but no model reads it."],
+        [
+            "its documentation lists them. It is ignored.",
+            "its documentation lists them. It is kept, but no model reads it.",
+        ],
+    )
+    caplog.clear()
+    InternImageConfig.from_dict({"widht_of_this_test": 3})  # said once
+    assert not caplog.messages
+
+
+def test_at_most_two_names_are_proposed():
+    with pytest.raises(ValueError, match=r"no field 'drop_rat'; did you mean 'drop_rate' or 'drop_path_rate'\?$"):
+        InternImageConfig(drop_rat=0.1)
+    for name, meant in (("problem_typ", "problem_type"), ("id2lable", "id2label"), ("label2i", "label2id")):
+        with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+            InternImageConfig(**{name: 1})
+
+
 def test_whole_numbers_are_taken_for_factors():
     """PyTorch's initialisation fails with those beyond 64 bits."""
     model = InternImageModel(tiny_config(layer_scale=10**30, initializer_range=10**30))
@@ -373,6 +649,23 @@ def test_keys_of_transformers_and_of_the_authors_are_no_news(tmp_path, caplog):
     with pytest.raises(ValueError, match="'chanels'; did you mean 'channels'"):
         InternImageConfig.from_pretrained(tmp_path, chanels=3)
     assert InternImageConfig.from_pretrained(tmp_path, cache_dir=tmp_path, foo=3).channels
+
+
+@pytest.mark.parametrize(
+    "name",
+    """
+    add_cross_attention attn_implementation bos_token_id configuration_files cross_attention_hidden_size
+    custom_pipelines decoder_start_token_id eos_token_id experts_implementation finetuning_task
+    gradient_checkpointing is_decoder pad_token_id prefix pruned_heads
+    quantization_config sep_token_id task_specific_params tf_legacy_loss
+    tie_encoder_decoder tie_last_hidden_states tie_word_embeddings tokenizer_class torchscript transformers_weights
+    use_bfloat16 use_cache num_beams temperature max_length top_k
+    """.split(),
+)
+def test_keys_that_transformers_writes_are_no_news(name, caplog):
+    """In some release of it, for some model."""
+    InternImageConfig.from_dict({name: None})
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("build", [InternImageConfig, InternImageDinoConfig, InternImageMaskRCNNConfig])

@@ -171,6 +171,27 @@ def test_bad_arguments(arguments, message):
         processor()([picture(20, 30)] * 2, **arguments)
 
 
+def test_settings_of_single_calls():
+    process, image = processor(), picture(20, 30)
+    for divisor in (0, 1):
+        assert process(image, size_divisor=divisor, return_tensors="np").pixel_values.shape == (1, 3, 32, 48)
+    padded = process(image, pad_size={"height": 50, "width": 70}, return_tensors="np")
+    assert padded.pixel_values.shape == (1, 3, 50, 70)
+    assert padded.pixel_mask.sum() == 32 * 48
+    # a way to resize is not asked for where nothing is resized
+    assert process(image, do_resize=False, resample=3, return_tensors="np").pixel_values.shape == (1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"sizes \[\(32, 48\), \(48, 32\)\] make no batch without do_pad; leave it on"):
+        process([image, picture(30, 20)], do_pad=False, return_tensors="np")
+    assert process(image, coco(1), return_tensors="np").labels[0]["boxes"].__class__ is np.ndarray
+    assert process.model_input_names == ["pixel_values", "pixel_mask"]
+
+
+def test_an_area_of_zero_is_an_area():
+    """As of a line; only a missing one is that of the box."""
+    (label,) = processor(20, 30)(picture(20, 30), coco(1, (2, 3, 4, 10, 12), area=0)).labels
+    assert label["area"].tolist() == [0]
+
+
 def test_pixels_must_be_8_bit():
     with pytest.raises(ValueError, match="as 8-bit pixels, got float32; pass uint8, or do_resize=False"):
         processor()(picture(20, 30).astype(np.float32))
@@ -231,6 +252,7 @@ def test_results_by_hand():
     assert got["labels"].tolist() == [0]
     (got,) = InternImageDetectionImageProcessor(top_k=2).post_process_object_detection(outputs, threshold=0.0)
     assert got["labels"].tolist() == [0, 1]
+    assert len(process.post_process_object_detection(outputs, threshold=0.0, top_k=0)[0]["scores"]) == 0
     with pytest.raises(ValueError, match="outputs of 1 images, but 2 target_sizes"):
         process.post_process_object_detection(outputs, target_sizes=[(1, 1), (1, 1)])
 

@@ -227,6 +227,43 @@ def test_training_without_denoising(empty):
     assert not model.label_embeddings.weight.grad.any()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("encoder_position_temperature", 5.0), ("query_position_temperature", 5.0), ("inverse_sigmoid_eps", 0.3)),
+        *(("num_denoising", 2), ("label_noise_ratio", 0.0), ("box_noise_scale", 0.1), ("focal_alpha", 0.9)),
+        *(("class_loss_coefficient", 0.1), ("bbox_loss_coefficient", 0.1), ("giou_loss_coefficient", 0.1)),
+        *(("dropout", 0.5), ("attention_dropout", 0.5), ("activation_dropout", 0.5)),
+    ],
+)
+def test_every_setting_changes_the_loss(name, value):
+    losses = []
+    for fields in ({"num_denoising": 8}, {"num_denoising": 8}, {"num_denoising": 8, name: value}):
+        torch.manual_seed(0)
+        model, pixels = tiny_dino(**fields).train(), images()
+        torch.manual_seed(1)
+        with torch.no_grad():
+            losses.append(model(pixels, labels=objects()).loss.item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_value_set_later_is_checked_too():
+    config = tiny_dino_config()
+    config.num_queries = 0
+    with pytest.raises(ValueError, match="num_queries is 0, expected an integer of at least 1"):
+        InternImageDinoForObjectDetection(config)
+
+
+def test_attention_that_the_layers_have_not():
+    """Masks of denoising queries and weights of the sampling are none of flash and flex attention."""
+    assert not InternImageDinoForObjectDetection._supports_flash_attn
+    assert not InternImageDinoForObjectDetection._supports_flex_attn
+    for name in ("sdpa", "eager"):
+        model = InternImageDinoForObjectDetection._from_config(tiny_dino_config(), attn_implementation=name)
+        assert model.encoder.config._attn_implementation == name
+        assert model.decoder.layers[0].self_attn.config._attn_implementation == name
+
+
 def test_evaluation_with_labels_is_deterministic():
     model = tiny_dino()
     with torch.no_grad():

@@ -415,3 +415,29 @@ def test_bad_labels_are_refused(broken, message):
         make_denoising_queries(labels, QUERIES, CLASSES)
     with pytest.raises(ValueError, match=message):
         loss_of(outputs, labels)
+
+
+def test_boxes_may_be_rounded():
+    """By a thousandth of the image at its border, as numbers of a file are."""
+    for place in range(4):
+        for value, is_valid in ((1.0009, True), (1.0011, False), (-0.0009, True), (-0.0011, False)):
+            box = torch.full((1, 4), 0.5)
+            box[0, place] = value
+            label = {"class_labels": torch.tensor([0]), "boxes": box}
+            if is_valid:
+                make_denoising_queries([label], 3, 2)
+            else:
+                with pytest.raises(ValueError, match=r"boxes must be .* as fractions of the image, got"):
+                    make_denoising_queries([label], 3, 2)
+
+
+def test_defaults_of_queries_are_the_originals():
+    labels = [{"class_labels": torch.tensor([0, 1, 2]), "boxes": torch.full((3, 4), 0.5)}]
+    given = {"num_denoising": 100, "label_noise": 0.5, "box_noise": 1.0}
+    queries = []
+    for fields in ({}, given):
+        torch.manual_seed(0)
+        queries.append(make_denoising_queries(labels, 4, 5, **fields))
+    assert queries[0].num_groups == queries[1].num_groups == 33
+    assert torch.equal(queries[0].labels, queries[1].labels)
+    assert torch.equal(queries[0].reference_logits, queries[1].reference_logits)

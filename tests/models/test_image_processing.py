@@ -20,6 +20,7 @@ from hf_internimage import (
     InternImageImageProcessorPil,
     InternImageSegmentationImageProcessor,
 )
+from hf_internimage.models.rgb_images import check_normalisation, check_size
 
 DOCUMENT = json.loads((GOLDEN / "preprocess.json").read_text())
 TENSORS = load_file(GOLDEN / "preprocess.safetensors")
@@ -196,6 +197,29 @@ def test_normalisation_that_is_no_number():
 def test_sizes_that_cannot_work(build, fields, tmp_path):
     (name,) = fields
     assert_refused(build, fields, f"^{name} is .*, expected sides of 1 to 1000000 pixels", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["size", "crop_size", "pad_size"])
+def test_borders_of_sizes(name):
+    check_size(name, None)
+    for value in (1, 1_000_000, (1, 1_000_000), {"shortest_edge": 1, "longest_edge": None}, {"max_pixels": 10**9}):
+        check_size(name, value)
+    for value in (0, 1_000_001, True, 2.0, (1, 0), [1, 2, 3], {"height": 1_000_001, "width": 1}):
+        with pytest.raises(
+            ValueError, match=f"^{name} is .*, expected sides of 1 to 1000000 pixels: an integer, a pair"
+        ):
+            check_size(name, value)
+    for build in (InternImageSegmentationImageProcessor, InternImageDetectionImageProcessor):
+        with pytest.raises(ValueError, match=f"^{name} is 0, expected sides"):
+            build(**{name: 0})
+
+
+def test_numbers_beyond_float32_are_refused():
+    check_normalisation(3.4e38, 3.4e38)
+    check_normalisation(None, None)
+    for mean, std in ((3.41e38, 1.0), (0.5, 3.41e38)):
+        with pytest.raises(ValueError, match=r"is 3.41e\+38, expected finite numbers"):
+            check_normalisation(mean, std)
 
 
 @pytest.mark.parametrize("build", PROCESSORS)

@@ -25,6 +25,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageModel
 from hf_internimage.models import auto
+from hf_internimage.models.loading_report import mismatched_modules
 
 
 @every_class
@@ -290,3 +291,10 @@ def test_new_weights_beside_the_classifier_are_named(tmp_path, caplog):
     assert "the checkpoint has other sizes" in message
     assert "Newly initialised are conv_head, head; " in message
     assert "\n" not in message
+
+
+def test_modules_are_named_in_the_order_of_the_alphabet():
+    """Without indices; releases of transformers give names, or names with both shapes."""
+    names = ["b.1.layers.0.weight", "b.0.layers.2.bias", "a.weight"]
+    for keys in (names, [(name, (1,), (2,)) for name in names]):
+        assert mismatched_modules({"mismatched_keys": keys}) == ["a", "b.layers"]

@@ -175,6 +175,7 @@ REGIONS = [  # image, box, level: below and above the limits at sides 112, 224, 
     (0, (3.2, 4.1, 21.7, 9.9), 0),
     (1, (0.0, 0.0, 111.9, 111.9), 0),
     (0, (0.0, 0.0, 112.1, 112.1), 1),
+    (1, (0.0, 0.0, 111.99998, 111.99998), 1),  # by the original's 1e-6
     (1, (-3.0, 10.0, 330.0, 150.2), 1),
     (1, (0.0, 0.0, 226.0, 224.0), 2),
     (0, (100.0, 0.0, 547.0, 448.5), 2),
@@ -317,6 +318,37 @@ def test_a_detection_has_to_score_more_than_the_threshold():
     (found,) = post_process_instance_segmentation(outputs, threshold=0.5, target_sizes=[(8, 8)])
     assert len(found["scores"]) == 1
     assert found["scores"][0] > 0.5
+
+
+def test_default_thresholds_are_one_half():
+    ramp = torch.linspace(0, 1, 28).expand(28, 28)
+    outputs = SimpleNamespace(
+        logits=torch.tensor([[[0.04, -9.0], [-0.04, -9.0]]]),
+        pred_boxes=torch.tensor([[[0.5, 0.5, 1.0, 1.0]] * 2]),
+        box_masks=torch.stack([ramp, ramp])[None],
+    )
+    (found,) = post_process_instance_segmentation(outputs, target_sizes=[(28, 28)])
+    assert found["masks"].shape == (1, 28, 28)
+    assert torch.equal(found["masks"][0], ramp >= 0.5)
+    assert torch.equal(paste_mask(ramp, torch.tensor([0.0, 0.0, 28.0, 28.0]), 28, 28), ramp >= 0.5)
+    (strict,) = post_process_instance_segmentation(outputs, target_sizes=[(28, 28)], mask_threshold=0.8)
+    assert torch.equal(strict["masks"][0], ramp >= 0.8)
+    with pytest.raises(ValueError, match=r"target_sizes has 0 entries for 1 images; give \(height, width\) of each"):
+        post_process_instance_segmentation(outputs)
+
+
+def test_a_coarse_mask_reaches_a_pixel_beyond_its_box():
+    """Where half a cell of the mask is a pixel, and a quarter of it is enough."""
+    pasted = paste_mask(torch.ones(28, 28), torch.tensor([10.0, 12.0, 66.0, 68.0]), 80, 90, threshold=0.2)
+    assert pasted[40].nonzero().flatten().tolist() == list(range(9, 67))
+    assert pasted[:, 40].nonzero().flatten().tolist() == list(range(11, 69))
+
+
+def test_boxes_beside_the_image_have_no_mask():
+    mask = torch.ones(28, 28)
+    for box in ([5.0, 50.0, 9.0, 60.0], [5.0, -9.0, 9.0, -3.0], [-9.0, 5.0, -3.0, 9.0], [5.0, 9.0, 9.0, 5.0]):
+        assert not paste_mask(mask, torch.tensor(box), 33, 21).any()
+    assert paste_mask(mask, torch.tensor([20.0, 32.0, 60.0, 60.0]), 33, 21).nonzero().tolist() == [[32, 20]]
 
 
 def test_the_models_own_threshold_is_exceeded():
@@ -635,6 +667,30 @@ def test_released_sizes(size):
     assert sum(parameter.numel() for parameter in model.parameters()) == COUNTS[size]
 
 
+def test_how_many_boxes_the_original_trains_and_keeps():
+    model = tiny_model(rpn_train_proposals=7, rpn_test_proposals=9, rpn_nms_threshold=0.6)
+    assert (model.rpn.fg_bg_sampler.batch_size_per_image, model.rpn.fg_bg_sampler.positive_fraction) == (256, 0.5)
+    assert (model.roi_heads.sampler.batch_size_per_image, model.roi_heads.sampler.positive_fraction) == (512, 0.25)
+    assert (model.rpn._pre_nms_top_n, model.rpn.nms_thresh) == ({"training": 2000, "testing": 1000}, 0.6)
+    assert model.rpn._post_nms_top_n == {"training": 7, "testing": 9}
+    assert 0 < model.rpn.min_size < 1e-30  # any box with an area
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_positions_and_scores_are_not_in_half_precision(dtype):
+    model, batch = tiny_model().to(dtype), scene()
+    features = model.pyramid(batch["pixel_values"].to(dtype))
+    images = ImageList(batch["pixel_values"], [(64, 96), (48, 80)])
+    assert model.rpn.anchor_generator(images, list(features.values()))[0].dtype == torch.float32
+    targets = model._targets(batch["labels"], images.image_sizes, batch["pixel_values"].to(dtype))
+    assert targets[0]["boxes"].dtype == torch.float32
+    proposals, losses = model.rpn(images, features, targets)
+    assert {tensor.dtype for tensor in (*proposals, *losses.values())} == {torch.float32}
+    heads = model.roi_heads
+    assert {output.dtype for output in heads.box_heads[0](torch.zeros(2, 8, 7, 7, dtype=dtype))} == {torch.float32}
+    assert heads.mask_heads[0](torch.zeros(2, 8, 14, 14, dtype=dtype)).dtype == torch.float32
+
+
 def test_initial_weights():
     model = InternImageMaskRCNNForInstanceSegmentation(tiny_config(True, fpn_channels=64, box_head_size=64))
     head = model.roi_heads.box_heads[2]
@@ -644,12 +700,75 @@ def test_initial_weights():
         (head.classifier.weight, 0.01),
         (head.regressor.weight, 0.001),
         (model.fpn.inner_blocks[0][0].weight, math.sqrt(2 / (8 + 64))),
+        (model.fpn.layer_blocks[0][0].weight, math.sqrt(2 / (9 * (64 + 64)))),
         (model.roi_heads.mask_heads[1].layers[0][0].weight, math.sqrt(2 / (9 * 64))),
     ):
         assert weight.std().item() == pytest.approx(std, rel=0.2)
     assert not any(
         part.bias.any() for part in (model.rpn.head.cls_logits, head.regressor, model.fpn.inner_blocks[0][0])
     )
+
+
+@both
+def test_initialisation_sets_every_tensor_also_after_meta(cascade):
+    with torch.device("meta"):
+        model = InternImageMaskRCNNForInstanceSegmentation(tiny_config(cascade))
+    model.to_empty(device="cpu")
+    for tensor in model.state_dict().values():
+        tensor.fill_(torch.nan if tensor.is_floating_point() else 7)
+    for module in model.modules():
+        module._is_hf_initialized = False
+    model.init_weights()
+    assert not [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.running_var == 1).all()
+            assert not any(tensor.any() for tensor in (module.running_mean, module.bias, module.num_batches_tracked))
+
+
+def test_a_value_set_later_is_checked_too():
+    config = tiny_config()
+    config.box_loss = "l2"
+    with pytest.raises(ValueError, match="box_loss is 'l2', expected one of l1, giou"):
+        InternImageMaskRCNNForInstanceSegmentation(config)
+
+
+def test_what_trainer_and_accelerate_read():
+    assert InternImageMaskRCNNForInstanceSegmentation.accepts_loss_kwargs is False
+    blocks = {"InternImageStem", "InternImageLayer", "InternImageDownsample"}
+    assert set(InternImageMaskRCNNForInstanceSegmentation._no_split_modules) == blocks
+    assert blocks <= {type(module).__name__ for module in tiny_model().modules()}
+
+
+def test_training_without_objects():
+    batch = scene()
+    batch["labels"] = [
+        {name: tensor[:0] for name, tensor in label.items() if name != "masks"} | {"masks": torch.zeros(0, 48, 80)}
+        for label in batch["labels"]
+    ]
+    output = tiny_model().train()(**batch)
+    assert all(loss.isfinite() for loss in output.loss_dict.values())
+    assert output.loss_dict["loss_masks_1"] == output.loss_dict["loss_boxes_1"] == 0
+
+
+def test_a_stage_learns_from_its_own_losses():
+    """Boxes are handed on without their gradients."""
+    model = tiny_model(True).train()
+    losses = model(**scene()).loss_dict
+    losses["loss_boxes_2"].backward()
+    assert model.roi_heads.box_heads[1].regressor.weight.grad.any()
+    assert model.roi_heads.box_heads[0].regressor.weight.grad is None
+    assert model.rpn.head.bbox_pred.weight.grad is None
+
+
+def test_other_sizes_are_named(tmp_path, caplog):
+    tiny_model().save_pretrained(tmp_path)
+    load = InternImageMaskRCNNForInstanceSegmentation.from_pretrained
+    load(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    (message,) = (r.getMessage() for r in caplog.records if r.name.startswith("hf_internimage"))
+    assert "Newly initialised are roi_heads.box_heads.classifier, roi_heads.box_heads.regressor, " in message
+    assert "roi_heads.mask_heads.predictor.mask_fcn_logits; train them before use" in message
 
 
 @both
@@ -686,7 +805,14 @@ def test_gradient_checkpointing():
         ),
         (lambda labels: labels[0].update(class_labels=torch.tensor([-1, 2])), "classes -1 to 2"),
         (lambda labels: labels[0]["boxes"][1].zero_(), "a box of no width or height"),
+        (lambda labels: labels[0]["boxes"][1, 2:3].zero_(), r"labels\[0\] has a box of no width or height"),
+        (lambda labels: labels[0]["boxes"][0, 3:].zero_(), r"labels\[0\] has a box of no width or height"),
         (lambda labels: labels[0].update(masks=torch.zeros(2, 65, 96)), r"masks of size \(65, 96\)"),
+        (
+            lambda labels: labels[0].update(masks=torch.zeros(2, 64, 97)),
+            r"masks of size \(64, 97\), larger than the in",
+        ),
+        (lambda labels: labels[0].update(masks=torch.zeros(3, 64, 96)), "2 class_labels, 2 boxes and 3 masks"),
     ],
 )
 def test_bad_labels_are_refused(change, message):

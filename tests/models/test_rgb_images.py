@@ -163,3 +163,30 @@ def test_refuses_pixels_without_a_meaning(value):
         to_rgb(image)
     with pytest.raises(WrongPixelsError, match=r"no pixels \(0x3\)"):
         to_rgb(Image.new("RGB", (0, 3)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixel", "transparency", "expected"),
+    [
+        ("L", 0, 0, 255),  # the colour 0 can be the transparent one
+        ("L", 7, 0, 7),
+        ("I;16", 0, 0, 255),
+        ("I;16", 65535, 0, 255),
+        ("I;16", 256, 0, 1),
+        ("I", 255, None, 255),
+        ("I", 256, None, 1),
+        ("I", 65535, None, 255),
+        ("F", 1.0, None, 255),
+        ("F", 0.5, None, 128),
+        ("F", 2.0, None, 2),
+        ("F", 255.0, None, 255),
+        ("F", 0.0, None, 0),
+    ],
+)
+def test_values_at_the_borders(mode, pixel, transparency, expected):
+    kind = {"L": np.uint8, "I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    image = Image.fromarray(np.full((2, 3), pixel, kind))
+    assert image.mode == mode
+    if transparency is not None:
+        image.info["transparency"] = transparency
+    assert (np.asarray(to_rgb(image)) == expected).all()

@@ -2,6 +2,7 @@
 """The segmentation image processor: the original's pixels, labels, label maps; Auto classes and pipelines."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,6 +216,24 @@ def test_ties_go_to_the_lower_class(monkeypatch):
     monkeypatch.setattr(semantic_maps, "BLOCK_VALUES", 2 * 6)
     scores = torch.tensor([0.0, 2.0, 1.0, 2.0, 2.0])[:, None, None].expand(5, 2, 3)
     assert (semantic_maps.label_map(scores, [(2, 3)]) == 1).all()
+
+
+def test_outputs_with_logits_of_none_have_queries():
+    queries = {"class_queries_logits": torch.zeros(1, 2, 4), "masks_queries_logits": torch.zeros(1, 2, 3, 5)}
+    assert semantic_maps.semantic_scores(SimpleNamespace(logits=None, **queries)).shape == (1, 3, 3, 5)
+    for name, values in queries.items():
+        with pytest.raises(ValueError, match="SimpleNamespace has neither"):
+            semantic_maps.semantic_scores(SimpleNamespace(**{name: values}))
+
+
+def test_one_mean_for_all_channels():
+    processor = InternImageSegmentationImageProcessor(**SMALL, image_mean=0.5, image_std=0.25)
+    gray, pixels = np.full((1, 32, 64), 51, np.uint8), np.full((32, 64, 3), 51, np.uint8)
+    for image in (gray, pixels):
+        values = processor(image, return_tensors="np").pixel_values
+        assert values.shape[1] == 3
+        np.testing.assert_allclose(values, (0.2 - 0.5) / 0.25, rtol=0, atol=1e-6)
+    assert processor.model_input_names == ["pixel_values"]
 
 
 def test_other_outputs_and_sizes_are_refused():
