@@ -729,6 +729,19 @@ def test_the_initial_spread_is_initializer_range():
         assert weights[0][name].std().item() == pytest.approx(0.02, rel=0.1), name
 
 
+def test_convolutions_start_as_pytorchs_own():
+    """Weights and biases within 1 / sqrt(inputs of an output), and near that bound somewhere."""
+    torch.manual_seed(0)
+    model = InternImageForImageClassification(tiny_config(channels=64, depths=[1], groups=[4]))
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert len(convolutions) >= 3
+    for module in convolutions:
+        bound = module.weight[0].numel() ** -0.5
+        for tensor in (module.weight, module.bias):
+            if tensor is not None:
+                assert 0.8 * bound < tensor.abs().max().item() <= bound
+
+
 def test_a_field_that_did_nothing_is_still_taken():
     """init_std, of files saved before it was removed and of scripts that set it."""
     assert "init_std" not in InternImageDinoConfig(init_std=0.02).to_dict()

@@ -131,6 +131,14 @@ def test_torchvision_differs_from_pillow_by_two_grey_levels(size):
     assert (levels > 0.5).float().mean() < 0.02
 
 
+@pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
+def test_torchvisions_class_is_loaded_where_torchvision_is(tmp_path):
+    InternImageImageProcessorPil().save_pretrained(tmp_path)
+    for options in ({}, {"backend": "torchvision"}):
+        loaded = AutoImageProcessor.from_pretrained(tmp_path, **options)
+        assert type(loaded).__name__ == "InternImageImageProcessor"
+
+
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
 def test_the_torchvision_class_says_what_it_needs():
     with pytest.raises(ImportError, match="requires the Torchvision library"):

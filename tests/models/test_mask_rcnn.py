@@ -344,6 +344,13 @@ def test_a_coarse_mask_reaches_a_pixel_beyond_its_box():
     assert pasted[:, 40].nonzero().flatten().tolist() == list(range(11, 69))
 
 
+def test_the_mask_of_a_large_box_ends_where_the_originals_does():
+    """One pixel before the box, two behind it: half a cell of the mask is five pixels, and a fifth of it enough."""
+    pasted = paste_mask(torch.ones(28, 28), torch.tensor([10.0, 12.0, 290.0, 292.0]), 320, 330, threshold=0.2)
+    assert pasted[40].nonzero().flatten().tolist() == list(range(9, 292))
+    assert pasted[:, 40].nonzero().flatten().tolist() == list(range(11, 294))
+
+
 def test_boxes_beside_the_image_have_no_mask():
     mask = torch.ones(28, 28)
     for box in ([5.0, 50.0, 9.0, 60.0], [5.0, -9.0, 9.0, -3.0], [-9.0, 5.0, -3.0, 9.0], [5.0, 9.0, 9.0, 5.0]):

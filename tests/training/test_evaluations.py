@@ -367,7 +367,7 @@ def test_each_process_segments_its_share(rank, world, seen, tmp_path, monkeypatc
 
     trainer = SimpleNamespace(
         args=SimpleNamespace(world_size=world, process_index=rank, output_dir=str(tmp_path / "new")),
-        compute_loss_context_manager=torch.no_grad,
+        accelerator=SimpleNamespace(autocast=torch.no_grad),
     )
     metric = SimpleNamespace(add=lambda *arguments: added.append(arguments))
     inference = segmentation.InferenceArguments(overlays=2)

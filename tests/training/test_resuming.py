@@ -150,6 +150,7 @@ def test_starting_anew_removes_the_earlier_checkpoints(again):
     (folder / "out" / "checkpoint-777").mkdir()
     (folder / "out" / "checkpoint-777" / "thesis.txt").write_text("of the user")
     (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "trainer_state.json").write_text("{}")  # a checkpoint of another run
     (folder / "out" / "checkpoint-778").symlink_to(folder / "elsewhere")
     earlier = {path.name for path in (folder / "out").glob("checkpoint-*")}
     assert train("--overwrite_output_dir", learning_rate=-1.0)[0] == 1
@@ -159,6 +160,7 @@ def test_starting_anew_removes_the_earlier_checkpoints(again):
     checkpoints = {path.name for path in (folder / "out").glob("checkpoint-*")}
     assert checkpoints == {f"checkpoint-{count // 2}", "checkpoint-of-mine", "checkpoint-777", "checkpoint-778"}
     assert (folder / "out" / "checkpoint-777" / "thesis.txt").exists()
+    assert (folder / "elsewhere" / "trainer_state.json").exists()
     wrong = train("--overwrite_output_dir", f"--resume_from_checkpoint=out/checkpoint-{count // 2}")
     assert refused(*wrong, "overwrite_output_dir starts anew: leave out")
 

@@ -606,3 +606,10 @@ def test_epochs_are_set_after_resuming_too(tmp_path):
     assert train(tmp_path) == [0] * 16 + [1] * 16 + [2] * 16
     # two steps an epoch: checkpoint 3 lies in the second
     assert train(tmp_path / "again", resume_from_checkpoint=str(tmp_path / "checkpoint-3")) == [1] * 8 + [2] * 16
+
+
+def test_averages_of_a_channels_last_model_are_saved(tmp_path):
+    network = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    average = WeightAverage(network, 0.9)
+    average.save(tmp_path, main=True)
+    assert torch.equal(load_file(tmp_path / FILE_NAME)["weight"], network.weight)

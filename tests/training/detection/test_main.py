@@ -512,6 +512,14 @@ def test_pushing_and_loading_without_the_package(scenes, tmp_path, loopback_hub)
 # ---- Overlays ----
 
 
+def test_the_best_boxes_lie_above_others(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.add_patch", lambda self, patch: drawn.append(patch.get_width()))
+    boxes = np.array([[0.9, 0, 0, 0, 30, 10], [0.1, 0, 0, 0, 10, 10], [0.5, 0, 0, 0, 20, 10]])
+    draw_boxes(Image.new("RGB", (60, 40)), np.zeros((0, 6)), boxes, NAMES, tmp_path / "a.png")
+    assert drawn == [10, 20, 30]
+
+
 def test_overlays_show_boxes_where_they_are(tmp_path):
     gray, blue = (200, 200, 200), (31, 119, 180)  # the picture, and the first class
     box = np.array([10, 5, 30, 25])

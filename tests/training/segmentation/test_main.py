@@ -297,6 +297,25 @@ def test_evaluation_alone(trained, scenes, tmp_path):
     assert not list(tmp_path.glob("*/*.safetensors"))
 
 
+def test_evaluation_alone_computes_in_the_dtype_it_names(trained, scenes, tmp_path, monkeypatch):
+    """Where no training has wrapped the model before."""
+    seen, run = set(), torch.nn.Conv2d._conv_forward
+
+    def convolution(*inputs):
+        output = run(*inputs)
+        seen.add(output.dtype)
+        return output
+
+    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", convolution)
+    common = settings(
+        scenes, tmp_path, train_dir=None, label_names_file=None, config_overrides=None, head_overrides=None,
+        shortest_edge=None, crop_size=None, model_name_or_path=trained, overlays=0,
+    )  # fmt: skip
+    assert script.main([*common, "--do_eval", "--bf16"]) == 0
+    assert json.loads((tmp_path / "eval_evaluation.json").read_text())["dtype"] == "bfloat16"
+    assert torch.bfloat16 in seen
+
+
 def test_evaluation_reduces_labels_as_the_checkpoint_does(trained, scenes, tmp_path):
     """Maps whose classes begin at 1 get the same scores if the checkpoint's image processor reduces labels."""
     shutil.copytree(trained, tmp_path / "model")
@@ -438,7 +457,7 @@ def test_every_image_counts_once_in_several_processes(count, processes, tmp_path
     counted = []
     for rank in range(processes):
         args = SimpleNamespace(world_size=processes, process_index=rank, output_dir=str(tmp_path))
-        trainer = SimpleNamespace(args=args, compute_loss_context_manager=contextlib.nullcontext)
+        trainer = SimpleNamespace(args=args, accelerator=SimpleNamespace(autocast=contextlib.nullcontext))
         metric = SimpleNamespace(add=lambda classes, truth: counted.append((classes.item(), truth.item())))
         segment_rows(
             trainer, Dataset.from_dict({"row": labels}), transform, lambda row: torch.tensor([[row["row"]]]), metric,

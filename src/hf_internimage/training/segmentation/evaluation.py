@@ -154,7 +154,7 @@ def _segment(
         row = turn * world + trainer.args.process_index
         image, labels, _ = transform.read(rows[min(row, count - 1)])
         start = time.perf_counter()
-        with trainer.compute_loss_context_manager():
+        with trainer.accelerator.autocast():
             classes = segmenter(image).cpu().numpy()
         seconds += time.perf_counter() - start
         if row >= count:
