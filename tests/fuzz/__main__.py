@@ -17,7 +17,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from support.native_library import sanitizer_library
+from support.native_library import sanitizer_preload
 from support.paths import TESTS
 
 PARTS = ("operators", "layers", "configurations", "files", "resuming")
@@ -92,16 +92,14 @@ def sanitized(folder):
     """The environment of a process under the sanitizers, with the library built for them."""
     sys.path.insert(0, str(TESTS.parent / "kernels" / "dcnv3"))
     build = importlib.import_module("build")
-    runtime = sanitizer_library(build.find_compiler(), "libasan.so")
+    runtime = sanitizer_preload(build.find_compiler())
     if runtime is None:
         sys.exit("make fuzz: --sanitize needs a compiler with libasan.")
     library = Path(folder) / "sanitized.so"
     build.build(library, sanitize=True)
-    # With the C++ runtime, so that the sanitizer finds the function that throws PyTorch's exceptions.
-    preloaded = [runtime, sanitizer_library(build.find_compiler(), "libstdc++.so.6")]
     return {
         LIBRARY_VARIABLE: str(library),
-        "LD_PRELOAD": " ".join(str(path) for path in preloaded if path),
+        "LD_PRELOAD": runtime,
         "ASAN_OPTIONS": "detect_leaks=0",
     }
 
@@ -111,10 +109,10 @@ def main():
     if arguments.current:
         return min(run_checks(arguments), 100)
     checks_of(arguments.only)
-    end, deaths, failed = time.monotonic() + arguments.seconds, 0, False
+    deaths, failed = 0, False
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, **(sanitized(folder) if arguments.sanitize else {})}
-        current, seed = Path(folder) / "current", arguments.seed
+        current, seed, end = Path(folder) / "current", arguments.seed, time.monotonic() + arguments.seconds
         while True:
             command = [sys.executable, "-X", "faulthandler", "-m", "fuzz", "--current", current, "--seed", str(seed)]
             command += ["--seconds", str(end - time.monotonic()), *(["--once"] if arguments.once else [])]

@@ -20,7 +20,7 @@ import torch
 from support import cuda_tools
 from support.golden_data import operator_arguments
 from support.loops import DRAWN, drawn_call
-from support.native_library import declared, sanitizer_library
+from support.native_library import declared, sanitizer_preload
 from support.operator_cases import (
     CASES,
     LAYOUTS,
@@ -541,13 +541,13 @@ def test_edges(gpu, sums, dtype):
 @pytest.mark.skipif(SANITIZED, reason="runs in the process with sanitizers")
 def test_sanitizers_find_nothing(gpu):
     """Reads and writes out of bounds, and undefined operations, end the process that runs the tests above."""
-    runtime = sanitizer_library(cuda_tools.compiler()[0], "libasan.so")
+    runtime = sanitizer_preload(cuda_tools.compiler()[0])
     if runtime is None:
         pytest.skip(f"{cuda_tools.compiler()[0][0]} has no libasan.so")
     environment = {
         **os.environ,
         cuda_tools.SANITIZE_VARIABLE: "1",
-        "LD_PRELOAD": str(runtime),
+        "LD_PRELOAD": runtime,
         # New memory holds 0xff, which is NaN in every dtype.
         "ASAN_OPTIONS": "detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000:detect_odr_violation=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",

@@ -22,7 +22,7 @@ def in_one_piece(value, offset, mask, **arguments):
 def registered(value, offset, mask, **arguments):
     """The operator as compilers see it."""
     geometry = dcnv3_reference.check_dcnv3(value, offset, mask, **arguments)
-    return torch.ops.hf_internimage.dcnv3(value, offset, mask, *geometry, False)
+    return torch.ops.hf_internimage.dcnv3(value, offset, mask, *geometry.numbers(), False)
 
 
 def on_each_backend(parameter):

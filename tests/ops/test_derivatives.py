@@ -28,8 +28,7 @@ SMALL = {"batch": 1, "size": (3, 2), "depth": 2}
 def registered(*inputs, softmax=False, **arguments):
     """The operator that traced calls use."""
     geometry = check_dcnv3(*inputs, **arguments)
-    parts = (list(part) if isinstance(part, tuple) else part for part in geometry)
-    return torch.ops.hf_internimage.dcnv3(*inputs, *parts, softmax)
+    return torch.ops.hf_internimage.dcnv3(*inputs, *geometry.numbers(), softmax)
 
 
 @pytest.mark.parametrize("softmax", [False, True], ids=["weights", "logits"])

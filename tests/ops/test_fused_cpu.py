@@ -10,8 +10,10 @@ import types
 
 import pytest
 import torch
+from support.changed_tensors import freed
 from support.fused_layers import KINDS, dw_conv, fused_dw_conv, fused_mlp, mlp, norm, plain_dw_conv, plain_mlp
 from support.golden_data import awaken, tiny_config
+from support.native_library import operators_run
 from support.operator_cases import Seen
 from torch import nn
 from torch.overrides import BaseTorchFunctionMode, TorchFunctionMode
@@ -616,7 +618,7 @@ def test_a_function_mode_sees_every_layer_of_a_model(outer, inner):
     blocks = sum(model.config.depths)
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
     assert calls.functions.count(nn.functional.layer_norm) == len(norms)
-    assert sum(function is torch.ops.hf_internimage.dcnv3 for function in calls.functions) == blocks
+    assert sum(function is torch.ops.hf_internimage.dcnv3.default for function in calls.functions) == blocks
 
 
 @every_kind
@@ -636,6 +638,17 @@ def test_other_states_and_demands_are_noticed(kind, monkeypatch):
     assert not noticed(kind, module, states)
 
 
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
 @every_kind
 def test_transforms_are_noticed(kind):
     make, fused, plain = KINDS[kind]
@@ -653,7 +666,7 @@ def test_transforms_are_noticed(kind):
         dual = torch.autograd.forward_ad.make_dual(states, torch.ones_like(states))
         assert torch.autograd.forward_ad.unpack_dual(run(dual)).tangent is not None
     torch.jit.trace(run, (states,), check_trace=False)
-    torch.compile(run, backend="eager", fullgraph=True)(states)
+    torch.export.export(Function(run), (states,), strict=False)
     assert seen == [True] * len(seen)
     assert len(seen) >= 4
 
@@ -682,31 +695,23 @@ def gradients(model, pixels=None):
     return dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, list(model.parameters())), strict=True))
 
 
-@pytest.fixture
-def runs(monkeypatch):
-    """Names of the library's functions that ran."""
-    names, call = [], native.call
-    monkeypatch.setattr(native, "call", lambda name, *arguments: (names.append(name), call(name, *arguments))[1])
-    return names
-
-
 @every_option
-def test_models_compute_the_same(options, runs, monkeypatch):
+def test_models_compute_the_same(options, monkeypatch):
     model = tiny_model(**options)
-    with torch.no_grad():
+    with torch.no_grad(), operators_run() as runs:
         logits = model(images()).logits
-    assert runs.count("hfi_depthwise_norm_gelu") == 5
-    assert runs.count("hfi_gelu") >= 5
-    runs.clear()
-    found = gradients(model)
-    assert runs.count("hfi_depthwise_norm_gelu_backward") == runs.count("hfi_gelu_backward") == 5
-    runs.clear()
+    assert runs.count("depthwise_norm_gelu") == runs.count("mlp") == runs.count("dcnv3") == 5
+    assert runs.count("norm") >= 5
+    with operators_run() as runs:
+        found = gradients(model)
+    assert runs.count("depthwise_norm_gelu_backward") == runs.count("gelu_linear_backward") == 5
     monkeypatch.setenv("HF_INTERNIMAGE_BACKEND", "torch")
-    with torch.no_grad():
-        expected = model(images()).logits
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
-    wanted = gradients(model)
+    with operators_run() as runs:
+        with torch.no_grad():
+            expected = model(images()).logits
+        wanted = gradients(model)
     assert not runs
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     noise = 1e-7 * max(gradient.abs().max() for gradient in wanted.values()).item()
     for name, gradient in wanted.items():
         atol = 2e-5 * gradient.abs().max().item() + noise
@@ -803,12 +808,13 @@ def test_hooks_on_all_modules_are_called():
         assert f"model.levels.3.blocks.0.dcn.dw_conv{name}" in called
 
 
-def test_functional_call_uses_the_parameters_given(runs):
+def test_functional_call_uses_the_parameters_given():
     model = tiny_model()
     others = {name: parameter.detach() * 1.5 for name, parameter in model.named_parameters()}
     with torch.no_grad():
-        got = torch.func.functional_call(model, others, (images(),)).logits
-        assert "hfi_depthwise_norm_gelu" in runs
+        with operators_run() as runs:
+            got = torch.func.functional_call(model, others, (images(),)).logits
+        assert "depthwise_norm_gelu" in runs
         twin = tiny_model()
         twin.load_state_dict({**twin.state_dict(), **others})
         assert torch.equal(got, twin(images()).logits)
@@ -873,11 +879,138 @@ def test_memory_formats_of_images():
 
 def test_the_profiler_sees_the_passes():
     model = tiny_model(depths=[1], groups=[1])
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with operators_run() as runs:
         with torch.no_grad():
             model(images())
         gradients(model)
-    names = {event.name for event in profile.events()}
-    forward = {"gelu", "depthwise_norm_gelu", "dcnv3_forward"}
-    backward = {"gelu_backward", "depthwise_norm_gelu_backward", "dcnv3_backward"}
-    assert {f"hf_internimage::{name}" for name in forward | backward} <= names
+    forward = {"norm", "mlp", "gelu", "gelu_linear", "depthwise_norm_gelu", "dcnv3"}
+    backward = {"gelu_backward", "gelu_linear_backward", "depthwise_norm_gelu_backward", "dcnv3_backward"}
+    assert forward | backward <= set(runs)
+
+
+# The operators themselves
+
+RULES = {  # of each operator: its arguments, from states, weights of the parts in `dtype`
+    "depthwise_norm_gelu": lambda t: (t(2, 5, 6, 16), t(16, 1, 3, 3), t(16), t(16), t(16), 1e-6),
+    "depthwise_norm_gelu_backward": lambda t: (
+        *(t(2, 5, 6, 16), t(2, 5, 6, 16), t(16, 1, 3, 3), t(16), t(16), t(16)),
+        1e-6,
+    ),
+    "gelu_linear": lambda t: (t(2, 5, 6, 16), t(8, 16), t(8)),
+    "gelu_linear_backward": lambda t: (t(2, 5, 6, 8), t(2, 5, 6, 16), t(8, 16)),
+    "norm": lambda t: (t(2, 5, 6, 16), t(16), t(16), t(16), t(2, 5, 6, 16), 1e-6, True, True, True),
+    "gelu": lambda t: (t(7, 3),),
+    "gelu_backward": lambda t: (t(7, 3), t(7, 3)),
+    "mlp": lambda t: (t(2, 5, 6, 16), t(24, 16), t(24), t(8, 24), t(8)),
+    "linear": lambda t: (t(2, 5, 6, 16), t(8, 16), t(8)),
+}
+TRACKED = ("depthwise_norm_gelu", "gelu_linear")
+
+
+@every_dtype
+@pytest.mark.parametrize("name", RULES)
+def test_operators_keep_pytorchs_rules(name, dtype):
+    if name == "linear" and (dtype != torch.float32 or fused_cpu._LINEAR is None):
+        pytest.skip("for float32 where there is oneDNN")
+    torch.manual_seed(0)
+    arguments = RULES[name](lambda *shape: torch.randn(shape).to(dtype).requires_grad_(name in TRACKED))
+    tolerance = {} if dtype == torch.float32 else {"rtol": 2**-6, "atol": 2e-2}
+    torch.library.opcheck(getattr(torch.ops.hf_internimage, name).default, arguments, **tolerance)
+
+
+def narrow(tensor):
+    return tensor[..., :-1].clone()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [narrow, torch.Tensor.double, freed, lambda tensor: tensor[None]],
+    ids=["narrow", "double", "freed", "axis"],
+)
+@pytest.mark.parametrize("name", [name for name in RULES if name != "linear"])
+def test_operators_refuse_what_disagrees(name, change):
+    """Whatever calls them; PyTorch's own message from the products, else the library's."""
+    torch.manual_seed(0)
+    good = RULES[name](lambda *shape: torch.randn(shape))
+    operator = getattr(torch.ops.hf_internimage, name).default
+    tensors = [place for place, part in enumerate(good) if isinstance(part, torch.Tensor)]
+    # Nothing to disagree with, or rows in another shape.
+    alone = {"gelu": {0}, "gelu_linear": {0, 2}, "gelu_linear_backward": {0, 1}, "mlp": {0}}.get(name, set())
+    for place in tensors:
+        if place in alone and (name == "gelu" or change not in (narrow, torch.Tensor.double)) and change is not freed:
+            continue
+        if change is freed and name in ("mlp", "gelu_linear", "gelu_linear_backward"):
+            continue  # PyTorch's products read freed memory; `_is_like` and `saved_operands` stand before them
+        bad = [change(part) if at == place else part for at, part in enumerate(good)]
+        with pytest.raises((RuntimeError, ValueError)):
+            operator(*bad)
+
+
+@pytest.mark.skipif(fused_cpu._LINEAR is None, reason="for x86 with oneDNN")
+@torch.no_grad()
+def test_linear_layers_equal_their_modules():
+    for shape, out in itertools.product(((2, 5, 6, 16), (7, 16), (16,), (1, 1, 1, 16)), (1, 24)):
+        layer, states = nn.Linear(16, out), torch.randn(shape)
+        found = fused_cpu.linear(states, layer)
+        assert found.shape == (*shape[:-1], out)
+        torch.testing.assert_close(found, layer(states), rtol=0, atol=2e-6)
+    strided = torch.randn(2, 6, 5, 16).transpose(1, 2)
+    layer = nn.Linear(16, 24)
+    torch.testing.assert_close(fused_cpu.linear(strided, layer), layer(strided), rtol=0, atol=2e-6)
+
+
+def test_other_linear_layers_are_noticed():
+    layer, states = nn.Linear(16, 24).requires_grad_(False), torch.randn(2, 16)
+    assert fused_cpu._LINEAR is None or fused_cpu.linear(states, layer) is not None
+    for other, given in (
+        (nn.Linear(16, 24), states),
+        (layer, torch.randn(2, 16, requires_grad=True)),
+        (nn.Linear(16, 24, bias=False).requires_grad_(False), states),
+        (nn.Conv2d(16, 24, 1).requires_grad_(False), states),
+        (copy.deepcopy(layer).bfloat16(), states.bfloat16()),
+        (copy.deepcopy(layer).double(), states.double()),
+        (nn.Linear(8, 24).requires_grad_(False), states),
+        (layer, states[:0]),
+    ):
+        assert fused_cpu.linear(given, other) is None, (other, given.shape)
+    with torch.autocast("cpu"):
+        assert fused_cpu.linear(states, layer) is None
+    layer.register_forward_hook(lambda *_: None)
+    assert fused_cpu.linear(states, layer) is None
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS["l"]], ids=["t", "l"])
+def test_a_compiled_model_holds_the_operators(options):
+    """In one graph, and its gradients are those of the eager model."""
+    model = tiny_model(**options, depths=[1], groups=[1])
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        expected = model(images()).logits
+        torch.testing.assert_close(compiled(images()).logits, expected, rtol=0, atol=1e-5)
+        with operators_run() as runs:
+            compiled(images())
+    assert {name: runs.count(name) for name in ("depthwise_norm_gelu", "dcnv3", "mlp")} == {
+        "depthwise_norm_gelu": 1,
+        "dcnv3": 1,
+        "mlp": 1,
+    }
+    assert runs.count("linear") == (4 if fused_cpu._LINEAR is not None else 0)
+    wanted, found = gradients(model), gradients(compiled)
+    largest = max(gradient.abs().max() for gradient in wanted.values()).item()
+    for name, gradient in wanted.items():
+        got = found[f"_orig_mod.{name}"]
+        torch.testing.assert_close(got, gradient, rtol=1e-4, atol=1e-6 * largest, msg=lambda t, n=name: f"{n}: {t}")
+
+
+def test_hooks_are_called_in_compiled_models():
+    model = tiny_model()
+    seen = []
+    model.model.levels[0].blocks[0].mlp.fc1.register_forward_hook(lambda *_: seen.append(1))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected = model(images()).logits
+        seen.clear()
+        got = torch.compile(model, backend="eager")(images()).logits
+    assert seen
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)

@@ -23,7 +23,7 @@ from support.paths import ROOT
 
 from hf_internimage import ops
 from hf_internimage.models.dcnv3_reference import check_dcnv3, dcnv3_reference
-from hf_internimage.ops import BackendError, fixed_point
+from hf_internimage.ops import BackendError, fixed_point, native
 from hf_internimage.ops.backends import dcnv3_hub
 from hf_internimage.ops.registry import Backend, Call, Registry
 
@@ -411,6 +411,9 @@ def cpu(monkeypatch):
     monkeypatch.setattr(module, "_plans", {})
     monkeypatch.setattr(dcnv3_hub, "_wanted", None)
     monkeypatch.setattr(dcnv3_hub, "_loaded", {})
+    native._unregister()  # the CPU's own kernel would run the operator
+    yield
+    native._load.cache_clear()
 
 
 @pytest.fixture

@@ -21,13 +21,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from support.fused_layers import KINDS
 from support.golden_data import load_module
-from support.native_library import declared, sanitizer_library
+from support.native_library import sanitizer_preload
 from support.operator_cases import LAYOUTS, LOPSIDED, TOLERANCE, make_inputs, on_cpu, on_torch, results
 from support.paths import ROOT
 
 import hf_internimage
-from hf_internimage.ops import fused_cpu, native
-from hf_internimage.ops.backends import dcnv3_cpu
+from hf_internimage.models.dcnv3_reference import DCNv3Geometry
+from hf_internimage.ops import native
 
 KERNELS = ROOT / "kernels" / "dcnv3"
 build = load_module(KERNELS / "build.py")
@@ -53,13 +53,17 @@ def test_the_library_is_of_these_sources():
 
 def test_structures_are_those_of_the_header():
     text = (KERNELS / "dcnv3_cpu" / "api.h").read_text()
-    names = {ctypes.c_int64: "int64_t", ctypes.c_double: "double", native.TensorLayout: "hfi_tensor"}
-    for struct, ours in (
-        ("hfi_tensor", native.TensorLayout),
-        ("hfi_dcnv3", dcnv3_cpu._Call),
-        ("hfi_depthwise", fused_cpu._Depthwise),
-    ):
-        assert declared(text, struct) == [(names[kind], name) for name, kind in ours._fields_]
+    table = re.search(r"struct hfi_torch {(.*?)};", text, re.DOTALL).group(1)
+    members = [
+        function or name
+        for function, name in re.findall(r"^    \w+ \(\*(\w+)\)\(|int32_t (dtypes|cpu)\b", table, re.MULTILINE)
+    ]
+    ours = [name for name, _ in native._Torch._fields_]
+    assert len(members) == len(ours)
+    for theirs, name in zip(members, ours, strict=True):
+        words = {"device": "device_type", "data": "data_ptr", "tensor": "tensor_object"}
+        head, _, last = theirs.rpartition("_")
+        assert theirs in name or f"{head}_{words.get(last)}" in name, (theirs, name)
     assert f"#define HFI_INTERFACE {native.INTERFACE}\n" in text
     numbers = dict(re.findall(r"HFI_(\w+) = (\d)", text))
     assert {name: int(number) for name, number in numbers.items()} == {
@@ -69,15 +73,22 @@ def test_structures_are_those_of_the_header():
 
 @needs_library
 def test_functions_are_those_of_the_sources():
-    text = (KERNELS / "dcnv3_cpu" / "library.cpp").read_text()
-    exported = re.findall(r"HFI_EXPORT [\w ]+?[ *]+(\w+)\(([^)]*)\)", text)
-    assert len(exported) == text.count("HFI_EXPORT ") - 2  # its own definitions
-    kinds = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
-    for name, parameters in exported:
-        types = [parameter.rsplit(" ", 1)[0] for parameter in " ".join(parameters.split()).split(", ") if parameter]
-        function = getattr(native.library(), name)
-        if name.startswith(("hfi_dcnv3", "hfi_gelu", "hfi_norm", "hfi_depthwise", "hfi_row")):
-            assert function.argtypes == [kinds.get(kind, ctypes.c_void_p) for kind in types], name
+    folder = KERNELS / "dcnv3_cpu"
+    text = (folder / "library.cpp").read_text() + (folder / "operators.cpp").read_text()
+    exported = re.findall(r"HFI_EXPORT [\w ]+?[ *]+(\w+)\(", text)
+    assert len(exported) == text.count("HFI_EXPORT ")
+    for name in exported:
+        assert hasattr(native.library(), name), name
+
+
+@needs_library
+def test_the_library_registers_what_python_declares():
+    """Every operator has a CPU kernel, from the library or from Python."""
+    names = torch._C._dispatch_get_all_op_names()
+    ours = [name for name in names if name.startswith("hf_internimage::") and not name.endswith(".backend")]
+    assert len(ours) >= 10
+    for name in ours:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"), name
 
 
 # Threads
@@ -85,7 +96,8 @@ def test_functions_are_those_of_the_sources():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where PyTorch's OpenMP lies is known for Linux")
 def test_threads_are_those_of_pytorch():
-    assert native._team() is not None
+    assert native._address(native._pytorch(), "GOMP_parallel")
+    assert any(native._address(native._pytorch(), name) for name in native._THREADS)
 
 
 @needs_library
@@ -118,20 +130,34 @@ def test_teams_of_any_size(delivered, threads):
         threads(5)
         alone = results(on_cpu, inputs, **LOPSIDED)
     finally:
-        library.hfi_use_team(native._team())
+        library.hfi_use_team(native._address(native._pytorch(), "GOMP_parallel"))
     assert all(map(torch.equal, found, expected))
     assert all(map(torch.equal, alone, expected))
 
 
-def test_too_little_memory_is_an_error(monkeypatch):
-    class Full:
-        """A library that finds no memory."""
-
-        hfi_something = staticmethod(lambda *_: 1)
-
-    monkeypatch.setattr(native, "library", Full)
-    with pytest.raises(MemoryError, match="Not enough memory"):
-        native.call("hfi_something")
+@needs_library
+def test_too_little_memory_is_an_error():
+    """In a process that may take no more than it has."""
+    code = """
+        import resource
+        import torch
+        from hf_internimage.ops import dcnv3
+        torch.set_num_threads(1)
+        side = 2048
+        value = torch.zeros(1, side, side, 2)
+        offset, mask = torch.zeros(1, side, side, 4), torch.zeros(1, side, side, 2)
+        arguments = dict(groups=2, kernel_size=1, padding=0)
+        leaf = value.requires_grad_()
+        output = dcnv3(leaf, offset, mask, **arguments)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
+        try:
+            output.backward(torch.zeros_like(value))
+        except (RuntimeError, MemoryError) as error:
+            print("memory" in str(error).lower())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 @needs_library
@@ -195,11 +221,11 @@ def test_search_the_operator(data):
         "remove_center": draw(st.booleans()),
     }
     batch, height, width, depth = draw(st.integers(0, 3)), draw(side), draw(side), draw(st.integers(1, 40))
-    out_height, out_width = dcnv3_cpu.DCNv3Geometry(**geometry).output_size(height, width)
+    out_height, out_width = DCNv3Geometry(**geometry).output_size(height, width)
     assume(out_height > 0 and out_width > 0)
     dtype, seed = draw(st.sampled_from(list(TOLERANCE))), draw(st.integers(0, 10**6))
     wide = torch.float32 if dtype.itemsize == 2 and draw(st.booleans()) else dtype
-    features = geometry["groups"] * dcnv3_cpu.DCNv3Geometry(**geometry).num_taps()
+    features = geometry["groups"] * DCNv3Geometry(**geometry).num_taps()
     pixels = (batch, out_height, out_width)
     value = numbers(batch, height, width, geometry["groups"] * depth, dtype=dtype, seed=seed)
     offset = numbers(*pixels, features * 2, dtype=wide, seed=seed + 1)
@@ -280,7 +306,7 @@ def sanitized(request, tmp_path_factory):
     """(the library built with sanitizers, what its process needs in the environment); built once for the sources."""
     if sys.platform != "linux" or not has_compiler() or native.why_not():
         pytest.skip("needs Linux, a compiler and the library")
-    runtime = sanitizer_library(build.find_compiler(), "libasan.so")
+    runtime = sanitizer_preload(build.find_compiler())
     if runtime is None:
         pytest.skip(f"{build.find_compiler()[0]} has no libasan.so")
     cache = getattr(request.config, "cache", None)
@@ -297,7 +323,7 @@ def sanitized(request, tmp_path_factory):
         build.build(path, sanitize=True)
     # New memory holds 0xff, which is NaN in every dtype: numbers nobody wrote are noticed.
     options = "detect_leaks=0:malloc_fill_byte=255:max_malloc_fill_size=1000000000:detect_odr_violation=0"
-    return path, {"LD_PRELOAD": str(runtime), "ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1"}
+    return path, {"LD_PRELOAD": runtime, "ASAN_OPTIONS": options, "UBSAN_OPTIONS": "print_stacktrace=1"}
 
 
 def run_sanitized(sanitized, code):
@@ -350,7 +376,7 @@ def test_sanitizers_find_nothing(sanitized):
 
         native.PATH = Path(os.environ["LIBRARY"])
         chosen = "search or (golden and -cpu]) or exact_arithmetic or without_pixels"
-        chosen += " or equals_its_modules or in_any_memory or (strides and cpu)"
+        chosen += " or equals_its_modules or in_any_memory or (strides and cpu) or operators_refuse"
         files = [f"tests/ops/test_{name}.py" for name in ("native", "dcnv3_golden", "dcnv3_backends", "fused_cpu")]
         # The package imports anyio before pytest does, which has a plugin in it.
         options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-W", "ignore:Module already imported"]

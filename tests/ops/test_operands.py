@@ -54,6 +54,19 @@ def test_fused_layers_refuse_changed_saved_tensors(kind, count, change):
     assert refused == count - unchanged
 
 
+class OnCPU:
+    """The operator, whose kernel looks at the tensors itself, in the place of a plan."""
+
+    def __init__(self, geometry):
+        self.arguments = (*geometry.numbers(), False)
+
+    def forward(self, value, offset, mask):
+        return torch.ops.hf_internimage.dcnv3(value, offset, mask, *self.arguments)
+
+    def backward(self, grad_output, value, offset, mask):
+        return torch.ops.hf_internimage.dcnv3_backward(grad_output, value, offset, mask, *self.arguments)
+
+
 @needs_library
 @pytest.mark.parametrize("part", ["value", "offset", "mask"])
 def test_plans_refuse_tensors_of_other_calls(part):
@@ -61,16 +74,16 @@ def test_plans_refuse_tensors_of_other_calls(part):
     inputs = dict(zip(("value", "offset", "mask"), make_inputs(PLAIN, dtype=torch.float32), strict=True))
     geometry = check_dcnv3(**inputs, **PLAIN)
     for name in ("cpu", "torch"):
-        plan = DCNV3.backends[name].load().Plan(geometry, False, *inputs.values())
+        plan = OnCPU(geometry) if name == "cpu" else DCNV3.backends[name].load().Plan(geometry, False, *inputs.values())
         output = plan.forward(**inputs)
-        for change in (torch.Tensor.half, lambda tensor: tensor[:, 1:], lambda tensor: tensor[..., :-1]):
+        for change in (torch.Tensor.double, lambda tensor: tensor[:, 1:], lambda tensor: tensor[..., :-1]):
             others = {**inputs, part: change(inputs[part])}
-            with pytest.raises(RuntimeError, match="came back as"):
+            with pytest.raises((RuntimeError, ValueError), match=r"came back as|expected"):
                 plan.forward(**others)
-            with pytest.raises(RuntimeError, match="came back as"):
+            with pytest.raises((RuntimeError, ValueError), match=r"came back as|expected"):
                 plan.backward(output, **others)
         for bad in (output.double(), output[..., 1:], output.to("meta"), freed(output)):
-            with pytest.raises(RuntimeError, match="came back as"):
+            with pytest.raises((RuntimeError, ValueError), match=r"came back as|grad_output"):
                 plan.backward(bad, **inputs)
 
 
@@ -79,20 +92,21 @@ def test_plans_refuse_tensors_of_other_calls(part):
 @pytest.mark.parametrize(("restrided", "changed"), list(itertools.permutations(range(3), 2)))
 def test_other_strides_of_one_tensor_hide_no_change_of_another(restrided, changed, name):
     inputs = make_inputs(PLAIN, dtype=torch.float32)
-    plan = DCNV3.backends[name].load().Plan(check_dcnv3(*inputs, **PLAIN), False, *inputs)
+    geometry = check_dcnv3(*inputs, **PLAIN)
+    plan = OnCPU(geometry) if name == "cpu" else DCNV3.backends[name].load().Plan(geometry, False, *inputs)
     output = plan.forward(*inputs)
-    for change in (torch.Tensor.half, lambda tensor: tensor[:, 1:], lambda tensor: tensor[..., :-1]):
+    for change in (torch.Tensor.double, lambda tensor: tensor[:, 1:], lambda tensor: tensor[..., :-1]):
         others = list(inputs)
         others[restrided] = inputs[restrided].transpose(1, 2).contiguous().transpose(1, 2)
         others[changed] = change(inputs[changed])
-        with pytest.raises(RuntimeError, match="came back as"):
+        with pytest.raises((RuntimeError, ValueError), match=r"came back as|expected"):
             plan.forward(*others)
-        with pytest.raises(RuntimeError, match="came back as"):
+        with pytest.raises((RuntimeError, ValueError), match=r"came back as|expected"):
             plan.backward(output, *others)
 
 
-@pytest.mark.parametrize("name", DCNV3.backends)
-def test_all_backends_have_the_check(name):
+@pytest.mark.parametrize("name", [name for name in DCNV3.backends if name != "cpu"])
+def test_all_plans_have_the_check(name):
     module = importlib.import_module(DCNV3.backends[name].module)
     assert issubclass(module.Plan, CheckedPlan)
     assert not {"forward", "backward"} & set(vars(module.Plan))

@@ -154,6 +154,55 @@ HFI_ONCE void moments(const float* x, int64_t channels, float epsilon, float& me
     scale = 1.0f / __builtin_sqrtf(variance / channels + epsilon);
 }
 
+// LANES rows at once, from `row` on, of whole vectors: their sums over lanes are made together. Rows behind `last` are
+// taken for the last one, so that a row's result does not depend on its neighbours.
+template <class T, bool ACTIVATE>
+HFI_INLINE void norm_rows(const Norm& job, int64_t row, int64_t last, const float* gamma, const float* beta) {
+    typedef vec_t<float, LANES> V;
+    const int64_t channels = job.channels;
+    const T* in[LANES];
+    V total[LANES], squares[LANES];
+    for (int r = 0; r < LANES; ++r) {
+        in[r] = (const T*)job.input + (row + r < last ? row + r : last - 1) * channels;
+        V even{}, odd{};
+        int64_t c = 0;
+        for (; c + 2 * LANES <= channels; c += 2 * LANES) {
+            even += load<LANES>(in[r] + c);
+            odd += load<LANES>(in[r] + c + LANES);
+        }
+        if (c < channels) even += load<LANES>(in[r] + c);
+        total[r] = even + odd;
+    }
+    const V mean = sums<float, LANES>(total) / (float)channels;
+    for (int r = 0; r < LANES; ++r) {
+        V even{}, odd{};
+        int64_t c = 0;
+        for (; c + 2 * LANES <= channels; c += 2 * LANES) {
+            const V a = load<LANES>(in[r] + c) - mean[r], b = load<LANES>(in[r] + c + LANES) - mean[r];
+            even += a * a;
+            odd += b * b;
+        }
+        if (c < channels) {
+            const V a = load<LANES>(in[r] + c) - mean[r];
+            even += a * a;
+        }
+        squares[r] = even + odd;
+    }
+    V scale = sums<float, LANES>(squares) / (float)channels + (float)job.epsilon;
+    for (int r = 0; r < LANES; ++r) scale[r] = __builtin_sqrtf(scale[r]);
+    scale = 1.0f / scale;
+    for (int r = 0; r < LANES && row + r < last; ++r) {
+        const T* residual = job.residual ? (const T*)job.residual + (row + r) * channels : nullptr;
+        T* out = (T*)job.output + (row + r) * channels;
+        for (int64_t c = 0; c < channels; c += LANES) {
+            V y = (load<LANES>(in[r] + c) - mean[r]) * scale[r] * load<LANES>(gamma + c) + load<LANES>(beta + c);
+            if (ACTIVATE) y = gelu<LANES>(y);
+            if (residual) y += load<LANES>(residual + c);
+            store<LANES>(out + c, y);
+        }
+    }
+}
+
 template <class T>
 static void norm_forward(const void* pointer, Units& units, char* memory) {
     typedef vec_t<float, LANES> V;
@@ -169,6 +218,15 @@ static void norm_forward(const void* pointer, Units& units, char* memory) {
             beta[c] *= scale;
         }
     int64_t first, last;
+    if (channels % LANES == 0) {
+        while (units.next(first, last))
+            for (int64_t row = first; row < last; row += LANES)
+                if (job.activate)
+                    norm_rows<T, true>(job, row, last, gamma, beta);
+                else
+                    norm_rows<T, false>(job, row, last, gamma, beta);
+        return;
+    }
     while (units.next(first, last))
         for (int64_t row = first; row < last; ++row) {
             const T* residual = job.residual ? (const T*)job.residual + row * channels : nullptr;

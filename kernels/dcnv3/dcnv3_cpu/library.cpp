@@ -3,13 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels.h"
-
-#if defined(_WIN32)
-#define HFI_EXPORT extern "C" __declspec(dllexport)
-#else
-#define HFI_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
+#include "library.h"
 
 // build.py defines HFI_SETS: X(name, condition) for each instruction set compiled, best first.
 #define X(name, condition) \

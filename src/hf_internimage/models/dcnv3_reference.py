@@ -52,6 +52,11 @@ class DCNv3Geometry(NamedTuple):
         """Return the number of taps."""
         return self.kernel_size[0] * self.kernel_size[1] - self.remove_center
 
+    def numbers(self) -> tuple[int | float | bool, ...]:
+        """Return the fields in their order, pairs as two numbers."""
+        pairs = (*self.kernel_size, *self.stride, *self.padding, *self.dilation)
+        return (self.groups, *pairs, self.offset_scale, self.remove_center)
+
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return (H_out, W_out) for an input of (height, width)."""
         sizes = zip((height, width), self.kernel_size, self.stride, self.padding, self.dilation, strict=True)

@@ -84,6 +84,24 @@ def linear_layer(in_features: int, out_features: int, initialization: str) -> nn
     return layer
 
 
+def _project(layer: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Return layer(hidden_states)."""
+    result = fused_cpu.linear(hidden_states, layer) if fused_cpu is not None else None
+    return layer(hidden_states) if result is None else result
+
+
+def _normed(norms: nn.Sequential, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Return LayerNorm(hidden_states), (N, H, W, C) -> (N, H, W, C); `norms` is a `layer_norm`."""
+    fused = fused_cpu.norm(hidden_states, norms) if fused_cpu is not None else None
+    return norms(hidden_states) if fused is None else fused
+
+
+def _convolution_normed(norms: nn.Sequential, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Return norms(hidden_states), (N, C, H, W) -> (N, H, W, C); `norms` is a `_convolution_norm`, channels last."""
+    fused = fused_cpu.norm(hidden_states.permute(0, 2, 3, 1), norms) if fused_cpu is not None else None
+    return norms(hidden_states) if fused is None else fused
+
+
 class InternImageDropPath(nn.Module):
     """Stochastic depth: drop the residual branch of a whole sample with probability `rate`, in training only."""
 
@@ -129,7 +147,7 @@ class InternImageStem(nn.Module):
         )
         normed = self.act(self.norm1(hidden_states)) if fused is None else _channels_first(fused)
         hidden_states = self.conv2(normed)
-        return _channels_first(self.norm2(hidden_states))  # (N, H, W, C) -> (N, C, H, W)
+        return _channels_first(_convolution_normed(self.norm2, hidden_states))  # (N, H, W, C) -> (N, C, H, W)
 
 
 class InternImageDeformableConvolution(nn.Module):
@@ -160,12 +178,12 @@ class InternImageDeformableConvolution(nn.Module):
             self.register_parameter("center_feature_scale_proj_bias", None)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        value = self.input_proj(hidden_states)
+        value = _project(self.input_proj, hidden_states)
         local = self._local(hidden_states)
         sampled = dcnv3(
             value,
-            self.offset(local),
-            self.mask(local),
+            _project(self.offset, local),
+            _project(self.mask, local),
             groups=self.groups,
             kernel_size=self.kernel_size,
             stride=1,
@@ -182,7 +200,7 @@ class InternImageDeformableConvolution(nn.Module):
             by_group = (self.groups, -1)  # the scale is one number for all channels of a group
             blend = torch.lerp(sampled.unflatten(-1, by_group), value.unflatten(-1, by_group), centre.unsqueeze(-1))
             sampled = blend.flatten(-2)
-        return self.output_proj(sampled)
+        return _project(self.output_proj, sampled)
 
     def _local(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the features for the offset and mask layers: depth-wise convolution, norm and activation.
@@ -245,7 +263,7 @@ class InternImageLayer(GradientCheckpointingLayer):
             if self.post_norm:
                 hidden_states = self._add(hidden_states, branch(hidden_states), norm, scale)
             else:
-                branched = branch(norm(hidden_states))
+                branched = branch(_normed(norm, hidden_states))
                 hidden_states = self._add(hidden_states, branched, after if self.uses_res_post_norm else None, scale)
         return hidden_states
 
@@ -271,7 +289,7 @@ class InternImageDownsample(nn.Module):
         self.norm = _convolution_norm(2 * channels, config.norm_layer, channels_last=True)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return _channels_first(self.norm(self.conv(hidden_states)))  # (N, H, W, C) -> (N, C, H, W)
+        return _channels_first(_convolution_normed(self.norm, self.conv(hidden_states)))  # (N, H, W, C) -> (N, C, H, W)
 
 
 class InternImageStage(nn.Module):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """DCNv3 for every device: the public function, the operator registered with PyTorch, and the choice of the backend.
 
-Plain eager calls go straight to the backend: PyTorch's dispatcher takes many times as long as the kernel for a small
-image. Tracing and dispatch modes (torch.compile, torch.export, fake tensors) see the registered operator, torch.func's
-transforms see PyTorch's own operators. A backend's plan for a kind of call is kept from call to call.
+The CPU's kernel is the operator's own, registered by the compiled library (`native.py`). On other devices, plain eager
+calls go straight to the backend, whose plan for a kind of call is kept from call to call; tracing and dispatch modes
+(torch.compile, torch.export, fake tensors) see the operator. torch.func's transforms see PyTorch's own operators.
 """
 
 import importlib
@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ..models.dcnv3_reference import check_dcnv3, dcnv3_gradients, dcnv3_reference, is_recorded
-from . import eager
+from ..models.dcnv3_reference import DCNv3Geometry, check_dcnv3, dcnv3_gradients, dcnv3_reference, is_recorded
+from . import eager, native
+from .operands import save_operands, saved_operands
 from .registry import Backend, Call, Registry, environment
 
 DCNV3 = Registry(
@@ -83,10 +84,10 @@ def dcnv3(
     value, offset, mask = _autocast(value, offset, mask)
     if name == "torch" or eager.transforms():
         return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
-    if not torch.compiler.is_compiling() and not eager.watched() and all(map(eager.ordinary, (value, offset, mask))):
-        return _run(value, offset, mask, arguments, softmax, name)
-    geometry = check_dcnv3(value, offset, mask, **arguments)
-    return torch.ops.hf_internimage.dcnv3(value, offset, mask, *geometry, softmax, name)
+    if torch.compiler.is_compiling() or eager.watched() or not all(map(eager.ordinary, (value, offset, mask))):
+        geometry = check_dcnv3(value, offset, mask, **arguments)
+        return _call(value, offset, mask, geometry, softmax, None if name == "cpu" else name)
+    return _run(value, offset, mask, arguments, softmax, name)
 
 
 def explain() -> str:
@@ -161,12 +162,72 @@ def _run(
     name: str | None,
 ) -> torch.Tensor:
     """Run a plain eager call."""
+    if _is_for_cpu(value) and DCNV3.choose(_kind(value), name).name == "cpu":
+        return _run_on_cpu(value, offset, mask, arguments, softmax)
     plan = _plan(value, offset, mask, arguments, softmax, name)
     if plan is None:
         return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
     if torch.is_grad_enabled() and (value.requires_grad or offset.requires_grad or mask.requires_grad):
         return _Planned.apply(value, offset, mask, plan)
     return plan.forward(value, offset, mask)
+
+
+_checked_numbers: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # the operator's arguments, by those of `dcnv3`
+
+
+def _run_on_cpu(
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    arguments: dict[str, Any],
+    softmax: bool,
+) -> torch.Tensor:
+    """Run a plain eager call of the CPU's kernel. The kernel compares the tensors with the arguments."""
+    key = _hashable(arguments)
+    try:
+        numbers = _checked_numbers.get(key)
+    except TypeError:  # an argument cannot be hashed: check_dcnv3 raises the error for it
+        numbers = None
+    if numbers is None:
+        numbers = check_dcnv3(value, offset, mask, **arguments).numbers()
+        if len(_checked_numbers) >= _MOST_PLANS:
+            _checked_numbers.clear()
+        _checked_numbers[key] = numbers
+    try:
+        return torch.ops.hf_internimage.dcnv3.default(value, offset, mask, *numbers, bool(softmax))
+    except RuntimeError:
+        check_dcnv3(value, offset, mask, **arguments)  # says more of what disagrees
+        raise
+
+
+def _is_for_cpu(value: Any) -> bool:
+    """Return True for tensors that the CPU's kernel may run."""
+    return isinstance(value, torch.Tensor) and value.is_cpu and value.dtype in native.DTYPES
+
+
+def _kind(value: torch.Tensor) -> Call:
+    """Return what backends are chosen by."""
+    return Call(value.device.type, str(value.dtype).removeprefix("torch."))
+
+
+def _hashable(arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """Return a key for the arguments of `dcnv3`, with their types: 1, 1.0 and True are equal, but not all are valid."""
+    return tuple((type(part), repr(part) if isinstance(part, (tuple, list)) else part) for part in arguments.values())
+
+
+def _call(
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    geometry: DCNv3Geometry,
+    softmax: bool,
+    name: str | None,
+) -> torch.Tensor:
+    """Call the registered operator, on the backend `name` if that is not None."""
+    operator = torch.ops.hf_internimage.dcnv3
+    if name is None:
+        return operator.default(value, offset, mask, *geometry.numbers(), softmax)
+    return operator.backend(value, offset, mask, *geometry.numbers(), softmax, name)
 
 
 _plans: dict[tuple[Any, ...], Any] = {}
@@ -180,11 +241,10 @@ def _plan(
     softmax: bool,
     name: str | None,
 ) -> Any:
-    """Return the plan of the chosen backend for such a call; None for "torch"."""
+    """Return the plan of the chosen backend for such a call, which is not "cpu"; None for "torch"."""
     key = (
         *(part for t in (value, offset, mask) for part in (t.shape, t.stride(), t.dtype, t.device)),
-        # types too, because 1, 1.0 and True are equal, but not all are valid arguments
-        *((type(part), repr(part) if isinstance(part, (tuple, list)) else part) for part in arguments.values()),
+        *_hashable(arguments),
         bool(softmax),
         name,
     )
@@ -195,7 +255,7 @@ def _plan(
     except TypeError:  # an argument cannot be hashed: check_dcnv3 raises the error for it
         check_dcnv3(value, offset, mask, **arguments)
         raise
-    backend = DCNV3.choose(Call(value.device.type, str(value.dtype).removeprefix("torch.")), name)
+    backend = DCNV3.choose(_kind(value), name)
     plan = None if backend.name == "torch" else backend.load().Plan(geometry, bool(softmax), value, offset, mask)
     if len(_plans) >= _MOST_PLANS:
         _plans.clear()
@@ -221,56 +281,63 @@ class _Planned(torch.autograd.Function):
         return *plan.backward(grad_output, value, offset, mask), None
 
 
-_ARGUMENTS = (
-    "int groups, int[] kernel_size, int[] stride, int[] padding, int[] dilation, float offset_scale, "
-    "bool remove_center, bool softmax, str? backend=None"
-)
+_PAIRS = [f"int {name}_{axis}" for name in ("kernel", "stride", "padding", "dilation") for axis in ("h", "w")]
+_ARGUMENTS = f"int groups, {', '.join(_PAIRS)}, float offset_scale, bool remove_center, bool softmax"
 _LIBRARY = torch.library.Library("hf_internimage", "FRAGMENT")
-_LIBRARY.define(f"dcnv3(Tensor value, Tensor offset, Tensor mask, {_ARGUMENTS}) -> Tensor")
-_LIBRARY.define(
-    f"dcnv3_backward(Tensor grad_output, Tensor value, Tensor offset, Tensor mask, {_ARGUMENTS}) "
-    "-> (Tensor, Tensor, Tensor)"
-)
+_Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def _named(arguments: Sequence[Any]) -> tuple[dict[str, Any], bool, str | None]:
-    """Split the arguments after the tensors of the registered operator: geometry by name, softmax, backend."""
-    names = ("groups", "kernel_size", "stride", "padding", "dilation", "offset_scale", "remove_center")
-    softmax, backend = (*arguments[7:], None)[:2]
-    return dict(zip(names, arguments, strict=False)), softmax, backend
+def _geometry(arguments: Sequence[Any]) -> tuple[DCNv3Geometry, bool, str | None]:
+    """Return the geometry, softmax and backend from the operator's arguments after its tensors."""
+    groups, *pairs = arguments[:9]
+    offset_scale, remove_center, softmax, backend = (*arguments[9:], None)[:4]
+    kernel_size, stride, padding, dilation = ((pairs[i], pairs[i + 1]) for i in range(0, 8, 2))
+    return DCNv3Geometry(groups, kernel_size, stride, padding, dilation, offset_scale, remove_center), softmax, backend
+
+
+def _checked(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, arguments: Sequence[Any]) -> DCNv3Geometry:
+    """Return the geometry of a call of the operator; raise ValueError if its arguments disagree."""
+    return check_dcnv3(value, offset, mask, **_geometry(arguments)[0]._asdict())
 
 
 def _registered_plan(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, arguments: Sequence[Any]) -> Any:
-    """Return the plan for a call of the registered operator, for "torch" as well."""
-    named, softmax, backend = _named(arguments)
-    plan = _plan(value, offset, mask, named, softmax, DCNV3.requested(backend))
-    if plan is None:
-        geometry = check_dcnv3(value, offset, mask, **named)
-        plan = DCNV3.backends["torch"].load().Plan(geometry, softmax, value, offset, mask)
-    return plan
+    """Return the plan for a call of the operator, for "torch" as well; None if the CPU's kernel runs it from now on."""
+    geometry, softmax, backend = _geometry(arguments)
+    check_dcnv3(value, offset, mask, **geometry._asdict())
+    name = DCNV3.requested(backend)
+    if value.is_cpu and DCNV3.choose(_kind(value), name).name == "cpu":
+        native.library()  # registers its operators
+        return None
+    plan = _plan(value, offset, mask, geometry._asdict(), softmax, name)
+    return plan or DCNV3.backends["torch"].load().Plan(geometry, softmax, value, offset, mask)
 
 
-def _registered_forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    return _registered_plan(value, offset, mask, arguments).forward(value, offset, mask)
+def _forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    plan = _registered_plan(value, offset, mask, arguments)
+    if plan is None:  # this call has loaded the library, or demanded the CPU's kernel by name
+        return torch.ops.hf_internimage.dcnv3.default(value, offset, mask, *arguments[:12])
+    return plan.forward(value, offset, mask)
 
 
-def _registered_backward(
+def _backward(
     grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> _Gradients:
     plan = _registered_plan(value, offset, mask, arguments)
     _check_gradient(grad_output, value, offset)
+    if plan is None:
+        return torch.ops.hf_internimage.dcnv3_backward.default(grad_output, value, offset, mask, *arguments[:12])
     return plan.backward(grad_output, value, offset, mask)
 
 
 def _fake_forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any) -> torch.Tensor:
-    check_dcnv3(value, offset, mask, **_named(arguments)[0])
+    _checked(value, offset, mask, arguments)
     return value.new_empty((*offset.shape[:3], value.shape[3]))
 
 
 def _fake_backward(
     grad_output: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    check_dcnv3(value, offset, mask, **_named(arguments)[0])
+) -> _Gradients:
+    _checked(value, offset, mask, arguments)
     _check_gradient(grad_output, value, offset)
     return value.new_empty(value.shape), offset.new_empty(offset.shape), mask.new_empty(mask.shape)
 
@@ -290,29 +357,34 @@ def _no_second_order(ctx: Any, *_: torch.Tensor) -> None:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
+    save_operands(ctx, *inputs[:3])
     ctx.arguments = inputs[3:]
 
 
-def _registered_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    value, offset, mask = ctx.saved_tensors
+def _gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    value, offset, mask = saved_operands(ctx)
     if is_recorded(grad_output):
-        named, softmax, _ = _named(ctx.arguments)
-        geometry = check_dcnv3(value, offset, mask, **named)
+        geometry, softmax, _ = _geometry(ctx.arguments)
         gradients = dcnv3_gradients(grad_output, value, offset, mask, geometry, softmax)
     else:
-        gradients = torch.ops.hf_internimage.dcnv3_backward(grad_output, value, offset, mask, *ctx.arguments)
+        operator = torch.ops.hf_internimage.dcnv3_backward
+        gradients = operator(grad_output, value, offset, mask, *ctx.arguments)
     return *gradients, *(None for _ in ctx.arguments)
 
 
-def _register(name: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"hf_internimage::{name}", fake, lib=_LIBRARY)
+def _register(name: str, tensors: str, results: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register an operator, and a form of it that demands a backend; the library adds the first one's CPU kernel."""
+    for overload, demand in (("", ""), (".backend", ", str backend")):
+        _LIBRARY.define(f"{name}{overload}({tensors}, {_ARGUMENTS}{demand}) -> {results}")
+        _LIBRARY.impl(name + overload, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"hf_internimage::{name}{overload}", fake, lib=_LIBRARY)
 
 
-_register("dcnv3", _registered_forward, _fake_forward)
-_register("dcnv3_backward", _registered_backward, _fake_backward)
-torch.library.register_autograd(
-    "hf_internimage::dcnv3", _registered_gradient, setup_context=_setup_context, lib=_LIBRARY
-)
-torch.library.register_autograd("hf_internimage::dcnv3_backward", _no_second_order, lib=_LIBRARY)
+_INPUTS = "Tensor value, Tensor offset, Tensor mask"
+_register("dcnv3", _INPUTS, "Tensor", _forward, _fake_forward)
+_register("dcnv3_backward", f"Tensor grad_output, {_INPUTS}", "(Tensor, Tensor, Tensor)", _backward, _fake_backward)
+for _overload in ("", ".backend"):
+    torch.library.register_autograd(
+        f"hf_internimage::dcnv3{_overload}", _gradient, setup_context=_setup_context, lib=_LIBRARY
+    )
+    torch.library.register_autograd(f"hf_internimage::dcnv3_backward{_overload}", _no_second_order, lib=_LIBRARY)

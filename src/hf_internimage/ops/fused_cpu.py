@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Fused CPU kernels for the layers around DCNv3: each does several modules in one pass over memory.
+"""The layers around DCNv3 on the CPU: each operator here does the work of several modules in one pass over memory.
 
-Results are those of the modules up to rounding, derivatives of higher order included. Only plain eager calls are fused,
-see `can_fuse`; torch.compile has fusion of its own.
+Results are those of the modules up to rounding, derivatives of higher order included. A module whose parts have hooks,
+adapters or another class calls its parts instead: see `can_fuse`, the one condition.
 """
 
-import ctypes
-import functools
-from collections.abc import Iterator
+import platform
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,11 +15,9 @@ from torch import nn
 
 from ..models.dcnv3_reference import is_recorded, recorded_gradients
 from . import eager, native
-from .operands import Operand, check_saved
+from .operands import save_operands, saved_operands
 from .registry import environment
 
-_INT = ctypes.c_int64
-_PARTS = 32  # number of partial sums over pixels, independent of the number of threads
 _BLOCK_BYTES = 2**22  # hidden features in a block
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The stock implementations, to notice a replaced `forward` or `__call__`.
@@ -31,37 +28,38 @@ _ORIGINALS: dict[type[nn.Module], Any] = {
 
 
 def can_fuse(states: torch.Tensor, *modules: nn.Module) -> bool:
-    """Return True for plain eager CPU tensors and unhooked stock modules, which a fused kernel can replace.
+    """Return True for CPU tensors outside of transforms and modes, and stock modules without hooks or wrappers.
 
-    The call must not be traced, transformed or seen by a mode. Modules must be PyTorch's own, or say by `only_permutes`
-    that their result is a permuted view of the input, or the input; without hooks or wrappers. What else a kernel reads
-    must be compared by `_is_like`.
+    Modules may also say by `only_permutes` that their result is a permuted view of the input, or the input. What else
+    an operator reads must be compared by `_is_like`. Compiled graphs hold the operators, exported ones the parts.
     """
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
+            return False
+    elif (
+        not eager.ordinary(states) or eager.transforms() or eager.watched() or nn.modules.module._has_any_global_hook()
+    ):
+        return False
     return (
-        not torch.compiler.is_compiling()
-        and states.device.type == "cpu"
+        states.is_cpu
         and states.dtype in _DTYPES
-        and eager.ordinary(states)
-        and not (eager.transforms() or eager.watched())
-        and eager.is_in_memory(states)
         and not torch.is_autocast_enabled("cpu")
         and environment() in (None, "cpu")
-        and native.why_not() is None
-        and not nn.modules.module._has_any_global_hook()
+        and native.is_available()
         and all(map(_is_bare, modules))
     )
 
 
 def _is_bare(module: nn.Module) -> bool:
     """Return True if `module` is a stock module, or one that only permutes now, without hooks."""
-    own, kind = module.__dict__, type(module)
+    kind = type(module)
     return (_only_permutes(module) or kind.forward is _ORIGINALS.get(kind)) and not (
         kind.__call__ is not _CALL
-        or "forward" in own
-        or own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
+        or "forward" in module.__dict__
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 
@@ -74,17 +72,55 @@ def _is_like(tensor: torch.Tensor | None, states: torch.Tensor, *shape: int) -> 
     """Return True if `tensor` is a plain tensor of this shape, with the dtype and device of `states`."""
     return (
         tensor is not None
-        and eager.ordinary(tensor)
+        and (torch.compiler.is_compiling() or (eager.ordinary(tensor) and eager.is_in_memory(tensor)))
         and tensor.dtype == states.dtype
         and tensor.device == states.device
         and tensor.shape == shape
-        and eager.is_in_memory(tensor)
     )
 
 
 def _tracked(*tensors: torch.Tensor | None) -> bool:
     """Return True if autograd records operations on any of the tensors."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+# Linear layers. PyTorch's own take longer on x86 where oneDNN could run them: they copy the bias to the result first,
+# and then add to it.
+_LINEAR: Any = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+    else None
+)
+
+
+def linear(states: torch.Tensor, layer: nn.Module) -> torch.Tensor | None:
+    """Compute layer(states), (..., C_in) -> (..., C_out); return None if gradients or another layer are in the way."""
+    if not (
+        _LINEAR is not None
+        and isinstance(layer, nn.Linear)
+        and states.dtype == torch.float32
+        and can_fuse(states, layer)
+        and _is_like(layer.weight, states, layer.out_features, states.shape[-1])
+        and _is_like(layer.bias, states, layer.out_features)
+        and not _tracked(states, layer.weight, layer.bias)
+        and states.numel()
+    ):
+        return None
+    operator = torch.ops.hf_internimage.linear.default if torch.compiler.is_compiling() else _product
+    return operator(states, layer.weight, layer.bias)
+
+
+def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str = "none") -> torch.Tensor:
+    """Compute a linear layer, and GELU of it if `activation` is "gelu"."""
+    return _LINEAR.default(states, weight, bias, activation, [], "none" if activation == "gelu" else "")
+
+
+def norm(states: torch.Tensor, norms: nn.Sequential) -> torch.Tensor | None:
+    """Compute LayerNorm(states), (..., C) -> (..., C); `norms` holds the LayerNorm and possibly permutations.
+
+    Return None if the modules cannot be fused, or if gradients are needed.
+    """
+    return _norm(states, norms, None, None, None)
 
 
 def norm_act(states: torch.Tensor, norms: nn.Sequential, act: nn.Module) -> torch.Tensor | None:
@@ -133,24 +169,17 @@ def _norm(
         or _tracked(states, layer_norm.weight, layer_norm.bias, scale, residual)
     ):
         return None
-    gamma, beta = layer_norm.weight.contiguous(), layer_norm.bias.contiguous()
-    states, output = states.contiguous(), states.new_empty(states.shape)
-    scale, residual = (None if tensor is None else tensor.contiguous() for tensor in (scale, residual))
-    native.call(
-        "hfi_norm",
-        native.DTYPES[states.dtype],
-        states.numel() // max(states.shape[-1], 1),
-        states.shape[-1],
-        isinstance(after, nn.GELU),
+    return torch.ops.hf_internimage.norm.default(
+        states,
+        layer_norm.weight,
+        layer_norm.bias,
+        states if scale is None else scale,
+        states if residual is None else residual,
         layer_norm.eps,
-        states.data_ptr(),
-        gamma.data_ptr(),
-        beta.data_ptr(),
-        None if scale is None else scale.data_ptr(),
-        None if residual is None else residual.data_ptr(),
-        output.data_ptr(),
+        isinstance(after, nn.GELU),
+        scale is not None,
+        residual is not None,
     )
-    return output
 
 
 def mlp(
@@ -175,84 +204,8 @@ def mlp(
     ):
         return None
     if _tracked(states, first.weight, first.bias, second.weight, second.bias):
-        return _GeluLinear.apply(first(states), second.weight, second.bias)
-    if states.numel() // first.in_features * first.out_features * states.element_size() <= _BLOCK_BYTES:
-        hidden = F.linear(states, first.weight, first.bias)
-        return F.linear(_gelu(hidden, hidden), second.weight, second.bias)
-    output = states.new_empty((*states.shape[:-1], second.out_features))
-    for part, result in _blocks(first.out_features, states.contiguous(), output):
-        hidden = F.linear(part, first.weight, first.bias)
-        torch.addmm(second.bias, _gelu(hidden, hidden), second.weight.t(), out=result)
-    return output
-
-
-def _blocks(hidden_features: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Return blocks of rows of the tensors, small enough for their hidden features to stay in cache."""
-    rows = max(1, _BLOCK_BYTES // (hidden_features * tensors[0].element_size()))
-    return zip(*(tensor.view(-1, tensor.shape[-1]).split(rows) for tensor in tensors), strict=True)
-
-
-def _gelu(states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """Write GELU(states) to `output` and return it; both are contiguous, and may be the same tensor."""
-    native.call("hfi_gelu", native.DTYPES[states.dtype], states.numel(), states.data_ptr(), output.data_ptr())
-    return output
-
-
-class _FusedFunction(torch.autograd.Function):
-    """A fused kernel with its backward pass. It saves only its inputs; the backward pass computes the rest again."""
-
-    @staticmethod
-    def save(ctx: Any, *inputs: torch.Tensor) -> None:
-        """Save the inputs for the backward pass."""
-        ctx.save_for_backward(*inputs)
-        ctx.operands = tuple(map(Operand.of, inputs))
-
-    @staticmethod
-    def saved(ctx: Any) -> tuple[torch.Tensor, ...]:
-        """Return the saved inputs, possibly in other strides.
-
-        Raises: RuntimeError if they are not what was saved.
-        """
-        tensors: tuple[torch.Tensor, ...] = ctx.saved_tensors  # read once: a checkpoint unpacks them once
-        check_saved(ctx.operands, tensors)
-        return tensors
-
-
-class _GeluLinear(_FusedFunction):
-    """Linear layer of GELU(states). Rows are processed in blocks, as in `mlp`."""
-
-    @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        _FusedFunction.save(ctx, states, weight, bias)
-        states = states.contiguous()
-        output = states.new_empty((*states.shape[:-1], weight.shape[0]))
-        for before, result in _blocks(states.shape[-1], states, output):
-            torch.addmm(bias, _gelu(before, torch.empty_like(before)), weight.t(), out=result)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        states, weight, bias = _FusedFunction.saved(ctx)
-        if is_recorded(grad_output):
-            return recorded_gradients(lambda s, w, b: F.linear(F.gelu(s), w, b), (states, weight, bias), grad_output)
-        states, grad_output = states.contiguous(), grad_output.resolve_neg().contiguous()
-        with torch.autocast("cpu", enabled=False):
-            grad_bias = grad_output.view(-1, grad_output.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
-            # float32 for half types as well, like the sums within a block
-            grad_weight = weight.new_zeros(weight.shape, dtype=torch.float32)
-            grad_states = torch.empty_like(states)
-            for before, gradient, result in _blocks(states.shape[-1], states, grad_output, grad_states):
-                grad_weight += gradient.t() @ _gelu(before, result)
-                torch.mm(gradient, weight, out=result)
-                native.call(
-                    "hfi_gelu_backward",
-                    native.DTYPES[states.dtype],
-                    result.numel(),
-                    result.data_ptr(),
-                    before.data_ptr(),
-                    result.data_ptr(),
-                )
-        return grad_states, grad_weight.to(weight.dtype), grad_bias
+        return torch.ops.hf_internimage.gelu_linear.default(first(states), second.weight, second.bias)
+    return torch.ops.hf_internimage.mlp.default(states, first.weight, first.bias, second.weight, second.bias)
 
 
 def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Tensor | None:
@@ -286,90 +239,158 @@ def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Ten
         and _is_like(norm.bias, states, channels)
     ):
         return None
-    tensors: tuple[Any, ...] = (states, conv.weight, conv.bias, norm.weight, norm.bias)
-    if _tracked(*tensors):
-        return _DepthwiseNormGelu.apply(*tensors, norm.eps)
-    return _depthwise_forward(*_contiguous_inputs(*tensors), norm.eps)
-
-
-class _Depthwise(ctypes.Structure):
-    """Scalar arguments of a depth-wise kernel call: `hfi_depthwise` of api.h."""
-
-    _fields_ = [
-        *((name, _INT) for name in ("dtype", "batch", "height", "width", "channels", "kernel")),
-        *((name, _INT) for name in ("stride_n", "stride_h", "stride_w")),
-        ("epsilon", ctypes.c_double),
-    ]
-
-    @classmethod
-    def of(cls, states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> "_Depthwise":
-        return cls(native.DTYPES[states.dtype], *states.shape, weight.shape[-1], *states.stride()[:3], epsilon)
-
-
-def _contiguous_inputs(states: torch.Tensor, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return states with unit stride over channels, and contiguous parameters."""
-    return states if states.stride(3) == 1 else states.contiguous(), *(p.contiguous() for p in parameters)
-
-
-def _depthwise_forward(states: torch.Tensor, *rest: Any) -> torch.Tensor:
-    *parameters, epsilon = rest
-    output = states.new_empty(states.shape)
-    native.call(
-        "hfi_depthwise_norm_gelu",
-        ctypes.byref(_Depthwise.of(states, parameters[0], epsilon)),
-        states.data_ptr(),
-        *(parameter.data_ptr() for parameter in parameters),
-        output.data_ptr(),
+    return torch.ops.hf_internimage.depthwise_norm_gelu.default(
+        states, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps
     )
+
+
+# The operators. The library has the CPU kernels of those without a Python function here.
+
+_LIBRARY = torch.library.Library("hf_internimage", "FRAGMENT")
+_DEPTHWISE = "Tensor states, Tensor weight, Tensor bias, Tensor gamma, Tensor beta, float epsilon"
+
+
+def _register(schema: str, fake: Callable[..., Any], kernel: Callable[..., Any] | None = None) -> None:
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)
+    torch.library.register_fake(f"hf_internimage::{name}", fake, lib=_LIBRARY)
+    if kernel is not None:
+        _LIBRARY.impl(name, kernel, "CPU")
+
+
+def _fake_like(states: torch.Tensor, *_: Any) -> torch.Tensor:
+    return states.new_empty(states.shape)
+
+
+def _blocks(hidden_features: int, *tensors: torch.Tensor) -> Any:
+    """Return blocks of rows of the tensors, small enough for their hidden features to stay in cache."""
+    rows = max(1, _BLOCK_BYTES // (hidden_features * tensors[0].element_size()))
+    return zip(*(tensor.view(-1, tensor.shape[-1]).split(rows) for tensor in tensors), strict=True)
+
+
+def _mlp(
+    states: torch.Tensor, weight1: torch.Tensor, bias1: torch.Tensor, weight2: torch.Tensor, bias2: torch.Tensor
+) -> torch.Tensor:
+    """Compute linear(GELU(linear(states)))."""
+    hidden = weight1.shape[0]
+    if _LINEAR is None or states.dtype != torch.float32 or not states.numel():
+        return _gelu_linear(F.linear(states, weight1, bias1), weight2, bias2)
+    if states.numel() // max(states.shape[-1], 1) * hidden * 4 <= _BLOCK_BYTES:
+        return _product(_product(states, weight1, bias1, "gelu"), weight2, bias2)
+    output = states.new_empty((*states.shape[:-1], weight2.shape[0]))
+    for part, result in _blocks(hidden, states.contiguous(), output):
+        result.copy_(_product(_product(part, weight1, bias1, "gelu"), weight2, bias2))
     return output
 
 
+def _gelu_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Compute linear(GELU(states)). Rows are processed in blocks."""
+    states = states.contiguous()
+    output = states.new_empty((*states.shape[:-1], weight.shape[0]))
+    for before, result in _blocks(states.shape[-1], states, output):
+        torch.addmm(bias, torch.ops.hf_internimage.gelu.default(before), weight.t(), out=result)
+    return output
+
+
+def _gelu_linear_backward(
+    grad_output: torch.Tensor, states: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute the gradients of states, weight and bias; GELU(states) is computed again."""
+    states, grad_output = states.contiguous(), grad_output.contiguous()
+    with torch.autocast("cpu", enabled=False):
+        grad_bias = grad_output.view(-1, grad_output.shape[-1]).sum(0)
+        # float32 for half types as well, like the sums within a block
+        grad_weight = weight.new_zeros(weight.shape, dtype=torch.float32)
+        grad_states = torch.empty_like(states)
+        for before, gradient, result in _blocks(states.shape[-1], states, grad_output, grad_states):
+            grad_weight += gradient.t() @ torch.ops.hf_internimage.gelu.default(before)
+            result.copy_(torch.ops.hf_internimage.gelu_backward.default(gradient @ weight, before))
+    return grad_states, grad_weight.to(weight.dtype), grad_bias
+
+
+def _fake_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return states.new_empty((*states.shape[:-1], weight.shape[0]))
+
+
+def _fake_gelu_linear_backward(
+    grad_output: torch.Tensor, states: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return states.new_empty(states.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[:1])
+
+
+def _fake_mlp(states: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+    return states.new_empty((*states.shape[:-1], parameters[2].shape[0]))
+
+
+def _fake_depthwise_backward(
+    grad_output: torch.Tensor, states: torch.Tensor, weight: torch.Tensor, *_: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = states.new_empty((weight.shape[2] * weight.shape[3] + 3, weight.shape[0]), dtype=torch.float32)
+    return states.new_empty(states.shape), rows
+
+
 def _depthwise_plain(
-    epsilon: float,
     states: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
     gamma: torch.Tensor,
     beta: torch.Tensor,
+    epsilon: float,
 ) -> torch.Tensor:
-    """Compute the same by PyTorch's own operators."""
+    """Compute `depthwise_norm_gelu` by PyTorch's own operators."""
     channels, padding = weight.shape[0], weight.shape[-1] // 2
     local = F.conv2d(states.permute(0, 3, 1, 2), weight, bias, padding=padding, groups=channels).permute(0, 2, 3, 1)
     return F.gelu(F.layer_norm(local, (channels,), gamma, beta, epsilon))
 
 
-class _DepthwiseNormGelu(_FusedFunction):
-    """Depth-wise convolution, norm and GELU."""
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    """Save the tensors among the inputs, and nothing else: the backward passes compute the rest again."""
+    save_operands(ctx, *(part for part in inputs if isinstance(part, torch.Tensor)))
+    ctx.numbers = tuple(part for part in inputs if not isinstance(part, torch.Tensor))
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
-        *tensors, ctx.epsilon = inputs
-        _FusedFunction.save(ctx, *tensors)
-        return _depthwise_forward(*_contiguous_inputs(*tensors), ctx.epsilon)
 
-    @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        saved = _FusedFunction.saved(ctx)
-        if is_recorded(grad_output):
-            return *recorded_gradients(functools.partial(_depthwise_plain, ctx.epsilon), saved, grad_output), None
-        states, *parameters = _contiguous_inputs(*saved)
-        weight = parameters[0]
-        channels, taps = weight.shape[0], weight.shape[-1] ** 2
-        grad_output = grad_output.resolve_neg().contiguous()
-        grad_states = states.new_empty(states.shape)
-        slope = torch.empty(states.shape, dtype=torch.float32, device="cpu")
-        sums = torch.empty((_PARTS, taps + 3, native.library().hfi_row(channels)), dtype=torch.float32, device="cpu")
-        native.call(
-            "hfi_depthwise_norm_gelu_backward",
-            ctypes.byref(_Depthwise.of(states, weight, ctx.epsilon)),
-            grad_output.data_ptr(),
-            states.data_ptr(),
-            *(parameter.data_ptr() for parameter in parameters),
-            grad_states.data_ptr(),
-            slope.data_ptr(),
-            sums.data_ptr(),
-            _PARTS,
-        )
-        rows = sums.sum(0)[:, :channels].to(weight.dtype)
-        grad_weight = rows[:taps].t().contiguous().view(weight.shape)
-        return grad_states, grad_weight, *rows[taps:].unbind(0), None
+def _gelu_linear_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    saved = saved_operands(ctx)
+    if is_recorded(grad_output):
+        return recorded_gradients(lambda s, w, b: F.linear(F.gelu(s), w, b), saved, grad_output)
+    return torch.ops.hf_internimage.gelu_linear_backward.default(grad_output, *saved[:2])
+
+
+def _depthwise_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    saved = saved_operands(ctx)
+    if is_recorded(grad_output):
+        return *recorded_gradients(lambda *t: _depthwise_plain(*t, *ctx.numbers), saved, grad_output), None
+    weight = saved[1]
+    operator = torch.ops.hf_internimage.depthwise_norm_gelu_backward.default
+    grad_states, rows = operator(grad_output, *saved, *ctx.numbers)
+    rows = rows.to(weight.dtype)
+    taps = weight.shape[2] * weight.shape[3]
+    return grad_states, rows[:taps].t().contiguous().view(weight.shape), *rows[taps:].unbind(0), None
+
+
+def _no_second_order(ctx: Any, *_: torch.Tensor) -> None:
+    raise NotImplementedError("This backward operator has no gradients; those of its operator can be differentiated.")
+
+
+_register(f"depthwise_norm_gelu({_DEPTHWISE}) -> Tensor", _fake_like)
+_register(
+    f"depthwise_norm_gelu_backward(Tensor grad_output, {_DEPTHWISE}) -> (Tensor, Tensor)", _fake_depthwise_backward
+)
+_register(
+    "norm(Tensor states, Tensor gamma, Tensor beta, Tensor scale, Tensor residual, float epsilon, bool activate, "
+    "bool has_scale, bool has_residual) -> Tensor",
+    _fake_like,
+)
+_register("linear(Tensor states, Tensor weight, Tensor bias) -> Tensor", _fake_linear, _product)
+_register("gelu(Tensor states) -> Tensor", _fake_like)
+_register("gelu_backward(Tensor grad_output, Tensor states) -> Tensor", _fake_like)
+_register("mlp(Tensor states, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2) -> Tensor", _fake_mlp, _mlp)
+_register("gelu_linear(Tensor states, Tensor weight, Tensor bias) -> Tensor", _fake_linear, _gelu_linear)
+_register(
+    "gelu_linear_backward(Tensor grad_output, Tensor states, Tensor weight) -> (Tensor, Tensor, Tensor)",
+    _fake_gelu_linear_backward,
+    _gelu_linear_backward,
+)
+for _name, _gradient in (("depthwise_norm_gelu", _depthwise_gradient), ("gelu_linear", _gelu_linear_gradient)):
+    torch.library.register_autograd(f"hf_internimage::{_name}", _gradient, setup_context=_save_inputs, lib=_LIBRARY)
+    torch.library.register_autograd(f"hf_internimage::{_name}_backward", _no_second_order, lib=_LIBRARY)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The compiled CPU library (sources in kernels/dcnv3/dcnv3_cpu): load it and call it with PyTorch's threads."""
+"""The compiled CPU library (sources in kernels/dcnv3/dcnv3_cpu): load it and let it register its operators."""
 
 import ctypes
 import os
@@ -12,21 +12,42 @@ import torch
 
 from .registry import BackendError
 
-INTERFACE = 3  # version in api.h; a library with another version is refused
+INTERFACE = 4  # version in api.h; a library with another version is refused
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 PATH = Path(__file__).with_name(f"_dcnv3_cpu{SUFFIX}")
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 INSTRUCTION_SET_VARIABLE = "HF_INTERNIMAGE_CPU_ISA"
 
 
-class TensorLayout(ctypes.Structure):
-    """`hfi_tensor` of api.h: a (N, height, width, features) tensor whose features lie side by side in memory."""
+_TORCH = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")
+# Functions of PyTorch's stable C interface, in the order of `hfi_torch` of api.h.
+_FUNCTIONS = [
+    "aoti_torch_library_init_impl",
+    "aoti_torch_library_impl",
+    "aoti_torch_delete_tensor_object",
+    "aoti_torch_get_dim",
+    "aoti_torch_get_sizes",
+    "aoti_torch_get_strides",
+    "aoti_torch_get_dtype",
+    "aoti_torch_get_device_type",
+    "aoti_torch_get_data_ptr",
+    "aoti_torch_get_storage_size",
+    "aoti_torch_get_storage_offset",
+    "aoti_torch_empty_strided",
+    "aoti_torch_copy_",
+    "aoti_torch_check",
+]
+_THREADS = ("torch_get_num_threads", "omp_get_max_threads")  # may be missing
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("dtype", "stride_n", "stride_h", "stride_w")]
 
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> "TensorLayout":
-        return cls(DTYPES[tensor.dtype], *tensor.stride()[:3])
+class _Torch(ctypes.Structure):
+    """`hfi_torch` of api.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (*_FUNCTIONS, *_THREADS)),
+        ("dtypes", ctypes.c_int32 * 4),
+        ("cpu", ctypes.c_int32),
+    ]
 
 
 @lru_cache(maxsize=1)
@@ -35,6 +56,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
     Raises: BackendError if it lacks the instruction set that the environment variable demands.
     """
+    _unregister()
     if not PATH.exists():
         return None, (
             "has no compiled library: this installation was built without a C++ compiler. Install a wheel that has it, "
@@ -60,17 +82,11 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
             f"The cpu backend lacks the instruction set {INSTRUCTION_SET_VARIABLE}={instruction_set!r}, or this "
             "processor does; set it to baseline, avx2 or avx512, or not at all."
         )
+    pytorch = _pytorch()
     library.hfi_use_team.argtypes = [ctypes.c_void_p]
-    library.hfi_use_team(_team())
-    pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    library.hfi_dcnv3_forward.argtypes = [pointer] * 5 + [integer]
-    library.hfi_dcnv3_backward.argtypes = [pointer] * 8 + [integer]
-    library.hfi_gelu.argtypes = [integer] * 2 + [pointer] * 2 + [integer]
-    library.hfi_gelu_backward.argtypes = [integer] * 2 + [pointer] * 3 + [integer]
-    library.hfi_norm.argtypes = [integer] * 4 + [ctypes.c_double] + [pointer] * 6 + [integer]
-    library.hfi_depthwise_norm_gelu.argtypes = [pointer] * 7 + [integer]
-    library.hfi_depthwise_norm_gelu_backward.argtypes = [pointer] * 10 + [integer] * 2
-    library.hfi_row.argtypes, library.hfi_row.restype = [integer], integer
+    library.hfi_use_team(_address(pytorch, "GOMP_parallel"))
+    if not _register(library, pytorch):
+        return None, f"cannot register its operators with PyTorch {torch.__version__}"
     return library, None
 
 
@@ -93,22 +109,53 @@ def _missing_bytes(path: Path) -> int:
     return max(0, end - len(data))
 
 
-def _team() -> ctypes.c_void_p | None:
-    """Return GOMP_parallel of PyTorch's own OpenMP runtime: two runtimes would wait for each other's threads.
+def _pytorch() -> ctypes.CDLL:
+    """Return PyTorch's own library, which holds its C interface and its OpenMP runtime."""
+    return ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / _TORCH))
 
-    GNU's and LLVM's runtimes both have it. Without it, return None: the library then uses the calling thread only.
+
+def _address(library: ctypes.CDLL, name: str) -> int | None:
+    """Return the address of a function, or None if the library lacks it."""
+    function = getattr(library, name, None)
+    return None if function is None else ctypes.cast(function, ctypes.c_void_p).value
+
+
+_registered: list[ctypes.c_void_p] = []
+
+
+def _register(library: ctypes.CDLL, pytorch: ctypes.CDLL) -> bool:
+    """Register the library's operators; return True if PyTorch has them.
+
+    The threads are those of PyTorch's own OpenMP runtime: two runtimes would wait for each other's threads. GNU's and
+    LLVM's have GOMP_parallel. Without it, the library uses the calling thread only.
     """
-    name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")
-    try:
-        pytorch = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / name))
-        return ctypes.cast(pytorch.GOMP_parallel, ctypes.c_void_p)
-    except (OSError, AttributeError):
-        return None
+    addresses = {name: _address(pytorch, name) for name in (*_FUNCTIONS, *_THREADS)}
+    if not all(addresses[name] for name in _FUNCTIONS):
+        return False
+    codes = [getattr(pytorch, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}")() for dtype in DTYPES]
+    table = _Torch(**addresses, dtypes=tuple(codes), cpu=pytorch.aoti_torch_device_type_cpu())
+    library.hfi_register.argtypes, library.hfi_register.restype = [ctypes.c_void_p], ctypes.c_void_p
+    handle = library.hfi_register(ctypes.byref(table))
+    if handle:
+        _registered.append(ctypes.c_void_p(handle))
+    return bool(handle)
+
+
+def _unregister() -> None:
+    """Take back the operators of a library loaded before."""
+    while _registered:
+        _pytorch().aoti_torch_delete_library_object(_registered.pop())
 
 
 def why_not() -> str | None:
     """Return None if the library is loaded, else the reason why not."""
     return _load()[1]
+
+
+@torch.compiler.assume_constant_result  # torch.compile asks this when it traces
+def is_available() -> bool:
+    """Return True if the library is loaded, with its operators registered."""
+    return why_not() is None
 
 
 def library() -> ctypes.CDLL:
@@ -119,24 +166,8 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def call(function: str, *arguments: object) -> None:
-    """Call a library function with PyTorch's number of threads; PyTorch's profiler records it.
-
-    Raises: MemoryError if there is not enough memory for the function's working space.
-    """
-    run = getattr(library(), function)
-    threads = torch.get_num_threads()
-    if torch.autograd._profiler_enabled():
-        with torch.profiler.record_function(f"hf_internimage::{function.removeprefix('hfi_')}"):
-            status = run(*arguments, threads)
-    else:
-        status = run(*arguments, threads)
-    if status:
-        raise MemoryError("Not enough memory for the working space of hf_internimage's CPU library.")
-
-
 def describe() -> str:
     """Return the instruction set and number of threads in use."""
-    threads = torch.get_num_threads() if _team() else 1
+    threads = torch.get_num_threads() if _address(_pytorch(), "GOMP_parallel") else 1
     name = library().hfi_instruction_set().decode()
     return f"{name}, {threads} thread{'s' if threads > 1 else ''}"

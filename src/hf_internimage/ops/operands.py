@@ -4,7 +4,7 @@
 Saved tensors can come back from hooks (`torch.autograd.graph.saved_tensors_hooks`) as anything.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,11 +18,12 @@ class Operand(NamedTuple):
     device: torch.device
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    negated: bool = False  # a view whose memory holds the other sign
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "Operand":
         """Return the properties of a tensor."""
-        return cls(tensor.dtype, tensor.device, tensor.shape, tensor.stride())
+        return cls(tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.is_neg())
 
     def check(self, tensor: torch.Tensor) -> bool:
         """Return True if the tensor has the strides, too, and False if it has others.
@@ -36,7 +37,7 @@ class Operand(NamedTuple):
             or tensor.shape != self.shape
             or tensor.device != self.device
             or tensor.layout is not torch.strided
-            or tensor.is_neg()
+            or tensor.is_neg() != self.negated
             or not eager.is_in_memory(tensor)
         ):
             raise RuntimeError(
@@ -56,3 +57,20 @@ def check_saved(operands: tuple[Operand, ...], tensors: tuple[torch.Tensor, ...]
     for operand, tensor in zip(operands, tensors, strict=True):
         same = operand.check(tensor) and same
     return same
+
+
+def save_operands(ctx: Any, *tensors: torch.Tensor) -> None:
+    """Save tensors for the backward pass of an operator, with their properties."""
+    ctx.save_for_backward(*tensors)
+    ctx.operands = tuple(map(Operand.of, tensors))
+
+
+def saved_operands(ctx: Any) -> tuple[torch.Tensor, ...]:
+    """Return what `save_operands` saved, possibly in other strides.
+
+    Raises: RuntimeError if a dtype, device or shape has changed.
+    """
+    tensors: tuple[torch.Tensor, ...] = ctx.saved_tensors  # read once: a checkpoint unpacks them once
+    if not (torch.compiler.is_compiling() or eager.watched() or eager.transforms()):
+        check_saved(ctx.operands, tensors)
+    return tensors
