@@ -4,9 +4,11 @@
 import contextlib
 import copy
 import functools
+import gc
 import itertools
 import math
 import types
+import weakref
 
 import pytest
 import torch
@@ -957,6 +959,56 @@ def test_linear_layers_equal_their_modules():
     strided = torch.randn(2, 6, 5, 16).transpose(1, 2)
     layer = nn.Linear(16, 24)
     torch.testing.assert_close(fused_cpu.linear(strided, layer), layer(strided), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["linear", "first", "second"])
+@torch.no_grad()
+def test_biases_in_any_memory(kind):
+    """oneDNN reads a bias as if it had no gaps."""
+    states, parts = torch.randn(2, 4, 4, 16), mlp()
+    layer = nn.Linear(16, 16) if kind == "linear" else parts[kind]
+    for bias in (torch.randn(layer.out_features, 3)[:, 0], torch.randn(1).expand(layer.out_features)):
+        layer.bias.data = bias
+        if kind == "linear":
+            got, expected = fused_cpu.linear(states, layer), layer(states)
+        else:
+            got, expected = fused_mlp(states, parts), plain_mlp(states, parts)
+        if got is not None:
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name != "linear"])
+def test_refused_calls_keep_no_tensor(name):
+    arguments = list(RULES[name](lambda *shape: torch.randn(shape)))
+    arguments[0] = arguments[0].long()
+    kept = [weakref.ref(part) for part in arguments if isinstance(part, torch.Tensor)]
+    with pytest.raises(RuntimeError):
+        getattr(torch.ops.hf_internimage, name).default(*arguments)
+    del arguments
+    gc.collect()
+    assert not any(reference() is not None for reference in kept)
+
+
+@pytest.mark.parametrize("replaced", [nn.Identity(), nn.LayerNorm(16), nn.Dropout(0.5).eval()], ids=str)
+@torch.no_grad()
+def test_norms_of_another_kind_are_called(replaced, monkeypatch):
+    model = tiny_model()
+    for block in model.model.levels[0].blocks:
+        block.norm1 = replaced
+    logits = model(images()).logits
+    monkeypatch.setenv("HF_INTERNIMAGE_BACKEND", "torch")
+    torch.testing.assert_close(logits, model(images()).logits, rtol=0, atol=1e-5)
+
+
+def test_symbolic_traces_hold_the_parts():
+    block = tiny_model().model.levels[0].blocks[0]
+
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return True
+
+    names = [node.name for node in Tracer().trace(block).nodes]
+    assert {"norm1", "dcn", "norm2", "mlp"} <= {name.split("_")[0] for name in names} | set(names)
 
 
 def test_other_linear_layers_are_noticed():

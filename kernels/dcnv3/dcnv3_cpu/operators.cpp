@@ -17,6 +17,15 @@ struct Call {
     void* handles[24];
     int count = 0;
 
+    // The first `tensors` arguments are tensors.
+    Call(uint64_t* stack, int tensors) : stack(stack) {
+        for (int i = 0; i < tensors; ++i) own(handle(i));
+    }
+    void* handle(int i) const {
+        void* found;
+        memcpy(&found, stack + i, sizeof found);
+        return found;
+    }
     void* own(void* handle) {
         handles[count++] = handle;
         return handle;
@@ -99,9 +108,8 @@ Tensor describe(Call& call, void* handle) {
 
 // Argument i, in the memory of this process: one of the dtypes given (a bit each), with `dims` dimensions.
 Tensor argument(Call& call, int i, const char* name, unsigned dtypes, int64_t dims) {
-    void* handle;
-    memcpy(&handle, call.stack + i, sizeof handle);
-    Tensor t = describe(call, call.own(handle));
+    void* handle = call.handle(i);
+    Tensor t = describe(call, handle);
     int32_t device;
     int64_t bytes, offset;
     call.done(host.get_device(handle, &device));
@@ -225,7 +233,7 @@ hfi_dcnv3 dcnv3_arguments(Call& call, int first, Tensor& value, Tensor& offset, 
 }
 
 void dcnv3_forward(uint64_t* stack, uint64_t, uint64_t) {
-    Call call = {stack};
+    Call call(stack, 3);
     Tensor value, offset, mask;
     int64_t sizes[4];
     const hfi_dcnv3 c = dcnv3_arguments(call, 0, value, offset, mask, sizes);
@@ -235,7 +243,7 @@ void dcnv3_forward(uint64_t* stack, uint64_t, uint64_t) {
 }
 
 void dcnv3_backward(uint64_t* stack, uint64_t, uint64_t) {
-    Call call = {stack};
+    Call call(stack, 4);
     Tensor grad = argument(call, 0, "grad_output", ALL, 4), value, offset, mask;
     int64_t sizes[4];
     const hfi_dcnv3 c = dcnv3_arguments(call, 1, value, offset, mask, sizes);
@@ -274,7 +282,7 @@ hfi_depthwise depthwise_arguments(Call& call, int first, Tensor* t) {
 }
 
 void depthwise_norm_gelu(uint64_t* stack, uint64_t, uint64_t) {
-    Call call = {stack};
+    Call call(stack, 5);
     Tensor t[5];
     const hfi_depthwise shape = depthwise_arguments(call, 0, t);
     Tensor output = empty(call, 4, t[0].sizes, t[0].dtype);
@@ -286,7 +294,7 @@ void depthwise_norm_gelu(uint64_t* stack, uint64_t, uint64_t) {
 // The gradient of the states, and float32 rows (K * K + 3, C) of those of weight, bias, gamma and beta.
 void depthwise_norm_gelu_backward(uint64_t* stack, uint64_t, uint64_t) {
     const int64_t parts = 32;  // partial sums over pixels, independent of the number of threads
-    Call call = {stack};
+    Call call(stack, 6);
     Tensor grad = argument(call, 0, "grad_output", FLOATS, 4), t[5];
     const hfi_depthwise shape = depthwise_arguments(call, 1, t);
     if (grad.dtype != t[0].dtype) call.fail("grad_output has another dtype than expected, that of the states");
@@ -311,11 +319,9 @@ void depthwise_norm_gelu_backward(uint64_t* stack, uint64_t, uint64_t) {
 
 // states, gamma, beta, scale, residual, epsilon, activate, has_scale, has_residual; states stand for what is not there.
 void norm(uint64_t* stack, uint64_t, uint64_t) {
-    Call call = {stack};
-    void* handle;
-    memcpy(&handle, stack, sizeof handle);
+    Call call(stack, 5);
     int64_t dims;
-    call.done(host.get_dim(handle, &dims));
+    call.done(host.get_dim(call.handle(0), &dims));
     Tensor states = argument(call, 0, "states", FLOATS, dims < 1 ? 1 : dims);
     const unsigned same = 1u << states.dtype;
     const int64_t channels = states.sizes[dims - 1];
@@ -336,11 +342,9 @@ void norm(uint64_t* stack, uint64_t, uint64_t) {
 }
 
 void gelu(uint64_t* stack, uint64_t, uint64_t) {
-    Call call = {stack};
-    void* handle;
-    memcpy(&handle, stack, sizeof handle);
+    Call call(stack, 1);
     int64_t dims;
-    call.done(host.get_dim(handle, &dims));
+    call.done(host.get_dim(call.handle(0), &dims));
     Tensor states = contiguous(call, argument(call, 0, "states", FLOATS, dims));
     Tensor output = empty(call, dims, states.sizes, states.dtype);
     enough(call, hfi_gelu(states.dtype, states.elements, states.data, output.data, threads()));
@@ -348,11 +352,9 @@ void gelu(uint64_t* stack, uint64_t, uint64_t) {
 }
 
 void gelu_backward(uint64_t* stack, uint64_t, uint64_t) {
-    Call call = {stack};
-    void* handle;
-    memcpy(&handle, stack, sizeof handle);
+    Call call(stack, 2);
     int64_t dims;
-    call.done(host.get_dim(handle, &dims));
+    call.done(host.get_dim(call.handle(0), &dims));
     Tensor grad = argument(call, 0, "grad_output", FLOATS, dims);
     Tensor states = argument(call, 1, "states", 1u << grad.dtype, dims);
     expect(call, states, "states", grad.sizes);

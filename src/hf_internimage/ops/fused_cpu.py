@@ -98,8 +98,8 @@ def linear(states: torch.Tensor, layer: nn.Module) -> torch.Tensor | None:
     if not (
         _LINEAR is not None
         and isinstance(layer, nn.Linear)
-        and states.dtype == torch.float32
         and can_fuse(states, layer)
+        and states.dtype == torch.float32
         and _is_like(layer.weight, states, layer.out_features, states.shape[-1])
         and _is_like(layer.bias, states, layer.out_features)
         and not _tracked(states, layer.weight, layer.bias)
@@ -112,7 +112,8 @@ def linear(states: torch.Tensor, layer: nn.Module) -> torch.Tensor | None:
 
 def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str = "none") -> torch.Tensor:
     """Compute a linear layer, and GELU of it if `activation` is "gelu"."""
-    return _LINEAR.default(states, weight, bias, activation, [], "none" if activation == "gelu" else "")
+    # oneDNN takes the bias for contiguous.
+    return _LINEAR.default(states, weight, bias.contiguous(), activation, [], "none" if activation == "gelu" else "")
 
 
 def norm(states: torch.Tensor, norms: nn.Sequential) -> torch.Tensor | None:
@@ -155,13 +156,14 @@ def _norm(
     scale: torch.Tensor | None,
     residual: torch.Tensor | None,
 ) -> torch.Tensor | None:
+    if not isinstance(norms, nn.Sequential) or not can_fuse(states, norms, *norms, *([] if after is None else [after])):
+        return None
     computing = [module for module in norms if not _only_permutes(module)]
     layer_norm = computing[0] if len(computing) == 1 else None
     channels = states.shape[-1]
     if (
         not isinstance(layer_norm, nn.LayerNorm)
         or layer_norm.normalized_shape != (channels,)
-        or not can_fuse(states, norms, *norms, *([] if after is None else [after]))
         or not _is_like(layer_norm.weight, states, channels)
         or not _is_like(layer_norm.bias, states, channels)
         or not (scale is None or _is_like(scale, states, channels))

@@ -5,6 +5,7 @@ import ctypes
 import os
 import struct
 import sys
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -147,9 +148,18 @@ def _unregister() -> None:
         _pytorch().aoti_torch_delete_library_object(_registered.pop())
 
 
+_lock = threading.Lock()
+
+
+def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
+    """Return what `_load` returns, which runs in one thread alone."""
+    with _lock:
+        return _load()
+
+
 def why_not() -> str | None:
     """Return None if the library is loaded, else the reason why not."""
-    return _load()[1]
+    return _loaded()[1]
 
 
 @torch.compiler.assume_constant_result  # torch.compile asks this when it traces
@@ -160,7 +170,7 @@ def is_available() -> bool:
 
 def library() -> ctypes.CDLL:
     """Return the library; raise RuntimeError with the reason if it cannot be loaded."""
-    loaded, reason = _load()
+    loaded, reason = _loaded()
     if loaded is None:
         raise RuntimeError(f"The cpu backend {reason}.")
     return loaded
