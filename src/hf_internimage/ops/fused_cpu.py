@@ -19,6 +19,7 @@ from .operands import save_operands, saved_operands
 from .registry import environment
 
 _BLOCK_BYTES = 2**22  # hidden features in a block
+_LEAST_PRODUCTS = 30_000_000  # multiplications from which oneDNN gains more than its call costs
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The stock implementations, to notice a replaced `forward` or `__call__`.
 _CALL: Any = nn.Module.__call__
@@ -94,20 +95,28 @@ _LINEAR: Any = (
 
 
 def linear(states: torch.Tensor, layer: nn.Module) -> torch.Tensor | None:
-    """Compute layer(states), (..., C_in) -> (..., C_out); return None if gradients or another layer are in the way."""
+    """Compute layer(states), (..., C_in) -> (..., C_out).
+
+    Return None for another layer, where gradients are needed, and for what PyTorch's own does as fast.
+    """
     if not (
         _LINEAR is not None
         and isinstance(layer, nn.Linear)
+        and (torch.compiler.is_compiling() or _is_large(states, layer.out_features))
         and can_fuse(states, layer)
         and states.dtype == torch.float32
         and _is_like(layer.weight, states, layer.out_features, states.shape[-1])
         and _is_like(layer.bias, states, layer.out_features)
         and not _tracked(states, layer.weight, layer.bias)
-        and states.numel()
     ):
         return None
     operator = torch.ops.hf_internimage.linear.default if torch.compiler.is_compiling() else _product
     return operator(states, layer.weight, layer.bias)
+
+
+def _is_large(states: torch.Tensor, out_features: int) -> bool:
+    """Return True if a linear layer has so many products that oneDNN is faster."""
+    return states.numel() * out_features >= _LEAST_PRODUCTS
 
 
 def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str = "none") -> torch.Tensor:
@@ -270,12 +279,16 @@ def _blocks(hidden_features: int, *tensors: torch.Tensor) -> Any:
     return zip(*(tensor.view(-1, tensor.shape[-1]).split(rows) for tensor in tensors), strict=True)
 
 
+def _linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return (_product if _is_large(states, weight.shape[0]) else F.linear)(states, weight, bias)
+
+
 def _mlp(
     states: torch.Tensor, weight1: torch.Tensor, bias1: torch.Tensor, weight2: torch.Tensor, bias2: torch.Tensor
 ) -> torch.Tensor:
     """Compute linear(GELU(linear(states)))."""
     hidden = weight1.shape[0]
-    if _LINEAR is None or states.dtype != torch.float32 or not states.numel():
+    if _LINEAR is None or states.dtype != torch.float32 or not _is_large(states, hidden):
         return _gelu_linear(F.linear(states, weight1, bias1), weight2, bias2)
     if states.numel() // max(states.shape[-1], 1) * hidden * 4 <= _BLOCK_BYTES:
         return _product(_product(states, weight1, bias1, "gelu"), weight2, bias2)
@@ -383,7 +396,7 @@ _register(
     "bool has_scale, bool has_residual) -> Tensor",
     _fake_like,
 )
-_register("linear(Tensor states, Tensor weight, Tensor bias) -> Tensor", _fake_linear, _product)
+_register("linear(Tensor states, Tensor weight, Tensor bias) -> Tensor", _fake_linear, _linear)
 _register("gelu(Tensor states) -> Tensor", _fake_like)
 _register("gelu_backward(Tensor grad_output, Tensor states) -> Tensor", _fake_like)
 _register("mlp(Tensor states, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2) -> Tensor", _fake_mlp, _mlp)
