@@ -11,6 +11,7 @@ import torch
 from support.golden_data import manifest
 from support.golden_detectors import golden_images
 from support.golden_heads import backbone_fields, document, expected, pixel_values, weights
+from support.published_heads import CASCADE, DINO, MASK_RCNN
 from support.synthetic_checkpoints import released_shapes
 from torch.testing import assert_close
 from transformers import PreTrainedConfig
@@ -69,67 +70,6 @@ LARGE_MASK2FORMER = {  # ADE20K and COCO-Stuff
     "dim_feedforward": 4096,
     "num_attention_heads": 32,
     "num_queries": 200,
-}
-MASK_RCNN = {
-    "fpn_channels": 256,
-    "box_head_convs": 0,
-    "box_head_linears": 2,
-    "box_head_size": 1024,
-    "stage_iou_thresholds": [0.5],
-    "stage_box_stds": [[0.1, 0.1, 0.2, 0.2]],
-    "stage_loss_weights": [1.0],
-    "box_loss": "l1",
-    "box_loss_weight": 1.0,
-    "rpn_smooth_l1_beta": 0.0,
-    "rpn_train_proposals": 1000,
-    "rpn_test_proposals": 1000,
-    "rpn_nms_threshold": 0.7,
-    "score_threshold": 0.05,
-    "nms_threshold": 0.5,
-    "max_detections": 100,
-}
-CASCADE = {
-    **MASK_RCNN,
-    "box_head_convs": 4,
-    "box_head_linears": 1,
-    "stage_iou_thresholds": [0.5, 0.6, 0.7],
-    "stage_box_stds": [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]],
-    "stage_loss_weights": [1.0, 0.5, 0.25],
-    "box_loss": "giou",
-    "box_loss_weight": 10.0,
-    "rpn_smooth_l1_beta": 1.0 / 9.0,
-    "rpn_train_proposals": 2000,
-}
-DINO = {
-    "d_model": 256,
-    "num_feature_levels": 4,
-    "encoder_layers": 6,
-    "decoder_layers": 6,
-    "encoder_ffn_dim": 2048,
-    "decoder_ffn_dim": 2048,
-    "encoder_attention_heads": 8,
-    "decoder_attention_heads": 8,
-    "encoder_n_points": 4,
-    "decoder_n_points": 4,
-    "activation_function": "relu",
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "num_queries": 900,
-    "encoder_position_temperature": 20.0,
-    "query_position_temperature": 10000.0,
-    "inverse_sigmoid_eps": 1e-3,
-    "num_denoising": 100,
-    "label_noise_ratio": 0.5,
-    "box_noise_scale": 1.0,
-    "class_cost": 2.0,
-    "bbox_cost": 5.0,
-    "giou_cost": 2.0,
-    "class_loss_coefficient": 1.0,
-    "bbox_loss_coefficient": 5.0,
-    "giou_loss_coefficient": 2.0,
-    "focal_alpha": 0.25,
-    "auxiliary_loss": True,
 }
 LARGE_DINO = {**DINO, "num_denoising": 1000}  # H and G
 CLASSIFIERS = {  # whose configurations on the Hub state the architecture of a size

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.golden_data import MANIFESTS, manifest, tiny_config
+from support.published_heads import CASCADE, DINO, MASK_RCNN
 from support.tiny_models import OPTIONS
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig
 
@@ -316,77 +317,17 @@ DEFAULTS = [
             "initializer_range": 0.02,
         },
     ),
-    (
-        InternImageDinoConfig(),
-        {
-            "d_model": 256,
-            "num_feature_levels": 4,
-            "activation_function": "relu",
-            "num_queries": 900,
-            **dict.fromkeys(("encoder_layers", "decoder_layers"), 6),
-            **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 2048),
-            **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 8),
-            **dict.fromkeys(("encoder_n_points", "decoder_n_points"), 4),
-            **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0),
-            "encoder_position_temperature": 20.0,
-            "query_position_temperature": 10000.0,
-            "inverse_sigmoid_eps": 1e-3,
-            "num_denoising": 100,
-            "label_noise_ratio": 0.5,
-            "box_noise_scale": 1.0,
-            "class_cost": 2.0,
-            "bbox_cost": 5.0,
-            "giou_cost": 2.0,
-            "class_loss_coefficient": 1.0,
-            "bbox_loss_coefficient": 5.0,
-            "giou_loss_coefficient": 2.0,
-            "focal_alpha": 0.25,
-            "auxiliary_loss": True,
-        },
-    ),
+    (InternImageDinoConfig(), DINO),
     (
         InternImageMaskRCNNConfig(),
         {
-            "fpn_channels": 256,
-            "box_head_convs": 0,
-            "box_head_linears": 2,
-            "box_head_size": 1024,
+            **MASK_RCNN,
             "stage_iou_thresholds": (0.5,),
             "stage_box_stds": ((0.1, 0.1, 0.2, 0.2),),
             "stage_loss_weights": (1.0,),
-            "box_loss": "l1",
-            "box_loss_weight": 1.0,
-            "rpn_smooth_l1_beta": 0.0,
-            "rpn_train_proposals": 1000,
-            "rpn_test_proposals": 1000,
-            "rpn_nms_threshold": 0.7,
-            "score_threshold": 0.05,
-            "nms_threshold": 0.5,
-            "max_detections": 100,
         },
     ),
-    (
-        InternImageMaskRCNNConfig.from_size("XL"),
-        {
-            "fpn_channels": 256,
-            "box_head_convs": 4,
-            "box_head_linears": 1,
-            "box_head_size": 1024,
-            "stage_iou_thresholds": [0.5, 0.6, 0.7],
-            "stage_box_stds": [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]],
-            "stage_loss_weights": [1.0, 0.5, 0.25],
-            "box_loss": "giou",
-            "box_loss_weight": 10.0,
-            "rpn_smooth_l1_beta": pytest.approx(1 / 9),
-            "rpn_train_proposals": 2000,
-            "rpn_test_proposals": 1000,
-            "rpn_nms_threshold": 0.7,
-            "score_threshold": 0.05,
-            "nms_threshold": 0.5,
-            "max_detections": 100,
-            "num_labels": 80,
-        },
-    ),
+    (InternImageMaskRCNNConfig.from_size("XL"), {**CASCADE, "num_labels": 80}),
 ]
 
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The library's operators for PyTorch, registered by its stable C interface: they see every tensor last, and check what
-// the kernels take for granted. Python declares their schemas (hf_internimage/ops/operators.py).
+// the kernels take for granted. Python declares their schemas (hf_internimage/ops/dcnv3.py and fused_cpu.py).
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
