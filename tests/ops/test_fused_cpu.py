@@ -906,11 +906,11 @@ RULES = {  # of each operator: its arguments, from states, weights of the parts 
     "gelu_linear_backward": lambda t: (t(2, 5, 6, 8), t(2, 5, 6, 16), t(8, 16)),
     "norm": lambda t: (t(2, 5, 6, 16), t(16), t(16), t(16), t(2, 5, 6, 16), 1e-6, True, True, True),
     "gelu": lambda t: (t(7, 3),),
-    "gelu_backward": lambda t: (t(7, 3), t(7, 3)),
+    "gelu_backward": lambda t: (t(7, 3), t(7, 3), t(7, 3), t(7, 3)),
     "mlp": lambda t: (t(2, 5, 6, 16), t(24, 16), t(24), t(8, 24), t(8)),
     "linear": lambda t: (t(2, 5, 6, 16), t(8, 16), t(8)),
 }
-TRACKED = ("depthwise_norm_gelu", "gelu_linear")
+TRACKED = ("depthwise_norm_gelu", "gelu_linear", "linear")
 
 
 @every_dtype
@@ -981,6 +981,68 @@ def test_linear_layers_equal_their_modules():
     torch.testing.assert_close(fused_cpu.linear(strided, layer), layer(strided), rtol=0, atol=2e-6)
 
 
+@pytest.mark.skipif(fused_cpu._LINEAR is None, reason="for x86 with oneDNN")
+@pytest.mark.parametrize("frozen", [(), ("weight",), ("weight", "bias"), ("states", "bias")], ids=str)
+@pytest.mark.usefixtures("any_size")
+def test_gradients_of_linear_layers_equal_their_modules(frozen):
+    """Of first and second order; none is made that nobody needs."""
+    torch.manual_seed(0)
+    layer, states = nn.Linear(16, 24), torch.randn(2, 5, 6, 16)
+    leaves = {"states": states, **dict(layer.named_parameters())}
+    wanted = [leaf.requires_grad_(name not in frozen) for name, leaf in leaves.items() if name not in frozen]
+    found, expected = fused_cpu.linear(states, layer), layer(states)
+    assert found.requires_grad
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    gradient = torch.randn_like(found).transpose(1, 2).contiguous().transpose(1, 2)
+    for got, right in zip(*(torch.autograd.grad(y, wanted, gradient) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-5)
+    if frozen:
+        return
+    seconds = []
+    for compute in (functools.partial(fused_cpu.linear, layer=layer), layer):
+        firsts = torch.autograd.grad(compute(states).square().sum(), wanted, create_graph=True)
+        seconds.append(torch.autograd.grad(sum(first.square().sum() for first in firsts), wanted))
+    for got, right in zip(*seconds, strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.skipif(fused_cpu._LINEAR is None, reason="for x86 with oneDNN")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.usefixtures("any_size")
+def test_gradients_of_the_linear_operator_in_backward_passes_of_all_kinds(bias):
+    """Its own formula, the recorded one and the batched one."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((2, 5, 16), (24, 16), (24,))[: 2 + bias]]
+    output = torch.ops.hf_internimage.linear.default(*inputs, *([] if bias else [None]))
+    expected = torch.nn.functional.linear(*inputs)
+    gradients = torch.randn(3, *output.shape)
+    for options, gradient in (
+        ({}, gradients[0]),
+        ({"create_graph": True}, gradients[0]),
+        ({"is_grads_batched": True}, gradients),
+    ):
+        for got, right in zip(
+            *(torch.autograd.grad(y, inputs, gradient, retain_graph=True, **options) for y in (output, expected)),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-5)
+
+
+def test_the_backward_of_gelu_writes_only_into_contiguous_memory():
+    states = torch.randn(6, 8)
+    made, active = torch.full((2, 6, 8), 7.0), torch.full((2, 6, 8), 7.0)
+    operator = torch.ops.hf_internimage.gelu_backward.default
+    operator(torch.ones(6, 8), states, made[0], active[0])
+    torch.testing.assert_close(active[0], torch.nn.functional.gelu(states), rtol=1e-5, atol=1e-6)
+    assert (made[1] == 7).all()
+    assert (active[1] == 7).all()
+    for place in (2, 3):
+        arguments = [torch.ones(6, 8), states, torch.empty(6, 8), torch.empty(6, 8)]
+        arguments[place] = torch.empty(8, 6).t()
+        with pytest.raises(RuntimeError, match="expected it contiguous"):
+            operator(*arguments)
+
+
 @pytest.mark.parametrize("kind", ["linear", "first", "second"])
 @pytest.mark.usefixtures("any_size")
 @torch.no_grad()
@@ -1037,8 +1099,6 @@ def test_other_linear_layers_are_noticed():
     layer, states = nn.Linear(16, 24).requires_grad_(False), torch.randn(2, 16)
     assert fused_cpu._LINEAR is None or fused_cpu.linear(states, layer) is not None
     for other, given in (
-        (nn.Linear(16, 24), states),
-        (layer, torch.randn(2, 16, requires_grad=True)),
         (nn.Linear(16, 24, bias=False).requires_grad_(False), states),
         (nn.Conv2d(16, 24, 1).requires_grad_(False), states),
         (copy.deepcopy(layer).bfloat16(), states.bfloat16()),

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 // Raised whenever a function or structure that Python uses changes; native.py has the same number.
-#define HFI_INTERFACE 4
+#define HFI_INTERFACE 5
 
 enum hfi_dtype { HFI_FLOAT32 = 0, HFI_FLOAT64 = 1, HFI_BFLOAT16 = 2, HFI_FLOAT16 = 3 };
 

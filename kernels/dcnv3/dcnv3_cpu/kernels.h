@@ -38,7 +38,7 @@ struct DCNv3Backward {
 struct Gelu {
     int64_t dtype, count;
     const void *input, *grad_output;
-    void* output;
+    void *grad_input, *output;  // the first, and its partner grad_output, in the backward pass only
 };
 
 // residual + scale * LayerNorm(input), or GELU(LayerNorm(input)) if `activate`; rows without gaps. scale and residual

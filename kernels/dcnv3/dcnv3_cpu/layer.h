@@ -33,16 +33,21 @@ static void gelu_forward(const void* pointer, Units& units, char*) {
     }
 }
 
+template <class T, int L>
+HFI_INLINE void gelu_backward_lanes(const Gelu& job, int64_t i) {
+    vec_t<float, L> y, slope;
+    gelu_with_slope<L>(load<L>((const T*)job.input + i), y, slope);
+    store<L>((T*)job.grad_input + i, load<L>((const T*)job.grad_output + i) * slope);
+    store<L>((T*)job.output + i, y);
+}
+
 template <class T>
 static void gelu_backward(const void* pointer, Units& units, char*) {
     const Gelu& job = *(const Gelu*)pointer;
-    const T *in = (const T*)job.input, *grad = (const T*)job.grad_output;
-    T* out = (T*)job.output;
     int64_t i, last;
     while (units.next(i, last)) {
-        for (; i + LANES <= last; i += LANES)
-            store<LANES>(out + i, load<LANES>(grad + i) * gelu_slope<LANES>(load<LANES>(in + i)));
-        for (; i < last; ++i) store<1>(out + i, load<1>(grad + i) * gelu_slope<1>(load<1>(in + i)));
+        for (; i + LANES <= last; i += LANES) gelu_backward_lanes<T, LANES>(job, i);
+        for (; i < last; ++i) gelu_backward_lanes<T, 1>(job, i);
     }
 }
 

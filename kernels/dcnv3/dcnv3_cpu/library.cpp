@@ -94,13 +94,14 @@ HFI_EXPORT int hfi_dcnv3_backward(
 }
 
 HFI_EXPORT int hfi_gelu(int64_t dtype, int64_t count, const void* input, void* output, int64_t threads) {
-    Gelu job = {dtype, count, input, nullptr, output};
+    Gelu job = {dtype, count, input, nullptr, nullptr, output};
     return run(chosen->gelu_forward(job, threads), &job, threads);
 }
 
 HFI_EXPORT int hfi_gelu_backward(
-    int64_t dtype, int64_t count, const void* grad_output, const void* input, void* grad_input, int64_t threads) {
-    Gelu job = {dtype, count, input, grad_output, grad_input};
+    int64_t dtype, int64_t count, const void* grad_output, const void* input, void* grad_input, void* output,
+    int64_t threads) {
+    Gelu job = {dtype, count, input, grad_output, grad_input, output};
     return run(chosen->gelu_backward(job, threads), &job, threads);
 }
 

@@ -17,7 +17,8 @@ HFI_EXPORT int hfi_dcnv3_backward(
     void* grad_value, void* grad_offset, void* grad_mask, int64_t threads);
 HFI_EXPORT int hfi_gelu(int64_t dtype, int64_t count, const void* input, void* output, int64_t threads);
 HFI_EXPORT int hfi_gelu_backward(
-    int64_t dtype, int64_t count, const void* grad_output, const void* input, void* grad_input, int64_t threads);
+    int64_t dtype, int64_t count, const void* grad_output, const void* input, void* grad_input, void* output,
+    int64_t threads);
 HFI_EXPORT int hfi_norm(
     int64_t dtype, int64_t rows, int64_t channels, int64_t activate, double epsilon, const void* input,
     const void* gamma, const void* beta, const void* scale, const void* residual, void* output, int64_t threads);

@@ -351,18 +351,23 @@ void gelu(uint64_t* stack, uint64_t, uint64_t) {
     call.give(&output.handle, 1);
 }
 
+// grad_output and states; the gradient of the states, and their GELU, are written into the last two arguments.
 void gelu_backward(uint64_t* stack, uint64_t, uint64_t) {
-    Call call(stack, 2);
+    static const char* const names[] = {"grad_output", "states", "grad_states", "activated"};
+    Call call(stack, 4);
     int64_t dims;
     call.done(host.get_dim(call.handle(0), &dims));
-    Tensor grad = argument(call, 0, "grad_output", FLOATS, dims);
-    Tensor states = argument(call, 1, "states", 1u << grad.dtype, dims);
-    expect(call, states, "states", grad.sizes);
-    grad = contiguous(call, grad);
-    states = contiguous(call, states);
-    Tensor output = empty(call, dims, states.sizes, states.dtype);
-    enough(call, hfi_gelu_backward(states.dtype, states.elements, grad.data, states.data, output.data, threads()));
-    call.give(&output.handle, 1);
+    Tensor t[4];
+    for (int i = 0; i < 4; ++i) {
+        t[i] = argument(call, i, names[i], i ? 1u << t[0].dtype : FLOATS, dims);
+        expect(call, t[i], names[i], t[0].sizes);
+        if (i < 2)
+            t[i] = contiguous(call, t[i]);
+        else if (!t[i].contiguous())
+            call.fail("%s has gaps or another order in memory, expected it contiguous", names[i]);
+    }
+    enough(call, hfi_gelu_backward(t[0].dtype, t[0].elements, t[0].data, t[1].data, t[2].data, t[3].data, threads()));
+    call.end();
 }
 
 }  // namespace

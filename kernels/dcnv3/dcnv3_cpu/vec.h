@@ -288,5 +288,12 @@ HFI_INLINE vec_t<float, L> gelu_slope(vec_t<float, L> x) {
     normal<L>(x, below, density);
     return below + x * density;
 }
+template <int L>
+HFI_INLINE void gelu_with_slope(vec_t<float, L> x, vec_t<float, L>& y, vec_t<float, L>& slope) {
+    vec_t<float, L> below, density;
+    normal<L>(x, below, density);
+    y = x * below;
+    slope = below + x * density;
+}
 
 }  // namespace HFI_ISA

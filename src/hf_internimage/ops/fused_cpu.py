@@ -97,32 +97,34 @@ _LINEAR: Any = (
 def linear(states: torch.Tensor, layer: nn.Module) -> torch.Tensor | None:
     """Compute layer(states), (..., C_in) -> (..., C_out).
 
-    Return None for another layer, where gradients are needed, and for what PyTorch's own does as fast.
+    Return None for another layer, and for what PyTorch's own does as fast.
     """
     if not (
-        _LINEAR is not None
-        and isinstance(layer, nn.Linear)
-        and (torch.compiler.is_compiling() or _is_large(states, layer.out_features))
-        and can_fuse(states, layer)
+        isinstance(layer, nn.Linear)
+        and _LINEAR is not None
         and states.dtype == torch.float32
+        and (torch.compiler.is_compiling() or _is_fast(states, layer.out_features))
+        and can_fuse(states, layer)
         and _is_like(layer.weight, states, layer.out_features, states.shape[-1])
         and _is_like(layer.bias, states, layer.out_features)
-        and not _tracked(states, layer.weight, layer.bias)
     ):
         return None
-    operator = torch.ops.hf_internimage.linear.default if torch.compiler.is_compiling() else _product
-    return operator(states, layer.weight, layer.bias)
+    if torch.compiler.is_compiling() or _tracked(states, layer.weight, layer.bias):
+        return torch.ops.hf_internimage.linear.default(states, layer.weight, layer.bias)
+    return _product(states, layer.weight, layer.bias)
 
 
-def _is_large(states: torch.Tensor, out_features: int) -> bool:
-    """Return True if a linear layer has so many products that oneDNN is faster."""
-    return states.numel() * out_features >= _LEAST_PRODUCTS
+def _is_fast(states: torch.Tensor, out_features: int) -> bool:
+    """Return True if oneDNN computes a linear layer faster than PyTorch's own way: from a number of products on."""
+    return _LINEAR is not None and states.dtype == torch.float32 and states.numel() * out_features >= _LEAST_PRODUCTS
 
 
-def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, activation: str = "none") -> torch.Tensor:
+def _product(
+    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none"
+) -> torch.Tensor:
     """Compute a linear layer, and GELU of it if `activation` is "gelu"."""
-    # oneDNN takes the bias for contiguous.
-    return _LINEAR.default(states, weight, bias.contiguous(), activation, [], "none" if activation == "gelu" else "")
+    bias = None if bias is None else bias.contiguous()  # oneDNN takes it for contiguous
+    return _LINEAR.default(states, weight, bias, activation, [], "none" if activation == "gelu" else "")
 
 
 def norm(states: torch.Tensor, norms: nn.Sequential) -> torch.Tensor | None:
@@ -215,7 +217,9 @@ def mlp(
     ):
         return None
     if _tracked(states, first.weight, first.bias, second.weight, second.bias):
-        return torch.ops.hf_internimage.gelu_linear.default(first(states), second.weight, second.bias)
+        hidden = linear(states, first)
+        hidden = first(states) if hidden is None else hidden
+        return torch.ops.hf_internimage.gelu_linear.default(hidden, second.weight, second.bias)
     return torch.ops.hf_internimage.mlp.default(states, first.weight, first.bias, second.weight, second.bias)
 
 
@@ -279,8 +283,8 @@ def _blocks(hidden_features: int, *tensors: torch.Tensor) -> Any:
     return zip(*(tensor.view(-1, tensor.shape[-1]).split(rows) for tensor in tensors), strict=True)
 
 
-def _linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return (_product if _is_large(states, weight.shape[0]) else F.linear)(states, weight, bias)
+def _linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return (_product if _is_fast(states, weight.shape[0]) else F.linear)(states, weight, bias)
 
 
 def _mlp(
@@ -288,7 +292,7 @@ def _mlp(
 ) -> torch.Tensor:
     """Compute linear(GELU(linear(states)))."""
     hidden = weight1.shape[0]
-    if _LINEAR is None or states.dtype != torch.float32 or not _is_large(states, hidden):
+    if not _is_fast(states, hidden):
         return _gelu_linear(F.linear(states, weight1, bias1), weight2, bias2)
     if states.numel() // max(states.shape[-1], 1) * hidden * 4 <= _BLOCK_BYTES:
         return _product(_product(states, weight1, bias1, "gelu"), weight2, bias2)
@@ -303,7 +307,11 @@ def _gelu_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor)
     states = states.contiguous()
     output = states.new_empty((*states.shape[:-1], weight.shape[0]))
     for before, result in _blocks(states.shape[-1], states, output):
-        torch.addmm(bias, torch.ops.hf_internimage.gelu.default(before), weight.t(), out=result)
+        active = torch.ops.hf_internimage.gelu.default(before)
+        if _is_fast(active, weight.shape[0]):
+            result.copy_(_product(active, weight, bias))
+        else:
+            torch.addmm(bias, active, weight.t(), out=result)
     return output
 
 
@@ -318,12 +326,13 @@ def _gelu_linear_backward(
         grad_weight = weight.new_zeros(weight.shape, dtype=torch.float32)
         grad_states = torch.empty_like(states)
         for before, gradient, result in _blocks(states.shape[-1], states, grad_output, grad_states):
-            grad_weight += gradient.t() @ torch.ops.hf_internimage.gelu.default(before)
-            result.copy_(torch.ops.hf_internimage.gelu_backward.default(gradient @ weight, before))
+            active = torch.empty_like(before)
+            torch.ops.hf_internimage.gelu_backward.default(_linear(gradient, weight.t(), None), before, result, active)
+            grad_weight += gradient.t() @ active
     return grad_states, grad_weight.to(weight.dtype), grad_bias
 
 
-def _fake_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def _fake_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return states.new_empty((*states.shape[:-1], weight.shape[0]))
 
 
@@ -364,6 +373,20 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> Non
     ctx.numbers = tuple(part for part in inputs if not isinstance(part, torch.Tensor))
 
 
+def _linear_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    saved = saved_operands(ctx)
+    if is_recorded(grad_output):
+        return *recorded_gradients(F.linear, saved, grad_output), *[None] * (3 - len(saved))
+    states, weight = saved[:2]
+    rows = grad_output.flatten(0, -2)
+    with torch.autocast("cpu", enabled=False):
+        return (
+            torch.ops.hf_internimage.linear.default(grad_output, weight.t(), None) if ctx.needs_input_grad[0] else None,
+            rows.t() @ states.flatten(0, -2) if ctx.needs_input_grad[1] else None,
+            rows.sum(0) if ctx.needs_input_grad[2] else None,
+        )
+
+
 def _gelu_linear_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, ...]:
     saved = saved_operands(ctx)
     if is_recorded(grad_output):
@@ -396,9 +419,12 @@ _register(
     "bool has_scale, bool has_residual) -> Tensor",
     _fake_like,
 )
-_register("linear(Tensor states, Tensor weight, Tensor bias) -> Tensor", _fake_linear, _linear)
+_register("linear(Tensor states, Tensor weight, Tensor? bias) -> Tensor", _fake_linear, _linear)
 _register("gelu(Tensor states) -> Tensor", _fake_like)
-_register("gelu_backward(Tensor grad_output, Tensor states) -> Tensor", _fake_like)
+_register(
+    "gelu_backward(Tensor grad_output, Tensor states, Tensor(a!) grad_states, Tensor(b!) activated) -> ()",
+    lambda *_: None,
+)
 _register("mlp(Tensor states, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2) -> Tensor", _fake_mlp, _mlp)
 _register("gelu_linear(Tensor states, Tensor weight, Tensor bias) -> Tensor", _fake_linear, _gelu_linear)
 _register(
@@ -406,6 +432,11 @@ _register(
     _fake_gelu_linear_backward,
     _gelu_linear_backward,
 )
-for _name, _gradient in (("depthwise_norm_gelu", _depthwise_gradient), ("gelu_linear", _gelu_linear_gradient)):
+for _name, _gradient in (
+    ("depthwise_norm_gelu", _depthwise_gradient),
+    ("gelu_linear", _gelu_linear_gradient),
+    ("linear", _linear_gradient),
+):
     torch.library.register_autograd(f"hf_internimage::{_name}", _gradient, setup_context=_save_inputs, lib=_LIBRARY)
-    torch.library.register_autograd(f"hf_internimage::{_name}_backward", _no_second_order, lib=_LIBRARY)
+for _name in ("depthwise_norm_gelu_backward", "gelu_linear_backward"):
+    torch.library.register_autograd(f"hf_internimage::{_name}", _no_second_order, lib=_LIBRARY)

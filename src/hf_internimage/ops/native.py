@@ -13,7 +13,7 @@ import torch
 
 from .registry import BackendError
 
-INTERFACE = 4  # version in api.h; a library with another version is refused
+INTERFACE = 5  # version in api.h; a library with another version is refused
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 PATH = Path(__file__).with_name(f"_dcnv3_cpu{SUFFIX}")
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
