@@ -7,7 +7,7 @@ KERNELS := $(shell find kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
 RELEASE := $(VENV)/release
 LATEST := .venv-latest
 
-.PHONY: demo test test-fast test-latest test-transformers check benchmark wheel clean
+.PHONY: demo test test-fast test-latest test-transformers check check-arm64 benchmark wheel clean
 
 demo: $(VENV)/.demo  ## fine-tune a small InternImage on real images, save, reload, classify (a minute after the installation; downloads no data)
 	$(BIN)/python scripts/demo.py --output-dir demo_output
@@ -46,6 +46,9 @@ check: $(VENV)/.dev  ## lint, format, imports, types
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files mypy
+
+check-arm64: $(VENV)/.dev  ## the CPU kernels built for arm64, on an emulated processor (needs Debian's cross compiler and qemu-user)
+	PYTHONPATH=tests $(BIN)/python -m arm64
 
 benchmark: $(VENV)/.dev  ## operator and InternImage-T beside ConvNeXt-T and Swin-T on this machine
 	$(BIN)/python benchmarks/benchmark.py
