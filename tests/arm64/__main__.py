@@ -20,7 +20,7 @@ REMOTE = Path(__file__).with_name("remote.cpp")
 
 def main():
     if missing := [tool for tool in (COMPILER, EMULATOR) if not shutil.which(tool)]:
-        return f"make check-arm64 needs {' and '.join(missing)}; Debian: apt-get install g++-aarch64-linux-gnu qemu-user"
+        return f"make check-arm64 needs {' and '.join(missing)}: apt-get install g++-aarch64-linux-gnu qemu-user"
     build = load_module(ROOT / "kernels" / "dcnv3" / "build.py")
     flags = [*build.FLAGS, "-O1", f"-I{build.SOURCES}", str(REMOTE)]
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,8 @@ def run_kernel_tests(library):
     """
     native.PATH = Path(library)
     print("Instruction set:", native.library().hfi_instruction_set().decode(), flush=True)
-    files = [str(TESTS / "ops" / f"test_{name}.py") for name in ("native", "dcnv3_golden", "dcnv3_backends", "fused_cpu")]
+    names = ("native", "dcnv3_golden", "dcnv3_backends", "fused_cpu")
+    files = [str(TESTS / "ops" / f"test_{name}.py") for name in names]
     # The package imports anyio before pytest does, which has a plugin in it.
     options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-W", "ignore:Module already imported"]
     status = pytest.main([*options, "-k", _CHOSEN, *files])
