@@ -163,10 +163,11 @@ int hfi_gelu(int64_t dtype, int64_t count, const void* input, void* output, int6
 }
 
 int hfi_gelu_backward(
-    int64_t dtype, int64_t count, const void* grad_output, const void* input, void* grad_input, int64_t threads) {
+    int64_t dtype, int64_t count, const void* grad_output, const void* input, void* grad_input, void* output,
+    int64_t threads) {
     const int64_t bytes = count * item(dtype);
     return call(number_of_hfi_gelu_backward, {in(dtype), in(count), in(grad_output, bytes), in(input, bytes),
-                                              out(grad_input, bytes), in(threads)});
+                                              out(grad_input, bytes), out(output, bytes), in(threads)});
 }
 
 int hfi_norm(
