@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Measure time and memory of the DCNv3 operator, of InternImage beside ConvNeXt and Swin of the same size, and of
-converted segmentation and detection models.
+"""Measure time and memory of the DCNv3 operator, of InternImage beside ConvNeXt and Swin of the same size, also for
+growing images and batches, and of converted segmentation and detection models.
 
 The operator's golden tests run first; nothing is measured if they fail. Competitors take turns in one process, so that
 noise of the machine affects all of them; quote the ratios, not the milliseconds.
 
     python benchmarks/benchmark.py --threads 1 all --output benchmarks/results/cpu.json
+    python benchmarks/benchmark.py --parts scaling --output benchmarks/results/cpu_scaling.json
     python benchmarks/benchmark.py --systems converted/* --output benchmarks/results/systems_cpu.json
     python benchmarks/benchmark.py --from benchmarks/results/cpu.json --table table.md --plot chart.png
 """
@@ -35,13 +36,15 @@ from harness.operators import (
     runnable_backends,
 )
 from harness.report import can_plot, plot, to_markdown
+from harness.scaling import Series, measure_scaling, scaling_series
 from harness.systems import measure_systems
 
 from hf_internimage import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 OPERATOR_TESTS = ROOT / "tests" / "ops" / "test_dcnv3_golden.py"
-PARTS = ("operator", "models")
+DEFAULT_PARTS = ("operator", "models")
+PARTS = (*DEFAULT_PARTS, "scaling")
 SYSTEMS = "systems"
 BATCHES = (1, 8)
 
@@ -58,7 +61,7 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; end the program with a message if it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure (default: both)"
+        "--parts", nargs="+", choices=PARTS, default=list(DEFAULT_PARTS), help="default: operator and models"
     )
     parser.add_argument(
         "--systems",
@@ -97,8 +100,8 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
         arguments.sizes = [TINY]
     if arguments.systems:
         arguments.parts = []
-        if arguments.plot:
-            parser.error("--plot draws operator and models: leave it out with --systems.")
+    if arguments.plot and not set(DEFAULT_PARTS) & set(arguments.parts):
+        parser.error("--plot draws operator and models, and neither is measured: leave it out.")
     for name in ("parts", "sizes", "threads", "modes"):
         setattr(arguments, name, list(dict.fromkeys(getattr(arguments, name))))
     return arguments
@@ -142,24 +145,31 @@ def describe(arguments: argparse.Namespace, argv: list[str]) -> dict[str, Any]:
     }
 
 
-def choose_cases(arguments: argparse.Namespace) -> tuple[list[OperatorCase], list[ModelCase]]:
-    """Return the cases of operator and models that the command line asks for."""
+def choose_cases(arguments: argparse.Namespace) -> tuple[list[OperatorCase], list[ModelCase], list[Series]]:
+    """Return the cases of operator, models and scaling that the command line asks for."""
     operators: list[OperatorCase] = []
     models: list[ModelCase] = []
+    scaling: list[Series] = []
     for size in arguments.sizes:
         if "operator" in arguments.parts:
             operators += operator_cases(size, internimage_config(size), (1,) if arguments.quick else BATCHES)
         if "models" in arguments.parts:
             models += model_cases(size)
+        if "scaling" in arguments.parts:
+            scaling += scaling_series(size)
     texts = arguments.cases or [""]
     return (
         [case for case in operators if any(text in case.name for text in texts)],
         [case for case in models if any(text in case.name for text in texts)],
+        [case for case in scaling if any(text in case.name for text in texts)],
     )
 
 
 def measure(
-    arguments: argparse.Namespace, operators: list[OperatorCase], models: list[ModelCase]
+    arguments: argparse.Namespace,
+    operators: list[OperatorCase],
+    models: list[ModelCase],
+    scaling: list[Series],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every row of the result, with the name of its part."""
     for threads in arguments.threads:
@@ -171,6 +181,8 @@ def measure(
             settings = Settings(arguments.device, arguments.dtype, threads, arguments.seconds, mode)
             for row in measure_models(models, settings):
                 yield "models", row
+            for row in measure_scaling(scaling, settings):
+                yield "scaling", row
         for row in measure_systems(arguments.systems, settings):
             yield SYSTEMS, row
 
@@ -178,7 +190,7 @@ def measure(
 def read_result(path: Path) -> dict[str, Any]:
     """Read a result that `--output` wrote; end the program with a message for any other file."""
     result = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(result, dict) or not {"date", "command", *PARTS} <= result.keys():
+    if not isinstance(result, dict) or not {"date", "command", *DEFAULT_PARTS} <= result.keys():
         raise SystemExit(f"{path} is no result of this version of the benchmark; measure again with --output.")
     return result
 
@@ -195,15 +207,15 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.source:
         result = read_result(arguments.source)
     else:
-        operators, models = choose_cases(arguments)
-        if not operators and not models and not arguments.systems:
+        cases = choose_cases(arguments)
+        if not any(cases) and not arguments.systems:
             print("No case has such a name, so nothing is measured.", file=sys.stderr)
             return 1
         if not operator_is_right():
             return 1
         result = describe(arguments, sys.argv[1:] if argv is None else argv)
         print(json.dumps({key: value for key, value in result.items() if key not in (*PARTS, SYSTEMS)}), flush=True)
-        for part, row in measure(arguments, operators, models):
+        for part, row in measure(arguments, *cases):
             result[part].append(row)
             print(json.dumps(row), flush=True)
             if arguments.output:

@@ -87,9 +87,13 @@ def start_steps(
     return steps, left_out
 
 
-def take_turns(steps: dict[str, Step], settings: Settings) -> Runs:
-    """Return the seconds per call of every step; the steps take turns (ABCABC...), and noise affects all of them."""
-    calls = {name: _calls_per_sample(step, settings.device) for name, step in steps.items()}
+def take_turns(steps: dict[str, Step], settings: Settings, sample: float = 0.0) -> Runs:
+    """Return the seconds per call of every step; the steps take turns (ABCABC...), and noise affects all of them.
+
+    A sample repeats a step that is shorter than `sample` seconds, or than SHORTEST_SAMPLE.
+    """
+    sample = max(sample, SHORTEST_SAMPLE)
+    calls = {name: _calls_per_sample(step, settings.device, sample) for name, step in steps.items()}
     runs: Runs = []
     start = time.perf_counter()
     while len(runs) < LEAST_ROUNDS or time.perf_counter() - start < settings.seconds:
@@ -97,10 +101,10 @@ def take_turns(steps: dict[str, Step], settings: Settings) -> Runs:
     return runs
 
 
-def _calls_per_sample(step: Step, device: str) -> int:
-    """Return the number of calls for one sample that is long enough for the clock."""
+def _calls_per_sample(step: Step, device: str, sample: float) -> int:
+    """Return the number of calls for one sample of so many seconds."""
     _seconds(step, device)
-    return min(MOST_CALLS, math.ceil(SHORTEST_SAMPLE / max(_seconds(step, device), 1e-9)))
+    return min(MOST_CALLS, math.ceil(sample / max(_seconds(step, device), 1e-9)))
 
 
 def _seconds(step: Step, device: str, calls: int = 1) -> float:

@@ -26,6 +26,8 @@ def to_markdown(result: Row) -> str:
         lines += [f"### Models: {label}", "", *_model_table(rows), ""]
     for label, rows in _series(result["operator"]):
         lines += [f"### Operator: {label}", "", *_operator_table(rows), ""]
+    for row in result.get("scaling", []):
+        lines += [f"### Scaling with the {row['name']}: {_series_label(row)}", "", *_scaling_table(row), ""]
     if result.get("systems"):
         lines += ["### Systems", "", *_system_table(result["systems"]), ""]
     return "\n".join(lines)
@@ -63,6 +65,19 @@ def _model_table(rows: list[Row]) -> list[str]:
     return table(["Case", "Model"], heads, cells) + left_out_sentences(rows)
 
 
+def _scaling_table(row: Row) -> list[str]:
+    cells = []
+    for name, entries in row["models"].items():
+        for entry in entries:
+            speed = (number(entry["images_per_second"]), number(entry["milliseconds_per_megapixel"]))
+            ratios = (_with_spread(entry["time_per_pixel_to_first"]), _ratio(name, entry, "convnext"))
+            memory = (number(entry["memory_mib_per_megapixel"]), number(entry["memory_per_pixel_to_first"]))
+            cells.append((entry["name"], f"`{name}`", *speed, *ratios, *memory))
+    heads = ["Images/s", "Milliseconds a megapixel", "Time a pixel (first = 1)", "Time (ConvNeXt = 1)"]
+    heads += ["Peak memory, MiB a megapixel", "Peak memory a pixel (first = 1)"]
+    return table(["Case", "Model"], heads, cells)
+
+
 def _operator_table(rows: list[Row]) -> list[str]:
     cells = []
     for row in rows:
@@ -80,7 +95,11 @@ def _ratio(name: str, result: Row, reference: str) -> str:
     ratio = result.get(f"time_to_{reference}")
     if ratio is None:
         return number(None)
-    return "1" if name.startswith(reference) else f"{ratio['ratio']:.2f} ({percent(ratio['spread'])})"
+    return "1" if name.startswith(reference) else _with_spread(ratio)
+
+
+def _with_spread(ratio: Row) -> str:
+    return f"{ratio['ratio']:.2f} ({percent(ratio['spread'])})"
 
 
 def can_plot() -> bool:

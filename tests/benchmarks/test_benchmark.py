@@ -26,6 +26,7 @@ measuring = importlib.import_module("harness.measuring")
 models = importlib.import_module("harness.models")
 operators = importlib.import_module("harness.operators")
 report = importlib.import_module("harness.report")
+scaling = importlib.import_module("harness.scaling")
 
 TELLS_MEMORY = os.access("/proc/self/clear_refs", os.W_OK)
 SETTINGS = measuring.Settings("cpu", "float32")
@@ -96,6 +97,29 @@ def check_model_rows(rows: list[dict[str, Any]], backends: list[str]) -> None:
             check_memory(got["peak_memory_mib"])
         assert row["models"]["convnext_tiny"]["time_to_convnext"] == {"ratio": 1, "spread": 0}
         assert row["models"]["swin_tiny"]["time_to_swin"] == {"ratio": 1, "spread": 0}
+
+
+def test_quick_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "operator_is_right", lambda: True)
+    path, threads = tmp_path / "result.json", str(torch.get_num_threads())
+    command = ["--quick", "--parts", "scaling", "--threads", threads, "--device", "cpu", "--output", str(path)]
+    assert benchmark.main(command) == 0
+
+    result = json.loads(path.read_text())
+    assert (result["operator"], result["models"]) == ([], [])
+    names = {"resolution": ["32, batch 1", "64, batch 1"], "batch": ["32, batch 1", "32, batch 2"]}
+    assert [row["name"] for row in result["scaling"]] == list(names)
+    for row in result["scaling"]:
+        assert row["runs"] >= measuring.LEAST_ROUNDS
+        assert list(row["models"]) == ["internimage_tiny", "convnext_tiny"]
+        for entries in row["models"].values():
+            assert [entry["name"] for entry in entries] == names[row["name"]]
+            assert entries[0]["time_per_pixel_to_first"] == {"ratio": 1, "spread": 0}
+            for entry in entries:
+                check_time(entry)
+                check_memory(entry["memory_mib_per_megapixel"])
+                assert entry["time_to_convnext"]["ratio"] > 0
+    assert "### Scaling with the batch: size TINY, eager, " in report.to_markdown(result)
 
 
 def check_time(got: dict[str, Any]) -> None:
@@ -203,6 +227,22 @@ def test_table(result: dict[str, Any]) -> None:
     assert "| stage 1, batch 8, forward | 56x56x64 | `torch` | 2.50 | 1.2% | 0.50 (4.5%) | 100 | 3.25 |" in lines
 
 
+def test_scaling_table(result: dict[str, Any]) -> None:
+    entry = {
+        "name": "448, batch 1",
+        **timing(400.0, convnext=1.25),
+        "images_per_second": 2.5,
+        "milliseconds_per_megapixel": 1993.0,
+        "time_per_pixel_to_first": {"ratio": 0.96, "spread": 0.02},
+        "memory_mib_per_megapixel": 163.2,
+        "memory_per_pixel_to_first": None,
+    }
+    row = {"size": "t", "name": "resolution", "threads": 1, "mode": "eager", "models": {"internimage_t": [entry]}}
+    lines = report.to_markdown({**result, "scaling": [row]}).splitlines()
+    assert "### Scaling with the resolution: size T, eager, 1 thread" in lines
+    assert "| 448, batch 1 | `internimage_t` | 2.50 | 1993 | 0.96 (2.0%) | 1.25 (4.5%) | 163 | – |" in lines  # noqa: RUF001
+
+
 @pytest.mark.skipif(not HAS_MATPLOTLIB, reason="needs matplotlib")
 @pytest.mark.parametrize("missing", [None, "operator", "models"])
 def test_chart(missing: str | None, result: dict[str, Any], tmp_path: Path) -> None:
@@ -221,6 +261,15 @@ def test_missing_matplotlib_is_found_before_measuring(
         benchmark.main(["--quick", "--plot", str(tmp_path / "chart.png")])
     assert stopped.value.code == 2
     assert "--plot needs matplotlib, which is not installed. Run: pip install matplotlib" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not HAS_MATPLOTLIB, reason="needs matplotlib")
+@pytest.mark.parametrize("arguments", [["--parts", "scaling"], ["--systems", "folder"]])
+def test_nothing_to_plot(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        benchmark.main([*arguments, "--plot", "chart.png"])
+    assert stopped.value.code == 2
+    assert "--plot draws operator and models" in capsys.readouterr().err
 
 
 def test_failing_operator_is_not_measured(
@@ -363,13 +412,19 @@ def test_backend_is_forced_within_the_step_only(before: str | None, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("texts", "operator_count", "model_count"),
-    [(None, 16, 4), (["batch 8"], 8, 2), (["training", "800x1280"], 0, 2), (["stage 2, batch 1, forward"], 2, 0)],
+    ("arguments", "counts"),
+    [
+        ([], (16, 4, 0)),
+        (["--cases", "batch 8"], (8, 2, 0)),
+        (["--cases", "training", "800x1280"], (0, 2, 0)),
+        (["--cases", "stage 2, batch 1, forward"], (2, 0, 0)),
+        (["--parts", "scaling", "--sizes", "t", "s"], (0, 0, 4)),
+        (["--parts", "models", "scaling", "--cases", "resolution"], (0, 0, 1)),
+    ],
 )
-def test_cases_are_chosen_by_name(texts: list[str] | None, operator_count: int, model_count: int) -> None:
-    arguments = benchmark.read_arguments(["--cases", *texts] if texts else [])
-    chosen = benchmark.choose_cases(arguments)
-    assert tuple(map(len, chosen)) == (operator_count, model_count)
+def test_cases_are_chosen_by_name(arguments: list[str], counts: tuple[int, ...]) -> None:
+    chosen = benchmark.choose_cases(benchmark.read_arguments(arguments))
+    assert tuple(map(len, chosen)) == counts
 
 
 def test_no_such_case(capsys: pytest.CaptureFixture[str]) -> None:
@@ -396,10 +451,42 @@ def test_competitors_take_turns() -> None:
     order: list[str] = []
     steps = {name: lambda name=name: order.append(name) for name in "abc"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "_calls_per_sample", lambda step, device: 1)
+        patch.setattr(measuring, "_calls_per_sample", lambda step, device, sample: 1)
         runs = measuring.take_turns(steps, SETTINGS)
     assert order == list("abc") * measuring.LEAST_ROUNDS
     assert [list(run) for run in runs] == [list("abc")] * measuring.LEAST_ROUNDS
+
+
+@pytest.mark.parametrize(("sample", "calls"), [(0.0, 3), (0.05, 25), (60.0, measuring.MOST_CALLS)])
+def test_short_steps_are_repeated(sample: float, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def seconds(step: Any, device: str, calls: int = 1) -> float:
+        seen.append(calls)
+        return 0.002
+
+    monkeypatch.setattr(measuring, "_seconds", seconds)
+    measuring.take_turns({"a": lambda: None}, SETTINGS, sample)
+    assert seen == [1, 1] + [calls] * measuring.LEAST_ROUNDS
+
+
+def test_scaling_is_per_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times the pixels: InternImage takes six times the time and memory, ConvNeXt twice."""
+    seconds = {"internimage, 32": 1.0, "internimage, 64": 6.0, "convnext, 32": 1.0, "convnext, 64": 2.0}
+    run = {f"{key}, batch 1": value for key, value in seconds.items()}
+    monkeypatch.setattr(scaling, "start_steps", lambda makers, allowed_errors: (dict(makers), {}))
+    monkeypatch.setattr(scaling, "take_turns", lambda steps, settings, sample: [run] * 5)
+    monkeypatch.setattr(
+        scaling, "peak_memory", lambda make, case, name, settings: int(run[f"{name[:-5]}, {case.name}"] * 2**20)
+    )
+    (row,) = scaling.measure_scaling(scaling.scaling_series("tiny")[:1], SETTINGS)
+    for name, per_pixel, to_convnext in (("internimage_tiny", 1.5, 3), ("convnext_tiny", 0.5, 1)):
+        first, last = row["models"][name]
+        assert (first["images_per_second"], first["milliseconds_per_megapixel"]) == (1, 976600)
+        assert last["time_per_pixel_to_first"] == {"ratio": per_pixel, "spread": 0}
+        assert last["time_to_convnext"] == {"ratio": to_convnext, "spread": 0}
+        assert first["memory_mib_per_megapixel"] == 976.6
+        assert last["memory_per_pixel_to_first"] == pytest.approx(per_pixel, rel=1e-3)
 
 
 def test_statistics() -> None:
