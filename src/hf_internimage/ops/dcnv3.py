@@ -193,8 +193,11 @@ def _run_on_cpu(
         if len(_checked_numbers) >= _MOST_PLANS:
             _checked_numbers.clear()
         _checked_numbers[key] = numbers
+    operator = torch.ops.hf_internimage.dcnv3.default
     try:
-        return torch.ops.hf_internimage.dcnv3.default(value, offset, mask, *numbers, bool(softmax))
+        if torch.is_grad_enabled() and (value.requires_grad or offset.requires_grad or mask.requires_grad):
+            return operator(value, offset, mask, *numbers, bool(softmax))
+        return eager.without_gradients(operator, value, offset, mask, *numbers, bool(softmax))
     except RuntimeError:
         check_dcnv3(value, offset, mask, **arguments)  # says more of what disagrees
         raise

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Checks for plain eager execution, in which a call may go straight to a kernel, past PyTorch's dispatcher."""
 
+from typing import Any
+
 import torch
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
@@ -24,6 +26,12 @@ def watched() -> bool:
         torch._C._len_torch_function_stack() > 0
         and any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
     )
+
+
+def without_gradients(operator: Any, *arguments: Any) -> Any:
+    """Call an operator past its autograd formula: this is in Python, and its turn takes longer than a small kernel."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
 
 
 def ordinary(tensor: torch.Tensor) -> bool:

@@ -69,6 +69,14 @@ def _only_permutes(module: nn.Module) -> bool:
     return "only_permutes" in type(module).__dict__ and bool(module.only_permutes)
 
 
+def _weights(module: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return weight and bias of a stock module. Reading them as its attributes takes ten times as long."""
+    parameters = module._parameters
+    if "weight" in parameters and "bias" in parameters:
+        return parameters["weight"], parameters["bias"]
+    return module.weight, module.bias  # plain tensors in place of parameters
+
+
 def _is_like(tensor: torch.Tensor | None, states: torch.Tensor, *shape: int) -> bool:
     """Return True if `tensor` is a plain tensor of this shape, with the dtype and device of `states`."""
     return (
@@ -83,6 +91,14 @@ def _is_like(tensor: torch.Tensor | None, states: torch.Tensor, *shape: int) -> 
 def _tracked(*tensors: torch.Tensor | None) -> bool:
     """Return True if autograd records operations on any of the tensors."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _call(tracked: bool, name: str, *arguments: Any) -> torch.Tensor:
+    """Call an operator; past its autograd formula if no gradients are needed."""
+    operator = getattr(torch.ops.hf_internimage, name).default
+    if tracked or torch.compiler.is_compiling():
+        return operator(*arguments)
+    return eager.without_gradients(operator, *arguments)
 
 
 # Linear layers. PyTorch's own take longer on x86 where oneDNN could run them: they copy the bias to the result first,
@@ -105,13 +121,16 @@ def linear(states: torch.Tensor, layer: nn.Module) -> torch.Tensor | None:
         and states.dtype == torch.float32
         and (torch.compiler.is_compiling() or _is_fast(states, layer.out_features))
         and can_fuse(states, layer)
-        and _is_like(layer.weight, states, layer.out_features, states.shape[-1])
-        and _is_like(layer.bias, states, layer.out_features)
     ):
         return None
-    if torch.compiler.is_compiling() or _tracked(states, layer.weight, layer.bias):
-        return torch.ops.hf_internimage.linear.default(states, layer.weight, layer.bias)
-    return _product(states, layer.weight, layer.bias)
+    weight, bias = _weights(layer)
+    if not (
+        _is_like(weight, states, layer.out_features, states.shape[-1]) and _is_like(bias, states, layer.out_features)
+    ):
+        return None
+    if torch.compiler.is_compiling() or _tracked(states, weight, bias):
+        return torch.ops.hf_internimage.linear.default(states, weight, bias)
+    return _product(states, weight, bias)  # type: ignore[arg-type]  # `_is_like` has looked
 
 
 def _is_fast(states: torch.Tensor, out_features: int) -> bool:
@@ -172,20 +191,21 @@ def _norm(
     computing = [module for module in norms if not _only_permutes(module)]
     layer_norm = computing[0] if len(computing) == 1 else None
     channels = states.shape[-1]
+    if not isinstance(layer_norm, nn.LayerNorm) or layer_norm.normalized_shape != (channels,):
+        return None
+    weight, bias = _weights(layer_norm)
     if (
-        not isinstance(layer_norm, nn.LayerNorm)
-        or layer_norm.normalized_shape != (channels,)
-        or not _is_like(layer_norm.weight, states, channels)
-        or not _is_like(layer_norm.bias, states, channels)
+        not _is_like(weight, states, channels)
+        or not _is_like(bias, states, channels)
         or not (scale is None or _is_like(scale, states, channels))
         or not (residual is None or _is_like(residual, states, *states.shape))
-        or _tracked(states, layer_norm.weight, layer_norm.bias, scale, residual)
+        or _tracked(states, weight, bias, scale, residual)
     ):
         return None
     return torch.ops.hf_internimage.norm.default(
         states,
-        layer_norm.weight,
-        layer_norm.bias,
+        weight,
+        bias,
         states if scale is None else scale,
         states if residual is None else residual,
         layer_norm.eps,
@@ -208,19 +228,23 @@ def mlp(
         and isinstance(act, nn.GELU)
         and isinstance(drop, nn.Dropout)
         and can_fuse(states, first, act, second, drop)
-        and _is_like(first.weight, states, first.out_features, states.shape[-1])
-        and _is_like(first.bias, states, first.out_features)
-        and _is_like(second.weight, states, second.out_features, first.out_features)
-        and _is_like(second.bias, states, second.out_features)
         and act.approximate == "none"
         and not (drop.training and drop.p)
     ):
         return None
-    if _tracked(states, first.weight, first.bias, second.weight, second.bias):
+    parameters = weight1, bias1, weight2, bias2 = *_weights(first), *_weights(second)
+    if not (
+        _is_like(weight1, states, first.out_features, states.shape[-1])
+        and _is_like(bias1, states, first.out_features)
+        and _is_like(weight2, states, second.out_features, first.out_features)
+        and _is_like(bias2, states, second.out_features)
+    ):
+        return None
+    if _tracked(states, *parameters):
         hidden = linear(states, first)
         hidden = first(states) if hidden is None else hidden
-        return torch.ops.hf_internimage.gelu_linear.default(hidden, second.weight, second.bias)
-    return torch.ops.hf_internimage.mlp.default(states, first.weight, first.bias, second.weight, second.bias)
+        return torch.ops.hf_internimage.gelu_linear.default(hidden, weight2, bias2)
+    return _call(False, "mlp", states, *parameters)
 
 
 def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Tensor | None:
@@ -248,15 +272,14 @@ def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Ten
         and conv.groups == channels
         and conv.padding == (kernel // 2, kernel // 2)
         and kernel % 2 == 1
-        and _is_like(conv.weight, states, channels, 1, kernel, kernel)
-        and _is_like(conv.bias, states, channels)
-        and _is_like(norm.weight, states, channels)
-        and _is_like(norm.bias, states, channels)
     ):
         return None
-    return torch.ops.hf_internimage.depthwise_norm_gelu.default(
-        states, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps
-    )
+    parameters = weight, *vectors = *_weights(conv), *_weights(norm)
+    if not _is_like(weight, states, channels, 1, kernel, kernel) or not all(
+        _is_like(vector, states, channels) for vector in vectors
+    ):
+        return None
+    return _call(_tracked(states, *parameters), "depthwise_norm_gelu", states, *parameters, norm.eps)
 
 
 # The operators. The library has the CPU kernels of those without a Python function here.
@@ -292,9 +315,13 @@ def _mlp(
 ) -> torch.Tensor:
     """Compute linear(GELU(linear(states)))."""
     hidden = weight1.shape[0]
+    in_one_block = states.numel() // max(states.shape[-1], 1) * hidden * states.element_size() <= _BLOCK_BYTES
     if not _is_fast(states, hidden):
-        return _gelu_linear(F.linear(states, weight1, bias1), weight2, bias2)
-    if states.numel() // max(states.shape[-1], 1) * hidden * 4 <= _BLOCK_BYTES:
+        active = F.linear(states, weight1, bias1)
+        if not in_one_block:
+            return _gelu_linear(active, weight2, bias2)
+        return F.linear(torch.ops.hf_internimage.gelu.default(active), weight2, bias2)
+    if in_one_block:
         return _product(_product(states, weight1, bias1, "gelu"), weight2, bias2)
     output = states.new_empty((*states.shape[:-1], weight2.shape[0]))
     for part, result in _blocks(hidden, states.contiguous(), output):
