@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""Parse command lines: a parser with errors of one line, types of arguments, and the error of a wrong use."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class UsageError(Exception):
+    """A mistake of the caller that a command finds before it does any work. Shown as one line; the exit status is 2."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Show the default of each option, and descriptions and epilogs as they are written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False) or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and which takes `--image-size` and `--image_size` for the same option."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        return super().parse_known_args(None if args is None else self._with_known_names(args), namespace)
+
+    def _with_known_names(self, args: Sequence[str]) -> list[str]:
+        """Return the arguments with each unknown option replaced that is known with the other separator of words."""
+        known, changed = self._option_string_actions, []
+        for argument in args:
+            name, equals, value = argument.partition("=")
+            if name.startswith("--") and name not in known:
+                spellings = ("--" + name[2:].replace("_", "-"), "--" + name[2:].replace("-", "_"))
+                name = next((spelling for spelling in spellings if spelling in known), name)
+            changed.append(name + equals + value)
+        return changed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def positive_integer(text: str) -> int:
+    """Return the number that an argument names; argparse shows the error for another one than 1, 2, 3, ..."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def existing_path(text: str) -> Path:
+    """Return the path that an argument names; argparse shows the error if there is nothing."""
+    path = Path(text)
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{text} does not exist")
+    return path
+
+
+def existing_folder(text: str) -> Path:
+    """Return the folder that an argument names; argparse shows the error if it is none."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return Path(text)
+
+
+__all__ = ["HelpFormatter", "Parser", "UsageError", "existing_folder", "existing_path", "positive_integer"]
