@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Measure an image classifier on a data set: see hf_internimage.training.classification.evaluate_checkpoint.
+"""Measure a model on a data set, from a checkout: the same as the command `hf-internimage evaluate`.
 
-python scripts/evaluate.py --model out --validation_dir images/validation --output result.json
 python scripts/evaluate.py --help
 """
 
@@ -12,12 +11,7 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-try:
-    from hf_internimage.training.classification.evaluate_checkpoint import main
-except ModuleNotFoundError as error:
-    sys.exit(f'error: {error.name or error} is missing: pip install "hf-internimage[train]"')
-except KeyboardInterrupt:
-    sys.exit("interrupted.")
+from hf_internimage_cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

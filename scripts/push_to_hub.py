@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Push an InternImage model to the Hugging Face Hub, as a repository that works with and without hf-internimage.
+"""Upload a model to the Hugging Face Hub, from a checkout: the same as the command `hf-internimage push`.
 
-python scripts/push_to_hub.py outputs/checkpoint-500 my-internimage --private
-python scripts/push_to_hub.py outputs my-internimage --result result.json --license mit
-python scripts/push_to_hub.py outputs my-internimage --dry-run --output-dir repository
+python scripts/push_to_hub.py --help
 """
 
 import sys
 
-from hf_internimage.hub.main import main
+from hf_internimage_cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["push", *sys.argv[1:]]))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Train or fine-tune an image classifier by InternImage's recipe: see hf_internimage.training.classification.main.
+"""Train a classifier from a checkout: the same as the command `hf-internimage train classification`.
 
-python scripts/run_image_classification.py scripts/recipes/finetune.yaml --train_dir images --output_dir out
 python scripts/run_image_classification.py --help
 """
 
@@ -12,12 +11,7 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-try:
-    from hf_internimage.training.classification.main import main
-except ModuleNotFoundError as error:
-    sys.exit(f'error: {error.name or error} is missing: pip install "hf-internimage[train]"')
-except KeyboardInterrupt:
-    sys.exit("interrupted.")
+from hf_internimage_cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", "classification", *sys.argv[1:]]))

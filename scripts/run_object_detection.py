@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Train, fine-tune or evaluate an object detector: see hf_internimage.training.detection.main.
+"""Train a detector from a checkout: the same as the command `hf-internimage train detection`.
 
-python scripts/run_object_detection.py scripts/recipes/detection/dino_t.yaml --train_dir coco/train2017 ...
 python scripts/run_object_detection.py --help
 """
 
@@ -12,12 +11,7 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-try:
-    from hf_internimage.training.detection.main import main
-except ModuleNotFoundError as error:
-    sys.exit(f'error: {error.name or error} is missing: pip install "hf-internimage[train]"')
-except KeyboardInterrupt:
-    sys.exit("interrupted.")
+from hf_internimage_cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", "detection", *sys.argv[1:]]))

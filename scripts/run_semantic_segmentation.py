@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Train, fine-tune or evaluate semantic segmentation: see hf_internimage.training.segmentation.main.
+"""Train a segmenter from a checkout: the same as the command `hf-internimage train segmentation`.
 
-python scripts/run_semantic_segmentation.py scripts/recipes/segmentation/upernet_t.yaml --train_dir train ...
 python scripts/run_semantic_segmentation.py --help
 """
 
@@ -12,12 +11,7 @@ from pathlib import Path
 if Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-try:
-    from hf_internimage.training.segmentation.main import main
-except ModuleNotFoundError as error:
-    sys.exit(f'error: {error.name or error} is missing: pip install "hf-internimage[train]"')
-except KeyboardInterrupt:
-    sys.exit("interrupted.")
+from hf_internimage_cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", "segmentation", *sys.argv[1:]]))

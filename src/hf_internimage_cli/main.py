@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = build_parser().parse_args(argv)
+        return run_command(args.module, args)
     except SystemExit as end:  # argparse has shown help or an error
-        return int(end.code or 0)
-    return run_command(args.module, args)
+        return end.code if isinstance(end.code, int) else 0
 
 
 def build_parser() -> Parser:
@@ -47,7 +47,7 @@ def build_parser() -> Parser:
             continue
         module = import_module(f"{__package__}.{name}")
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
-        command.set_defaults(module=module)
+        command.set_defaults(module=module, prog=command.prog)
         module.add_arguments(command)
     return parser
 
@@ -60,7 +60,7 @@ def run_command(module: ModuleType, args: argparse.Namespace) -> int:
         sys.stderr.write(f"interrupted{getattr(module, 'INTERRUPTED', '')}.\n")
         return 130
     except UsageError as error:
-        sys.stderr.write(f"{PROGRAM} {args.command}: error: {_one_line(error)}\n")
+        sys.stderr.write(f"{args.prog}: error: {_one_line(error)}\n")
         return 2
     except ImportError as error:
         sys.stderr.write(f"error: {_missing_package(error)}\n")

@@ -44,6 +44,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+class ForwardingParser(Parser):
+    """A parser of the usual options of a command whose full parser needs torch.
+
+    A parsed command line has all arguments as `argv`, and those that belong to no usual option as `rest`.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        parsed, parsed.rest = super().parse_known_args(args, namespace)
+        parsed.argv = self._with_known_names(args)
+        return parsed, []
+
+
 def positive_integer(text: str) -> int:
     """Return the number that an argument names; argparse shows the error for another one than 1, 2, 3, ..."""
     try:
@@ -53,6 +65,26 @@ def positive_integer(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
+
+
+def positive_number(text: str) -> float:
+    """Return the number above 0 that an argument names; argparse shows the error for another one."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def boolean(text: str) -> bool:
+    """Return what an argument such as true or no means; argparse shows the error for another word."""
+    words = {"yes": True, "true": True, "t": True, "y": True, "1": True}
+    words |= {"no": False, "false": False, "f": False, "n": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return words[text.lower()]
 
 
 def existing_path(text: str) -> Path:
@@ -70,4 +102,14 @@ def existing_folder(text: str) -> Path:
     return Path(text)
 
 
-__all__ = ["HelpFormatter", "Parser", "UsageError", "existing_folder", "existing_path", "positive_integer"]
+__all__ = [
+    "ForwardingParser",
+    "HelpFormatter",
+    "Parser",
+    "UsageError",
+    "boolean",
+    "existing_folder",
+    "existing_path",
+    "positive_integer",
+    "positive_number",
+]

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification, conversion
 from hf_internimage.checkpoints.classifiers import CHECKPOINTS, imagenet_1k_labels
-from hf_internimage.conversion import main as command_line
+from hf_internimage.conversion import convert as convert_module
 from hf_internimage.conversion.prepare_classifier import published_image_size
 
 INTERNIMAGES = [checkpoint for checkpoint in CHECKPOINTS if checkpoint.model_type == "internimage"]
@@ -208,7 +208,7 @@ def test_two_names_of_one_tensor(tiny_t):
 
 def test_large_models_are_sharded(tmp_path, monkeypatch):
     torch.save({"model": original(golden_weights("tiny_g"))}, tmp_path / "g.pth")
-    monkeypatch.setattr(command_line, "_MAX_SHARD_SIZE", "8MB")
+    monkeypatch.setattr(convert_module, "_MAX_SHARD_SIZE", "8MB")
     assert convert(tmp_path / "g.pth", tmp_path / "out", "--config", save_config(tmp_path / "c.json", "tiny_g")) == 0
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) >= 3
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())

@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from support.golden_data import (
     awaken,
     golden_model,
-    load_module,
     model_case,
     model_input,
     tiny_config,
@@ -31,7 +30,7 @@ from support.golden_data import (
 from support.island import ISLAND, MODELS_FOLDER
 from support.loading import WITHOUT_THE_PACKAGE, assert_loaded_fully, every_class, run_python
 from support.loopback_hub import LoopbackHub
-from support.paths import SCRIPTS, TESTS
+from support.paths import TESTS
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -51,8 +50,8 @@ from hf_internimage import (
     InternImageModel,
 )
 from hf_internimage.hub import repository as hub
-from hf_internimage.hub.main import main
 from hf_internimage.hub.tokens import without_tokens
+from hf_internimage_cli.main import main
 
 WRITTEN = {*ISLAND, "README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
 ODD_SIZE = {"size": {"shortest_edge": 96}, "crop_size": {"height": 64, "width": 96}}
@@ -861,13 +860,9 @@ RESULT = {
 }
 
 
-def test_script_calls_the_package():
-    assert load_module(SCRIPTS / "push_to_hub.py").main is main
-
-
 def run_script(capsys, *args):
     """Status, standard output and standard error of the command line."""
-    status = main([str(arg) for arg in args])
+    status = main(["push", *map(str, args)])
     return status, *capsys.readouterr()
 
 
@@ -917,9 +912,9 @@ def test_script_puts_the_numbers_into_the_card(tmp_path, capsys):
 def test_script_pushes_from_the_hub_to_the_hub(pushed, capsys):
     printed = pushed.run(
         f"""
-        from hf_internimage.hub.main import main
-        assert main([{NAME!r}, "copy", "--private", "--revision", "v2", "--license", "mit"]) == 0
-        assert main([{NAME!r}, {NAME!r}, "--private"]) == 1
+        from hf_internimage_cli.main import main
+        assert main(["push", {NAME!r}, "copy", "--private", "--revision", "v2", "--license", "mit"]) == 0
+        assert main(["push", {NAME!r}, {NAME!r}, "--private"]) == 1
         """,
         home="script",
     )
@@ -998,7 +993,7 @@ def test_script_errors_are_one_line(make, arguments, message, tmp_path, capsys):
     arguments = ["--output-dir", tmp_path / "out", *arguments, "--dry-run"]
     status, out, err = run_script(capsys, tmp_path / "model", "me/x", *arguments)
     assert (status, out) == (1, "")
-    assert re.fullmatch(f"push_to_hub.py: error: .*{message}.*\n", err), err
+    assert re.fullmatch(f"error: .*{message}.*\n", err), err
     assert os.listdir(tmp_path) in (["model"], [])
 
 
@@ -1007,8 +1002,7 @@ def test_script_refuses_arguments_that_do_not_go_together(tmp_path, capsys):
         (["--dry-run"], "--dry-run needs --output-dir"),
         (["--base-model", "x"], "needs --result"),
     ):
-        with pytest.raises(SystemExit, match="2"):
-            main(["model", "me/x", *arguments])
+        assert main(["push", "model", "me/x", *arguments]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -1017,11 +1011,11 @@ def test_script_prints_no_token(pushed):
     pushed.run(
         """
         import contextlib, io
-        from hf_internimage.hub.main import main
+        from hf_internimage_cli.main import main
 
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors):
-            assert main(["tester/nowhere", "newts"]) == 1
+            assert main(["push", "tester/nowhere", "newts"]) == 1
         assert "[token]" in errors.getvalue(), errors.getvalue()
         assert "hf_WrongTokenOfUsualLength" not in errors.getvalue()
         """,
@@ -1055,7 +1049,7 @@ def test_texts_without_the_token_of_the_login(token, monkeypatch):
 def test_script_says_why_a_push_failed(tmp_path, capsys):
     good(tmp_path)
     status, _, err = run_script(capsys, tmp_path, "me/x")
-    assert (status, err) == (1, "push_to_hub.py: error: me/x was not uploaded: HF_HUB_OFFLINE is set; unset it.\n")
+    assert (status, err) == (1, "error: me/x was not uploaded: HF_HUB_OFFLINE is set; unset it.\n")
 
 
 class NotedHub:

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForImageClassification
 
 from hf_internimage import InternImageForImageClassification
-from hf_internimage.conversion.main import main
+from hf_internimage_cli.main import main
 from support.golden_data import model_case, model_input
 
 
@@ -29,7 +29,7 @@ def save_config(path, name, **changes):
 
 def convert(*args):
     """Run the command line of the conversion in this process. Returns its exit status."""
-    return main([str(arg) for arg in args])
+    return main(["convert", *map(str, args)])
 
 
 def assert_written(folder, weights):

@@ -6,4 +6,5 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 BENCHMARKS, DOCS, SCRIPTS = (ROOT / name for name in ("benchmarks", "docs", "scripts"))
+RECIPE_FOLDER = ROOT / "src" / "hf_internimage_cli" / "recipes"
 GOLDEN = TESTS / "golden"

@@ -21,9 +21,9 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from hf_internimage import InternImageForImageClassification
-from hf_internimage.conversion import main as conversion
+from hf_internimage.conversion import convert as conversion
 from hf_internimage.hub import PushError, save_for_hub
-from hf_internimage.hub import main as hub
+from hf_internimage.hub import upload as hub
 from hf_internimage.training.classification import evaluate_checkpoint
 from hf_internimage.training.classification import main as classification
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
@@ -33,6 +33,7 @@ from hf_internimage.training.interrupt import saving_on_interrupt
 from hf_internimage.training.run import RunArguments
 from hf_internimage.training.segmentation import main as segmentation
 from hf_internimage.training.trainer import last_complete_checkpoint
+from hf_internimage_cli.main import main
 
 
 class Noise(Dataset):
@@ -86,19 +87,19 @@ def test_ctrl_c_names_what_goes_on(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("module", "step", "arguments"),
     [
-        (conversion, "prepare", ["a.pth", "b"]),
-        (hub, "_load_model", ["model", "name"]),
-        (evaluate_checkpoint, "evaluate_model", ["--model=model", "--validation_dir=images"]),
+        (conversion, "prepare", ["convert", "a.pth", "b"]),
+        (hub, "_load_model", ["push", "me/model", "name"]),
+        (evaluate_checkpoint, "evaluate_model", ["evaluate", "me/model", "--task=classification", "--validation_dir=."]),
     ],
-    ids=["convert_checkpoint", "push_to_hub", "evaluate"],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_ctrl_c_is_one_line_in_the_other_scripts(module, step, arguments, monkeypatch, tmp_path, capsys):
+def test_ctrl_c_is_one_line_in_the_other_commands(module, step, arguments, monkeypatch, tmp_path, capsys):
     def stop(*args):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, step, stop)
-    assert module.main(arguments) == 130
+    assert main(arguments) == 130
     error = capsys.readouterr().err
     assert "interrupted" in error
     assert len(error.splitlines()) == 1
@@ -172,6 +173,8 @@ def test_ctrl_c_twice_stops_at_once(tmp_path):
 )
 @pytest.mark.slow
 def test_a_missing_package_is_named_with_what_installs_it(script, package, extra, tmp_path):
+    model = ["me/model", "--task=classification"] if script == "evaluate.py" else ["--size=t", "--train_dir=."]
+    arguments = [*model, "--validation_dir=."]
     code = f"""
 import runpy, sys
 from importlib.machinery import PathFinder
@@ -182,7 +185,7 @@ class Finder(PathFinder):
         return None if name == {package!r} else super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
-sys.argv = ["script", "--train_dir=absent", "--use_cpu=true"]
+sys.argv = ["script", *{arguments!r}]
 runpy.run_path({str(SCRIPTS / script)!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
@@ -413,7 +416,7 @@ def test_settings_of_files_and_options(tmp_path):
         ("a: [", r"a\.yaml cannot be read: while parsing"),
         ("- a", r"a\.yaml holds no settings, expected lines"),
         ("", r"a\.yaml holds no settings, expected lines"),
-        ("zeta: 1\nalpha: 2", r"a\.yaml has the unknown setting 'alpha'; --help lists all"),
+        ("zeta: 1\nalpha: 2", r"a\.yaml has the unknown setting 'alpha'; --help-all lists all"),
         ("seed: many", "seed.*many|invalid int"),
     ],
 )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Conversion of checkpoints of the original release, of every system, into models of transformers.
 
-`main` is the command line. `inputs` reads the files that its options name, `prepare` makes a model and its image
+`convert` does it all. `inputs` reads the files that its options name, `prepare` makes a model and its image
 processor of them, and `output` writes both. `systems` is the table of systems; each system has a module of functions on
 names, shapes and tensors. The functions exported here are those of the image classifier and those that all systems use.
 """

@@ -34,7 +34,7 @@ _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a conversion, as the command line of `main` gives them; None for an option that is not given."""
+    """Options of a conversion, as the command line gives them; None for an option that is not given."""
 
     source: Path
     size: str | None = None

@@ -236,7 +236,7 @@ def evaluated_card(
     dataset: str | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> ModelCard:
-    """Return the card of a classifier that was evaluated by `scripts/evaluate.py` or at the end of a training.
+    """Return the card of a classifier that was evaluated by `hf-internimage evaluate` or at the end of a training.
 
     Args:
         result: the evaluation's JSON: `dataset` (name, config, split, revision), `samples`, `metrics` (top1 and

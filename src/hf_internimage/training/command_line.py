@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Read the training scripts' command lines and files of settings, and run the scripts with errors as text."""
+"""Read the trainings' command lines and files of settings, and run the trainings with errors as text."""
 
 import json
 import os
 import re
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..hub.tokens import without_tokens
 from .trainer import accumulation_steps, last_complete_checkpoint
 
 SETTINGS_ENDINGS = (".yaml", ".yml", ".json")
-# Defaults of all scripts where they differ from transformers' own.
+# Defaults of all tasks where they differ from transformers' own.
 DEFAULTS: dict[str, Any] = {
     "remove_unused_columns": False,  # the image's column is not an argument of the model
     "report_to": "tensorboard",
@@ -36,6 +36,14 @@ DEFAULTS: dict[str, Any] = {
     "dataloader_pin_memory": torch.accelerator.is_available(),
     "hub_strategy": "end",
 }
+# Settings that choose a model: where a later file or the command line has one of the first, it replaces all of the second.
+_CHOICES = (
+    (
+        ("model_name_or_path", "backbone", "size", "model_type"),
+        ("model_name_or_path", "backbone", "size", "model_type", "config_overrides", "model_revision"),
+    ),
+    (("model_name_or_path", "head"), ("model_name_or_path", "head", "head_overrides")),
+)
 _LOST_PEER = re.compile(r"closed by peer|reset by peer|gloo|NCCL|timed? ?out|DistBackend", re.IGNORECASE)
 
 
@@ -53,16 +61,18 @@ AnyArguments = TypeVar("AnyArguments", bound=ScriptArguments)
 
 
 def parse(
-    kind: type[AnyArguments], argv: list[str], description: str | None, defaults: Mapping[str, Any]
+    kind: type[AnyArguments], argv: list[str], command: str, description: str | None, defaults: Mapping[str, Any]
 ) -> AnyArguments:
     """Read the arguments from files of settings and the command line.
 
-    Files (YAML or JSON) come first. A later file overrides an earlier one, and options override all files. Without
-    do_train, do_eval and do_predict, a script trains and evaluates.
+    Files (YAML or JSON) come first. A later file overrides an earlier one, and options override all files. A later choice
+    of a model replaces the whole earlier one: type, size, checkpoint and overrides. Without do_train, do_eval and
+    do_predict, a task trains and evaluates.
 
     Args:
         kind: dataclass whose fields are the dataclasses of arguments; one is `training`.
-        argv: without the script's name.
+        argv: without the command's name.
+        command: its name, for `--help` and errors.
         description: text of `--help`.
         defaults: values that differ from the dataclasses' and from `DEFAULTS`.
 
@@ -72,12 +82,14 @@ def parse(
     kinds = [group.type for group in fields(kind)]  # type: ignore[arg-type]
     parser = HfArgumentParser(
         kinds,  # type: ignore[arg-type]
+        prog=command,
         usage="%(prog)s [SETTINGS.yaml ...] [options]",
         description=description,
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.set_defaults(**{**DEFAULTS, **defaults})
     known = {action.dest for action in parser._actions}
+    initial = {name: parser.get_default(name) for name in known}
     while argv and argv[0].endswith(SETTINGS_ENDINGS):
         path = Path(argv[0])
         try:
@@ -88,10 +100,12 @@ def parse(
         if not isinstance(settings, dict):
             raise UsageError(f"{path} holds no settings, expected lines such as `learning_rate: 1e-4`.")
         if unknown := sorted(set(settings) - known):
-            raise UsageError(f"{path} has the unknown setting {unknown[0]!r}; --help lists all.")
+            raise UsageError(f"{path} has the unknown setting {unknown[0]!r}; --help-all lists all.")
+        _forget_replaced(parser, {name for name, value in settings.items() if value is not None}, initial)
         # As text, so that the parser converts and checks them as it does the command line's.
         parser.set_defaults(**{name: _as_argument(value) for name, value in settings.items()})
         argv = argv[1:]
+    _forget_replaced(parser, _given(parser, argv), initial)
     # Trainer's arguments turn do_eval on by themselves.
     actions = ("do_train", "do_eval", "do_predict")
     parser.set_defaults(**{name: parser.get_default(name) or None for name in actions})
@@ -115,6 +129,21 @@ def parse(
         return kind(*parser.parse_args_into_dataclasses(args=argv))
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _given(parser: HfArgumentParser, argv: list[str]) -> set[str]:
+    """Return the names of the options that a command line has."""
+    absent = object()
+    names = [action.dest for action in parser._actions]
+    chosen = parser.parse_known_args(argv, Namespace(**dict.fromkeys(names, absent)))[0]
+    return {name for name in names if getattr(chosen, name) is not absent}
+
+
+def _forget_replaced(parser: HfArgumentParser, given: set[str], initial: Mapping[str, Any]) -> None:
+    """Set the defaults back that earlier settings gave to the choice of a model, where these names make a new one."""
+    for makers, members in _CHOICES:
+        if given.intersection(makers):
+            parser.set_defaults(**{name: initial[name] for name in members if name in initial and name not in given})
 
 
 def count_devices(use_cpu: bool) -> int:

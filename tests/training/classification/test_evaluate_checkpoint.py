@@ -218,7 +218,7 @@ def test_errors_are_one_line(options, message, work, tmp_path, capsys):
     arguments = ["--model", work / "model", "--validation_dir", work / "data", "--output", output, *options]
     assert run(*arguments) == 1
     error = capsys.readouterr().err.strip()
-    assert error.startswith("evaluate.py: error:")
+    assert error.startswith("error:")
     assert message in error
     assert "\n" not in error
     assert not output.exists()
@@ -353,10 +353,10 @@ def test_one_process_prints_and_writes(rank, shown, tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (ValueError("two\n lines"), "evaluate.py: error: two lines\n"),
-        (OSError("with hf_abcdefghij0123456789"), "evaluate.py: error: with [token]\n"),
-        (BackendError("none"), "evaluate.py: error: none\n"), (SafetensorError("cut"), "evaluate.py: error: cut\n"),
-        (ModuleNotFoundError("x", name="a"), 'evaluate.py: error: a is missing: pip install "hf-internimage[train]"\n'),
+        (ValueError("two\n lines"), "error: two lines\n"),
+        (OSError("with hf_abcdefghij0123456789"), "error: with [token]\n"),
+        (BackendError("none"), "error: none\n"), (SafetensorError("cut"), "error: cut\n"),
+        (ModuleNotFoundError("x", name="a"), 'error: a is missing: pip install "hf-internimage[train]"\n'),
     ],
 )  # fmt: skip
 def test_errors_of_an_evaluation(error, text, monkeypatch, capsys):

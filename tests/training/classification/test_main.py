@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from support.golden_data import tiny_config
 from support.loading import WITHOUT_THE_PACKAGE, run_python
 from support.loopback_hub import loopback_hub  # noqa: F401
-from support.paths import SCRIPTS, TESTS
+from support.paths import RECIPE_FOLDER, TESTS
 from support.training_scripts import as_arguments, only_labels
 from transformers import (
     AutoImageProcessor,
@@ -35,7 +35,7 @@ from hf_internimage.training.classification.evaluation import training_facts
 from hf_internimage.training.classification.trainer import ClassificationRecipe
 from hf_internimage.training.images import target_size
 
-RECIPES = sorted((SCRIPTS / "recipes").glob("*.yaml"))
+RECIPES = sorted((RECIPE_FOLDER / "classification").glob("*.yaml"))
 SMALL = '{"channels": 16, "depths": [1, 1], "groups": [1, 2]}'
 
 
@@ -120,7 +120,7 @@ TABLE = {
 @pytest.mark.parametrize("size", TABLE)
 def test_recipes_are_the_originals(size, tmp_path):
     arguments = script.read_arguments(
-        [str(SCRIPTS / "recipes" / f"{size}.yaml"), "--train_dir=images", f"--output_dir={tmp_path}", "--bf16=false"]
+        [str(RECIPE_FOLDER / "classification" / f"{size}.yaml"), "--train_dir=images", f"--output_dir={tmp_path}", "--bf16=false"]
     )
     training, recipe, augmentation = arguments.training, arguments.recipe, arguments.augmentation
     assert (
@@ -342,7 +342,7 @@ def test_evaluation_of_other_classes_is_refused(trained, digits, tmp_path, capsy
     shutil.copytree(digits / "validation", tmp_path / "other")
     (tmp_path / "other" / "zero").rename(tmp_path / "other" / "a zero")
     assert script.main([*arguments, "--do_eval", f"--validation_dir={tmp_path / 'other'}"]) == 1
-    assert "use scripts/evaluate.py, which matches them by name" in capsys.readouterr().err
+    assert "use `hf-internimage evaluate`, which matches them by name" in capsys.readouterr().err
     assert script.main([*settings(digits, tmp_path, train_dir=None), "--do_eval"]) == 1
     assert "there has to be a checkpoint" in capsys.readouterr().err
 
@@ -375,7 +375,7 @@ def test_training_anew_does_not_overwrite(trained, digits, capsys):
 
 def test_fine_tuning_with_the_recipe(trained, digits, tmp_path):
     output = tmp_path / "tuned"
-    recipe = str(SCRIPTS / "recipes" / "finetune.yaml")
+    recipe = str(RECIPE_FOLDER / "classification" / "finetune.yaml")
     arguments = settings(digits, output, model_name_or_path=trained, config_overrides=None, num_train_epochs=1)
     arguments += ["--dataloader_num_workers=2", "--class_weighting", "--bad_images=list"]
     assert script.main([recipe, *arguments]) == 0

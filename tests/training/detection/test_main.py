@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from support.detection_scenes import NAMES, coco, load, scene, write
 from support.loading import WITHOUT_THE_PACKAGE, run_python
 from support.loopback_hub import loopback_hub  # noqa: F401
-from support.paths import SCRIPTS, TESTS
+from support.paths import RECIPE_FOLDER, TESTS
 from support.training_scripts import as_arguments, only_labels
 from transformers import AutoModelForObjectDetection, TrainingArguments, pipeline
 from transformers.utils import ModelOutput
@@ -34,7 +34,7 @@ from hf_internimage.training.detection.plots import draw_boxes
 from hf_internimage.training.detection.trainer import DetectionTrainer
 from hf_internimage.training.system_trainer import SystemRecipe
 
-RECIPES = sorted((SCRIPTS / "recipes" / "detection").glob("*.yaml"))
+RECIPES = sorted((RECIPE_FOLDER / "detection").glob("*.yaml"))
 SMALL = '{"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}'
 HEAD = {
     "d_model": 32, "num_feature_levels": 3, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32,
@@ -155,7 +155,7 @@ def test_recipes_are_settings_of_the_script(recipe, tmp_path):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_recipes_are_the_originals(name, tmp_path):
-    recipe = SCRIPTS / "recipes" / "detection" / f"{name}.yaml"
+    recipe = RECIPE_FOLDER / "detection" / f"{name}.yaml"
     arguments = script.read_arguments([str(recipe), "--train_dir=images", f"--output_dir={tmp_path}", "--use_cpu=true"])
     training, own, augmentation = arguments.training, arguments.recipe, arguments.augmentation
     expected = TABLE[name]

@@ -14,7 +14,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from support.paths import SCRIPTS
+from support.paths import RECIPE_FOLDER
 from support.segmentation_scenes import NAMES, scene, write_all
 from support.segmentation_scenes import arguments as data_arguments
 from support.training_scripts import as_arguments, only_labels
@@ -37,7 +37,7 @@ from hf_internimage.training.segmentation.evaluation import _segment as segment_
 from hf_internimage.training.segmentation.trainer import MEAN_IOU, SegmentationTrainer
 from hf_internimage.training.system_trainer import SystemRecipe
 
-RECIPES = sorted((SCRIPTS / "recipes" / "segmentation").glob("*.yaml"))
+RECIPES = sorted((RECIPE_FOLDER / "segmentation").glob("*.yaml"))
 SMALL = '{"channels": 16, "depths": [1, 1, 1, 1], "groups": [1, 2, 4, 8]}'
 
 
@@ -102,7 +102,7 @@ TABLE = {
 
 @pytest.mark.parametrize("recipe", TABLE)
 def test_recipes_are_the_originals(recipe, tmp_path):
-    file = SCRIPTS / "recipes" / "segmentation" / f"{recipe}.yaml"
+    file = RECIPE_FOLDER / "segmentation" / f"{recipe}.yaml"
     arguments = script.read_arguments([str(file), "--train_dir=images", f"--output_dir={tmp_path}", "--bf16=false"])
     training, augmentation = arguments.training, arguments.augmentation
     crop, *_ = TABLE[recipe]
@@ -172,7 +172,7 @@ def test_windows_are_refused_where_every_process_has_a_part_of_the_model():
 
 def test_the_small_recipe_is_small():
     arguments = script.read_arguments(
-        [str(SCRIPTS / "recipes" / "segmentation" / "scenes.yaml"), "--train_dir=images", "--use_cpu=true"]
+        [str(RECIPE_FOLDER / "segmentation" / "scenes.yaml"), "--train_dir=images", "--use_cpu=true"]
     )
     with torch.device("meta"):
         model = script.build_model(arguments.model, only_labels(["background", *"abcdefghij"]))

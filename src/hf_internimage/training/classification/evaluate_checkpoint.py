@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Measure an image classifier on a data set: top-1 and top-5 accuracy, loss, images a second.
 
-Takes any checkpoint that AutoModelForImageClassification loads, and any data that run_image_classification.py takes.
+Takes any checkpoint that AutoModelForImageClassification loads, and any data that the training takes.
 Classes of the data are matched to the model's classes by name (see --match_labels). Needs the extra `train`.
 
-    python scripts/evaluate.py --model OpenGVLab/internimage_t_1k_224 --dataset_name ILSVRC/imagenet-1k --output t.json
-    python scripts/evaluate.py --model out --validation_dir images/validation --dtype bfloat16 --batch_size 64
-    accelerate launch --num_processes 8 scripts/evaluate.py --model out --validation_dir images/validation
+    hf-internimage evaluate OpenGVLab/internimage_t_1k_224 --dataset_name ILSVRC/imagenet-1k
+    hf-internimage evaluate out --validation_dir images/validation --dtype bfloat16 --batch_size 64
+    torchrun --nproc-per-node 8 -m hf_internimage evaluate out --validation_dir images/validation
 """
 
 import os
@@ -254,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Return 0, or 1 after one sentence on stderr; wrong arguments exit with 2."""
     parser = HfArgumentParser(
         (EvaluationArguments, ClassificationDataArguments),  # type: ignore[arg-type]
+        prog="hf-internimage evaluate",
         description=__doc__,
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -269,9 +270,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted.\n")
         return 130
     except ImportError as error:
-        sys.stderr.write(f"evaluate.py: error: {missing_extra(error)}\n")
+        sys.stderr.write(f"error: {missing_extra(error)}\n")
         return 1
     except (ValueError, OSError, BackendError, SafetensorError) as error:
-        sys.stderr.write(f"evaluate.py: error: {without_tokens(' '.join(str(error).split()))}\n")
+        sys.stderr.write(f"error: {without_tokens(' '.join(str(error).split()))}\n")
         return 1
     return 0

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 r"""Train or fine-tune an image classifier by InternImage's recipe, on any data set, on one device or many.
 
-    python scripts/run_image_classification.py scripts/recipes/finetune.yaml --train_dir images --output_dir out
-    accelerate launch --config_file scripts/accelerate/ddp.yaml scripts/run_image_classification.py \
-        scripts/recipes/t.yaml --dataset_name ILSVRC/imagenet-1k --output_dir out
+    hf-internimage train classification --recipe finetune --train_dir images --output_dir out
+    torchrun --nproc-per-node 8 -m hf_internimage train classification --recipe t \
+        --dataset_name ILSVRC/imagenet-1k --output_dir out
 
-Put settings files (YAML or JSON) first. A later file overrides an earlier one, and options override all files. The same
+Settings come from recipes, then from files (YAML or JSON), then from options; later ones override earlier ones. The same
 command again continues an interrupted training from its last complete checkpoint. At the end the output folder holds
 the model, its image processor, its card, the metrics as JSON, and pictures of the training, the confusions and the
 worst mistakes. Needs the extra `train`.
@@ -67,6 +67,8 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.size is None:
             return
+        if self.model_name_or_path is not None:
+            raise ValueError("model_name_or_path and size are both set; choose one of them.")
         if self.model_type not in auto.model_types("AutoModelForImageClassification"):
             raise ValueError(f"size={self.size} is InternImage's: use config_overrides for {self.model_type}.")
         auto.load(auto.MODELS[self.model_type].config).from_size(self.size)  # refuses a wrong one before data are read
@@ -90,7 +92,7 @@ class RunArguments(SharedRunArguments):
     check_data: bool = field(default=False, metadata={"help": "Deprecated: the same as --bad_images list."})
 
 
-# Defaults that differ from the other scripts' and transformers' own.
+# Defaults that differ from the other tasks' and transformers' own.
 DEFAULTS: dict[str, Any] = {
     "output_dir": "image_classification_output",
     "lr_scheduler_type": "cosine",
@@ -118,7 +120,7 @@ class ScriptArguments:
 
 def read_arguments(argv: list[str]) -> ScriptArguments:
     """Read the arguments from files of settings and the command line."""
-    return parse(ScriptArguments, argv, __doc__, DEFAULTS)
+    return parse(ScriptArguments, argv, "hf-internimage train classification", __doc__, DEFAULTS)
 
 
 def build_model(arguments: ModelArguments, data: ClassificationData) -> PreTrainedModel:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 r"""Train, fine-tune or evaluate an object detector with an InternImage by the original's recipes.
 
-    python scripts/run_object_detection.py scripts/recipes/detection/dino_t.yaml --output_dir out \
+    hf-internimage train detection --recipe dino_t --output_dir out \
         --train_dir coco/train2017 --train_annotations coco/annotations/instances_train2017.json \
         --validation_dir coco/val2017 --validation_annotations coco/annotations/instances_val2017.json
-    python scripts/run_object_detection.py --do_eval --model_name_or_path out --output_dir scores \
+    hf-internimage evaluate out --output_dir scores \
         --validation_dir coco/val2017 --validation_annotations coco/annotations/instances_val2017.json
 
-Put settings files (YAML or JSON) first. A later file overrides an earlier one, and options override all files. The same
+Settings come from recipes, then from files (YAML or JSON), then from options; later ones override earlier ones. The same
 command again continues an interrupted training from its last complete checkpoint. A model is DINO or a head of
 transformers on an InternImage (--head, and --backbone with pretrained weights or --size), or any detector of
 transformers (--model_name_or_path). Scores are COCO's, at the images' own size. At the end the output folder holds the
@@ -91,7 +91,7 @@ class RunArguments(SharedRunArguments):
     overlay_threshold: float = field(default=0.4, metadata={"help": "Least score of a box that is drawn."})
 
 
-# Defaults that differ from the other scripts' and transformers' own.
+# Defaults that differ from the other tasks' and transformers' own.
 DEFAULTS: dict[str, Any] = {
     "output_dir": "object_detection_output",
     "lr_scheduler_type": "constant_with_warmup",
@@ -115,7 +115,7 @@ class ScriptArguments:
 
 def read_arguments(argv: list[str]) -> ScriptArguments:
     """Read the arguments from files of settings and the command line."""
-    return parse(ScriptArguments, argv, __doc__, DEFAULTS)
+    return parse(ScriptArguments, argv, "hf-internimage train detection", __doc__, DEFAULTS)
 
 
 def build_model(arguments: ModelArguments, data: DetectionData) -> PreTrainedModel:

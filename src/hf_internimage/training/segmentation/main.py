@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: MIT
 r"""Train, fine-tune or evaluate semantic segmentation with an InternImage by the original's recipes.
 
-    python scripts/run_semantic_segmentation.py scripts/recipes/segmentation/upernet_t.yaml \
-        --train_dir ade20k/training --validation_dir ade20k/validation --label_names_file names.txt --output_dir out
-    python scripts/run_semantic_segmentation.py --do_eval --model_name_or_path out --validation_dir ade20k/validation \
-        --tta_ratios 0.75 1.0 1.25 --tta_flip --output_dir scores
+    hf-internimage train segmentation --recipe upernet_t --train_dir ade20k/training \
+        --validation_dir ade20k/validation --label_names_file names.txt --output_dir out
+    hf-internimage evaluate out --validation_dir ade20k/validation --tta_ratios 0.75 1.0 1.25 --tta_flip
 
-Put settings files (YAML or JSON) first. A later file overrides an earlier one, and options override all files. The same
+Settings come from recipes, then from files (YAML or JSON), then from options; later ones override earlier ones. The same
 command again continues an interrupted training from its last complete checkpoint. A model is a head of transformers on
 an InternImage (--head, and --backbone with pretrained weights or --size), or any segmenter of transformers
 (--model_name_or_path). Scores during the training (eval_mean_iou in training.png) are at the size that the image
@@ -62,7 +61,7 @@ class ModelArguments(SystemModelArguments):
     )
 
 
-# Defaults that differ from the other scripts' and transformers' own.
+# Defaults that differ from the other tasks' and transformers' own.
 DEFAULTS: dict[str, Any] = {
     "output_dir": "semantic_segmentation_output",
     "lr_scheduler_type": "polynomial",
@@ -89,7 +88,7 @@ class ScriptArguments:
 
 def read_arguments(argv: list[str]) -> ScriptArguments:
     """Read the arguments from files of settings and the command line."""
-    return parse(ScriptArguments, argv, __doc__, DEFAULTS)
+    return parse(ScriptArguments, argv, "hf-internimage train segmentation", __doc__, DEFAULTS)
 
 
 def build_model(arguments: ModelArguments, data: SegmentationData) -> PreTrainedModel:
@@ -196,7 +195,7 @@ def run(arguments: ScriptArguments) -> None:
         UsageError: for do_predict, and as `run_training`.
     """
     if arguments.training.do_predict:
-        raise UsageError("do_predict is not a part of this script: use do_eval with validation_dir.")
+        raise UsageError("do_predict is no part of this task: use do_eval with validation_dir.")
     if arguments.data.reduce_labels is None:
         arguments.data.reduce_labels = getattr(load_processor(arguments.model), "do_reduce_labels", False)
     run_training(arguments, TASK)

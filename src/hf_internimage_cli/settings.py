@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""Check the settings of trainings and evaluations before torch is imported.
+
+The tasks check everything again, and completely, when they read their arguments.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .names import SIZES
+from .usage import UsageError
+
+SETTINGS_ENDINGS = (".yaml", ".yml", ".json")
+_MODEL_SOURCES = ("model_name_or_path", "backbone", "size")
+
+
+def setting_names(task: str) -> set[str]:
+    """Return the names of all settings of a task: the fields of dataclasses in the sources that have a help text."""
+    sources = [_source_folder("transformers") / "training_args.py"]
+    training = _source_folder("hf_internimage") / "training"
+    for folder in (training, training / task):
+        sources += sorted(folder.glob("*.py"))
+    return {name for source in sources for name in _fields(ast.parse(source.read_text(encoding="utf-8")))}
+
+
+def _source_folder(package: str) -> Path:
+    spec = find_spec(package)  # does not import it
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    return Path(spec.origin).parent
+
+
+def _fields(tree: ast.Module) -> Iterator[str]:
+    """Yield the names that are assigned `field(..., metadata=...)` in classes."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.value, ast.Call):
+            continue
+        if isinstance(node.target, ast.Name) and any(part.arg == "metadata" for part in node.value.keywords):
+            yield node.target.id
+
+
+def check_names(names: Sequence[str], task: str, *, where: str = "") -> None:
+    """Raise UsageError for the first name that is no setting of the task.
+
+    Args:
+        names: as in files of settings, or options such as --learning_rate.
+        where: what has them, for the message.
+    """
+    known = setting_names(task) if names else set()
+    for name in names:
+        setting = name.removeprefix("--").replace("-", "_")
+        is_beginning = name.startswith("--") and any(other.startswith(setting) for other in known)
+        if setting in known or is_beginning or (setting.startswith("no_") and setting[3:] in known):
+            continue
+        close = get_close_matches(setting, known, n=1)
+        dashes = "--" if name.startswith("--") else ""
+        guess = f"did you mean {dashes}{close[0]}? " if close else ""
+        raise UsageError(f"{where}{name} is no setting of {task}; {guess}--help-all lists all.")
+
+
+def read_settings(path: str | Path, task: str) -> dict[str, Any]:
+    """Return the settings in a file; an empty object for what only the task itself can refuse.
+
+    Raises:
+        UsageError: for a file that is missing, and a name that is no setting.
+    """
+    import yaml
+
+    if not Path(path).is_file():
+        raise UsageError(f"there is no file of settings {path}.")
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    if not isinstance(settings, dict):
+        return {}
+    check_names([str(name) for name in settings], task, where=f"{path}: ")
+    return settings
+
+
+def check_model(settings: Mapping[str, Any], where: str) -> None:
+    """Raise UsageError for a wrong size, two sources of one model, and a folder that is not there.
+
+    Args:
+        settings: those of one file, or of the command line.
+        where: what has them, for the message.
+    """
+    size = settings.get("size")
+    if size is not None and size not in SIZES:
+        raise UsageError(f"{where}size is {size!r}, expected one of {', '.join(SIZES)}.")
+    sources = [name for name in _MODEL_SOURCES if settings.get(name) is not None]
+    if len(sources) > 1:
+        raise UsageError(f"{where}{sources[0]} and {sources[1]} are both set; choose one of them.")
+    for name in ("model_name_or_path", "backbone"):
+        check_model_name(settings.get(name), where=f"{where}{name} ")
+
+
+def check_model_name(name: Any, where: str = "") -> None:
+    """Raise UsageError for a name that can only be that of a folder, and there is none."""
+    if not isinstance(name, str) or Path(name).exists():
+        return
+    if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:
+        raise UsageError(f"{where}{name} is no folder; give that of a saved model, or a repository such as me/model.")
+
+
+def check_data(settings: Mapping[str, Any]) -> None:
+    """Raise UsageError for settings without data, or with a folder or file that is not there.
+
+    Args:
+        settings: those of all files and the command line.
+    """
+    folders = [f"{split}_dir" for split in ("train", "validation", "test") if settings.get(f"{split}_dir") is not None]
+    dataset = settings.get("dataset_name")
+    if dataset is None and not folders:
+        raise UsageError("there are no data: give --train_dir DIR (and --validation_dir DIR), or --dataset_name NAME.")
+    if dataset is not None and folders:
+        raise UsageError(f"dataset_name and {folders[0]} are both set; choose one of them.")
+    for name in folders:
+        if not Path(str(settings[name])).is_dir():
+            raise UsageError(f"{name} is {settings[name]}, which is not a folder.")
+    for name in ("train_annotations", "validation_annotations", "test_annotations", "label_names_file"):
+        if settings.get(name) is not None and not Path(str(settings[name])).is_file():
+            raise UsageError(f"{name} is {settings[name]}, which is not a file.")
+
+
+def option_values(arguments: Sequence[str]) -> dict[str, str]:
+    """Return name -> value of the options in arguments, as `--name value` or `--name=value`; "" for a flag."""
+    values = {}
+    for argument, after in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            values[name.replace("-", "_")] = value if equals or after.startswith("--") else after
+    return values
+
+
+__all__ = [
+    "SETTINGS_ENDINGS",
+    "check_data",
+    "check_model",
+    "check_model_name",
+    "check_names",
+    "option_values",
+    "read_settings",
+    "setting_names",
+]
