@@ -13,8 +13,9 @@ INTERRUPTED = "; nothing was written"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the two paths and the options."""
-    parser.epilog = f"""The tensors tell the architecture, and the name of the file tells the test settings. Every tensor's name and shape is
-checked before anything is written, and the folder appears complete or not at all.
+    parser.epilog = f"""The tensors tell the architecture, and the name of the file tells the test settings.
+Every tensor's name and shape is checked before anything is written, and the folder
+appears complete or not at all.
 
 examples:
   {parser.prog} internimage_t_1k_224.pth internimage-t
@@ -50,11 +51,10 @@ examples:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and print what the checkpoint is."""
-    import torch
     from transformers.utils import logging
 
     from hf_internimage.conversion.convert import convert
-    from hf_internimage.conversion.inputs import Options
+    from hf_internimage.conversion.inputs import DTYPES, Options
 
     logging.disable_progress_bar()
     options = Options(
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         num_labels=args.num_labels,
         head_map=args.head_map,
         checkpoint=args.checkpoint,
-        dtype=getattr(torch, args.dtype),
+        dtype=DTYPES[args.dtype],
     )
     print("\n".join([*convert(options, args.destination), f"written to {args.destination}"]))
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from .names import BACKENDS, DTYPES, TASKS
 from .settings import check_data, check_model_name, check_names, option_values
-from .usage import ForwardingParser, UsageError, positive_integer
+from .usage import Parser, UsageError, positive_integer
 
 HELP = "measure the accuracy, mIoU or mAP of a model on a data set"
 _BACKEND_VARIABLE = "HF_INTERNIMAGE_BACKEND"
@@ -25,8 +25,9 @@ _TASK_OF_CLASS = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add the options that are usual for all tasks; others are handed on to the task."""
+    parser.forwards = True
     parser.usage = f"{parser.prog} MODEL (--validation_dir DIR | --dataset_name NAME) [options]"
     parser.epilog = f"""results:
   {_RESULT} in the output folder holds the scores and all that is needed to repeat the evaluation;

@@ -81,8 +81,9 @@ def _one_line(error: Exception) -> str:
 
 def _missing_package(error: ImportError) -> str:
     """Return one line that names the package whose import failed, and the command that installs it."""
-    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in ("hf_internimage",):
-        return f'{error.name} is missing: pip install "hf-internimage[train]"'
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if name and name.partition(".")[0] != "hf_internimage":
+        return f'{name} is missing: pip install "hf-internimage[train]"'
     return _one_line(error)
 
 

@@ -21,6 +21,6 @@ HEADS = {
     ),
 }
 DTYPES = ("float32", "bfloat16", "float16")
-BACKENDS = ("cuda", "hub", "triton", "cpu", "torch")
+BACKENDS = ("hub", "cuda", "triton", "cpu", "torch")
 
 __all__ = ["BACKENDS", "DTYPES", "HEADS", "SIZES", "TASKS"]

@@ -13,8 +13,9 @@ INTERRUPTED = "; the same command starts again"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, the repository and the options."""
-    parser.epilog = f"""The token is that of `hf auth login`, or HF_TOKEN. An image processor in the model's folder is uploaded, too, and a
-README.md there is the model's card, unless --result or --license ask for a new one.
+    parser.epilog = f"""The token is that of `hf auth login`, or HF_TOKEN. An image processor in the model's
+folder is uploaded, too, and a README.md there is the model's card, unless --result or
+--license ask for a new one.
 
 examples:
   {parser.prog} out my-internimage --private

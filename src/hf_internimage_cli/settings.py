@@ -22,8 +22,9 @@ def setting_names(task: str) -> set[str]:
     """Return the names of all settings of a task: the fields of dataclasses in the sources that have a help text."""
     sources = [_source_folder("transformers") / "training_args.py"]
     training = _source_folder("hf_internimage") / "training"
-    for folder in (training, training / task):
-        sources += sorted(folder.glob("*.py"))
+    sources += [*training.glob("*.py"), *(training / task).glob("*.py")]
+    if task == "classification":
+        sources = [source for source in sources if not source.name.startswith("system_")]
     return {name for source in sources for name in _fields(ast.parse(source.read_text(encoding="utf-8")))}
 
 
@@ -53,8 +54,7 @@ def check_names(names: Sequence[str], task: str, *, where: str = "") -> None:
     known = setting_names(task) if names else set()
     for name in names:
         setting = name.removeprefix("--").replace("-", "_")
-        is_beginning = name.startswith("--") and any(other.startswith(setting) for other in known)
-        if setting in known or is_beginning or (setting.startswith("no_") and setting[3:] in known):
+        if setting in known or (setting.startswith("no_") and setting[3:] in known):
             continue
         close = get_close_matches(setting, known, n=1)
         dashes = "--" if name.startswith("--") else ""
@@ -130,7 +130,7 @@ def check_data(settings: Mapping[str, Any]) -> None:
 def option_values(arguments: Sequence[str]) -> dict[str, str]:
     """Return name -> value of the options in arguments, as `--name value` or `--name=value`; "" for a flag."""
     values = {}
-    for argument, after in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, after in zip(arguments, [*arguments[1:], "--"], strict=False):
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             values[name.replace("-", "_")] = value if equals or after.startswith("--") else after

@@ -9,12 +9,13 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from .names import HEADS, SIZES, TASKS
 from .recipes import find_recipe, list_recipes
 from .settings import SETTINGS_ENDINGS, check_data, check_model, check_names, option_values, read_settings
-from .usage import ForwardingParser, Parser, UsageError, boolean, positive_integer, positive_number
+from .usage import Parser, UsageError, boolean, positive_integer
 
 HELP = "train or fine-tune a model on your own images, or by a recipe of the authors"
 _DESCRIPTIONS = {
@@ -22,6 +23,8 @@ _DESCRIPTIONS = {
     "segmentation": "train or fine-tune a model for semantic segmentation",
     "detection": "train or fine-tune an object detector",
 }
+_SETTINGS = """Settings come from recipes, then files (YAML or JSON), then options; later ones override earlier
+ones. The same command again goes on from the last checkpoint."""
 _FOLDERS = {
     "classification": "folder of training data: a folder of images for each class, or images with a metadata.csv",
     "segmentation": "folder of training data: images/, and masks/ with maps of the same names",
@@ -50,24 +53,25 @@ _OUTPUTS = {
 _CHOICES = {"backbone", "config_overrides", "do_eval", "do_predict", "head", "model_name_or_path", "model_type", "size"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add a command for each task."""
-    tasks = parser.add_subparsers(
-        title="tasks", metavar="TASK", dest="task", required=True, parser_class=ForwardingParser
-    )
+    tasks = parser.add_subparsers(title="tasks", metavar="TASK", dest="task", required=True)
     for task in TASKS:
-        recipes = "".join(f"\n  {name:20}{line}" for name, line in list_recipes(task))
         task_parser = tasks.add_parser(
             task,
             help=_DESCRIPTIONS[task],
             usage=f"{parser.prog} {task} [SETTINGS.yaml ...] [--recipe NAME] [options]",
-            description=f"{_DESCRIPTIONS[task].capitalize()}. Settings come from recipes, then from files (YAML or JSON), "
-            "then from options:\nlater ones override earlier ones. The same command again goes on from the last "
-            "checkpoint.",
-            epilog=f"recipes:{recipes}\n\nexamples:{_EXAMPLES[task]}",
+            description=f"{_DESCRIPTIONS[task].capitalize()}.\n\n{_SETTINGS}",
+            epilog=f"recipes:{_recipe_lines(task)}\n\nexamples:{_EXAMPLES[task]}",
         )
+        task_parser.forwards = True
         task_parser.set_defaults(prog=task_parser.prog)
         _add_options(task_parser, task)
+
+
+def _recipe_lines(task: str) -> str:
+    lines = ((name, shorten(line, 100, placeholder=" ...")) for name, line in list_recipes(task))
+    return "".join(f"\n  {name:20}{line}" for name, line in lines)
 
 
 def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
@@ -92,17 +96,19 @@ def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
     size_help = f"size of a new InternImage with random weights: {', '.join(SIZES)}"
     model.add("size", choices=SIZES, metavar="SIZE", help=size_help)
     if task == "classification":
-        model.add("image_size", type=positive_integer, metavar="PIXELS", help="side of the images; default: the model's")
+        model.add(
+            "image_size", type=positive_integer, metavar="PIXELS", help="side of the images; default: the model's"
+        )
     elif task == "detection":
         edge_help = "short side of the images; default: the model's"
         model.add("shortest_edge", type=positive_integer, metavar="PIXELS", help=edge_help)
 
     training = _Group(parser, "training")
-    training.add("num_train_epochs", 3, type=positive_number, metavar="N", help="passes over the training data")
+    training.add("num_train_epochs", 3, type=float, metavar="N", help="passes over the training data")
     batch_help = "images at a time on each device"
     batch_size = _BATCH_SIZES[task]
     training.add("per_device_train_batch_size", batch_size, type=positive_integer, metavar="N", help=batch_help)
-    training.add("learning_rate", 5e-5, type=positive_number, metavar="RATE", help="highest learning rate")
+    training.add("learning_rate", 5e-5, type=float, metavar="RATE", help="highest learning rate")
     training.add_flag("bf16", "compute in bfloat16, on GPUs that can")
     training.add_flag("use_cpu", "train on the CPU where there is a GPU, too")
 
@@ -172,6 +178,6 @@ def _check(args: argparse.Namespace, files: Sequence[Path]) -> None:
     if not files and not _CHOICES & given.keys():
         names = ", ".join(name for name, _ in list_recipes(args.task))
         raise UsageError(
-            f"choose what to train: --recipe NAME ({names}), --model_name_or_path MODEL, or --size SIZE for a new model."
+            f"choose what to train: --recipe NAME ({names}), --model_name_or_path MODEL, or --size SIZE for a new one."
         )
     check_data({**merged, **given})

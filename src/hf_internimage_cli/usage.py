@@ -3,6 +3,7 @@
 
 import argparse
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,13 +22,24 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and which takes `--image-size` and `--image_size` for the same option."""
+    """A parser whose errors are one line, and which takes `--image-size` and `--image_size` for the same option.
+
+    Attributes:
+        forwards: set it for a parser of the usual options of a command whose full parser needs torch. A parsed command
+            line then has all its arguments as `argv`, and those that belong to no usual option as `rest`.
+    """
+
+    forwards = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
-        return super().parse_known_args(None if args is None else self._with_known_names(args), namespace)
+        args = None if args is None else self._with_known_names(args)
+        parsed, rest = super().parse_known_args(args, namespace)
+        if self.forwards:
+            parsed.argv, parsed.rest, rest = args, rest, []
+        return parsed, rest
 
     def _with_known_names(self, args: Sequence[str]) -> list[str]:
         """Return the arguments with each unknown option replaced that is known with the other separator of words."""
@@ -40,20 +52,15 @@ class Parser(argparse.ArgumentParser):
             changed.append(name + equals + value)
         return changed
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        close = get_close_matches(str(value), map(str, action.choices), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(map(str, action.choices))}"
+        raise argparse.ArgumentError(action, f"invalid choice: {value!r}, {hint}")
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-class ForwardingParser(Parser):
-    """A parser of the usual options of a command whose full parser needs torch.
-
-    A parsed command line has all arguments as `argv`, and those that belong to no usual option as `rest`.
-    """
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
-        parsed, parsed.rest = super().parse_known_args(args, namespace)
-        parsed.argv = self._with_known_names(args)
-        return parsed, []
 
 
 def positive_integer(text: str) -> int:
@@ -63,17 +70,6 @@ def positive_integer(text: str) -> int:
     except ValueError:
         value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
-def positive_number(text: str) -> float:
-    """Return the number above 0 that an argument names; argparse shows the error for another one."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not value > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
 
@@ -103,7 +99,6 @@ def existing_folder(text: str) -> Path:
 
 
 __all__ = [
-    "ForwardingParser",
     "HelpFormatter",
     "Parser",
     "UsageError",
@@ -111,5 +106,4 @@ __all__ = [
     "existing_folder",
     "existing_path",
     "positive_integer",
-    "positive_number",
 ]

@@ -34,8 +34,8 @@ from hf_internimage import (
 )
 from hf_internimage.conversion import prepare_classifier
 from hf_internimage.conversion.inputs import read_checkpoint
-from hf_internimage_cli.main import main
 from hf_internimage.conversion.output import check_destination
+from hf_internimage_cli.main import main
 
 
 class RunsCode:

@@ -1,20 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Helpers of the tests of the training scripts."""
 
-import sys
 from types import SimpleNamespace
-
-from support.golden_data import load_module
-from support.paths import SCRIPTS
-
-
-def load_script(name):
-    """Return the script as a module, with sys.path as before: the script takes its folder off it."""
-    before = list(sys.path)
-    try:
-        return load_module(SCRIPTS / name)
-    finally:
-        sys.path[:] = before
 
 
 def only_labels(names, multi_label=False):

@@ -89,7 +89,11 @@ def test_ctrl_c_names_what_goes_on(tmp_path, capsys):
     [
         (conversion, "prepare", ["convert", "a.pth", "b"]),
         (hub, "_load_model", ["push", "me/model", "name"]),
-        (evaluate_checkpoint, "evaluate_model", ["evaluate", "me/model", "--task=classification", "--validation_dir=."]),
+        (
+            evaluate_checkpoint,
+            "evaluate_model",
+            ["evaluate", "me/model", "--task=classification", "--validation_dir=."],
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

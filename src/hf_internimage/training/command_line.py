@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "dataloader_pin_memory": torch.accelerator.is_available(),
     "hub_strategy": "end",
 }
-# Settings that choose a model: where a later file or the command line has one of the first, it replaces all of the second.
+# Settings that choose a model: a later file, or the command line, that has one of the first replaces all of the second.
 _CHOICES = (
     (
         ("model_name_or_path", "backbone", "size", "model_type"),
@@ -65,9 +65,9 @@ def parse(
 ) -> AnyArguments:
     """Read the arguments from files of settings and the command line.
 
-    Files (YAML or JSON) come first. A later file overrides an earlier one, and options override all files. A later choice
-    of a model replaces the whole earlier one: type, size, checkpoint and overrides. Without do_train, do_eval and
-    do_predict, a task trains and evaluates.
+    Files (YAML or JSON) come first. A later file overrides an earlier one, and options override all files. A later
+    choice of a model replaces the whole earlier one: type, size, checkpoint and overrides. Without do_train, do_eval
+    and do_predict, a task trains and evaluates.
 
     Args:
         kind: dataclass whose fields are the dataclasses of arguments; one is `training`.

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from support.golden_data import tiny_config
 from support.loading import WITHOUT_THE_PACKAGE, run_python
 from support.loopback_hub import loopback_hub  # noqa: F401
-from support.paths import RECIPE_FOLDER, TESTS
+from support.paths import RECIPE_FOLDER
 from support.training_scripts import as_arguments, only_labels
 from transformers import (
     AutoImageProcessor,
@@ -120,7 +120,12 @@ TABLE = {
 @pytest.mark.parametrize("size", TABLE)
 def test_recipes_are_the_originals(size, tmp_path):
     arguments = script.read_arguments(
-        [str(RECIPE_FOLDER / "classification" / f"{size}.yaml"), "--train_dir=images", f"--output_dir={tmp_path}", "--bf16=false"]
+        [
+            str(RECIPE_FOLDER / "classification" / f"{size}.yaml"),
+            "--train_dir=images",
+            f"--output_dir={tmp_path}",
+            "--bf16=false",
+        ]
     )
     training, recipe, augmentation = arguments.training, arguments.recipe, arguments.augmentation
     assert (
@@ -458,13 +463,9 @@ def test_pushing_and_loading_without_the_package(digits, tmp_path, loopback_hub)
     arguments += ["--push_to_hub=true", "--hub_model_id=hf-internimage-tests/digits", "--hub_private_repo=true"]
     run_python(
         f"""
-        import sys
-        from pathlib import Path
+        from hf_internimage_cli.main import main
 
-        sys.path.insert(0, {str(TESTS)!r})
-        from support.training_scripts import load_script
-        script = load_script("run_image_classification.py")
-        sys.exit(script.main({arguments!r}))
+        assert main(["train", "classification", *{arguments!r}]) == 0
         """,
         **environment,
     )

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from support.detection_scenes import NAMES, coco, load, scene, write
 from support.loading import WITHOUT_THE_PACKAGE, run_python
 from support.loopback_hub import loopback_hub  # noqa: F401
-from support.paths import RECIPE_FOLDER, TESTS
+from support.paths import RECIPE_FOLDER
 from support.training_scripts import as_arguments, only_labels
 from transformers import AutoModelForObjectDetection, TrainingArguments, pipeline
 from transformers.utils import ModelOutput
@@ -489,13 +489,9 @@ def test_pushing_and_loading_without_the_package(scenes, tmp_path, loopback_hub)
         """
     here = run_python(
         f"""
-        import sys
-        from pathlib import Path
+        from hf_internimage_cli.main import main
 
-        sys.path.insert(0, {str(TESTS)!r})
-        from support.training_scripts import load_script
-        script = load_script("run_object_detection.py")
-        assert script.main({arguments!r}) == 0
+        assert main(["train", "detection", *{arguments!r}]) == 0
         """
         + use.replace("MODEL", repr(str(tmp_path / "out"))),
         **environment,

@@ -260,7 +260,9 @@ def load_data(
         reader=ImageReader(arguments.max_image_pixels),
     )
     classes = f"the data's {len(data.label_names)}"
-    check_label_names(label_names, data.label_names, classes, "use `hf-internimage evaluate`, which matches them by name")
+    check_label_names(
+        label_names, data.label_names, classes, "use `hf-internimage evaluate`, which matches them by name"
+    )
     if isinstance(data.train, Dataset) and arguments.max_train_samples is None:
         empty = [data.label_names[index] for index in np.flatnonzero(data.class_counts() == 0)]
         if empty:

@@ -5,7 +5,7 @@ r"""Train or fine-tune an image classifier by InternImage's recipe, on any data 
     torchrun --nproc-per-node 8 -m hf_internimage train classification --recipe t \
         --dataset_name ILSVRC/imagenet-1k --output_dir out
 
-Settings come from recipes, then from files (YAML or JSON), then from options; later ones override earlier ones. The same
+Settings come from recipes, then files (YAML or JSON), then options; later ones override earlier ones. The same
 command again continues an interrupted training from its last complete checkpoint. At the end the output folder holds
 the model, its image processor, its card, the metrics as JSON, and pictures of the training, the confusions and the
 worst mistakes. Needs the extra `train`.

@@ -7,7 +7,7 @@ r"""Train, fine-tune or evaluate an object detector with an InternImage by the o
     hf-internimage evaluate out --output_dir scores \
         --validation_dir coco/val2017 --validation_annotations coco/annotations/instances_val2017.json
 
-Settings come from recipes, then from files (YAML or JSON), then from options; later ones override earlier ones. The same
+Settings come from recipes, then files (YAML or JSON), then options; later ones override earlier ones. The same
 command again continues an interrupted training from its last complete checkpoint. A model is DINO or a head of
 transformers on an InternImage (--head, and --backbone with pretrained weights or --size), or any detector of
 transformers (--model_name_or_path). Scores are COCO's, at the images' own size. At the end the output folder holds the

@@ -5,7 +5,7 @@ r"""Train, fine-tune or evaluate semantic segmentation with an InternImage by th
         --validation_dir ade20k/validation --label_names_file names.txt --output_dir out
     hf-internimage evaluate out --validation_dir ade20k/validation --tta_ratios 0.75 1.0 1.25 --tta_flip
 
-Settings come from recipes, then from files (YAML or JSON), then from options; later ones override earlier ones. The same
+Settings come from recipes, then files (YAML or JSON), then options; later ones override earlier ones. The same
 command again continues an interrupted training from its last complete checkpoint. A model is a head of transformers on
 an InternImage (--head, and --backbone with pretrained weights or --size), or any segmenter of transformers
 (--model_name_or_path). Scores during the training (eval_mean_iou in training.png) are at the size that the image
