@@ -974,7 +974,6 @@ def good(folder):
     [
         (lambda folder: None, [], "model has no config.json; give the folder of a saved model"),
         (lambda folder: (folder.rmdir(), folder.write_text("")), [], "model is a file; give the folder it lies in"),
-        (lambda folder: folder.rmdir(), [], "model"),
         (with_checkpoints, [], "model has no config.json; give one of the checkpoints in it, such as .*/checkpoint-10"),
         (other_model, [], "is a model of type 'vit'; give a classifier or backbone"),
         (incomplete, [], r"has no weights for 1 tensors \(such as patch_embed.conv1.weight\); give a complete model"),

@@ -432,6 +432,86 @@ def test_files_without_usable_settings(text, message, tmp_path, capsys):
         assert "invalid int value: 'many'" in capsys.readouterr().err
 
 
+# What a file says of the model, what the options say, and what is left.
+CHOICES = {
+    "type after checkpoint": (
+        {"model_name_or_path": "me/model", "model_revision": "v1", "config_overrides": {"depths": [1]}},
+        ["--model_type=convnext"],
+        {"model_name_or_path": None, "model_revision": "main", "config_overrides": None, "model_type": "convnext"},
+    ),
+    "size after checkpoint": (
+        {"model_name_or_path": "me/model"},
+        ["--size=s"],
+        {"model_name_or_path": None, "size": "s"},
+    ),
+    "checkpoint after size": (
+        {"model_type": "convnext", "size": "t", "image_size": 96},
+        ["--model_name_or_path=me/model"],
+        {"model_name_or_path": "me/model", "model_type": "internimage", "size": None, "image_size": 96},
+    ),
+    "size after overrides": (
+        {"config_overrides": {"depths": [1]}},
+        ["--size=s"],
+        {"size": "s", "config_overrides": None},
+    ),
+    "overrides after size": (
+        {"size": "s"},
+        ['--config_overrides={"a": 1}'],
+        {"size": "s", "config_overrides": '{"a": 1}'},
+    ),
+    "both after checkpoint": (
+        {"model_name_or_path": "me/model"},
+        ["--model_type=internimage", "--size=b"],
+        {"model_name_or_path": None, "model_type": "internimage", "size": "b"},
+    ),
+    "nothing": ({"model_name_or_path": "me/model"}, ["--seed=1"], {"model_name_or_path": "me/model", "size": None}),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_a_later_choice_of_a_model_replaces_the_earlier_one(case, tmp_path):
+    settings, options, expected = CHOICES[case]
+    model = settings_of(tmp_path, *options, a_yaml=json.dumps(settings)).model
+    assert {name: getattr(model, name) for name in expected} == expected
+    options = json.dumps(dict(option[2:].split("=") for option in options if "{" not in option) | {"seed": 2})
+    if case != "overrides after size":  # by a second file, too
+        model = settings_of(tmp_path, a_yaml=json.dumps(settings), b_json=options).model
+        assert {name: getattr(model, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("task", [segmentation, detection], ids=["segmentation", "detection"])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--size=s"], ("HEAD", None, "s", None, None, "{}")),
+        (["--backbone=me/other"], ("HEAD", "me/other", None, None, None, "{}")),
+        (["--model_name_or_path=me/model"], ("DEFAULT", None, None, "me/model", None, None)),
+        (["--head=OTHER"], ("OTHER", "me/backbone", None, None, '{"layer_scale": 1.0}', None)),
+        (["--drop_path_rate=0.5"], ("HEAD", "me/backbone", None, None, '{"layer_scale": 1.0}', "{}")),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_choices_of_heads_and_backbones(task, options, expected, tmp_path):
+    default, head, other = {
+        segmentation: ("upernet", "mask2former", "upernet"),
+        detection: ("dino", "detr", "rt_detr"),
+    }[task]
+    names = {"DEFAULT": default, "HEAD": head, "OTHER": other}
+    text = f"head: {head}\nbackbone: me/backbone\nconfig_overrides: {{layer_scale: 1.0}}\nhead_overrides: {{}}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    options = [options[0].replace("OTHER", other), "--train_dir=images", "--use_cpu=true"]
+    model = task.read_arguments([str(tmp_path / "a.yaml"), *options]).model
+    found = (
+        model.head,
+        model.backbone,
+        model.size,
+        model.model_name_or_path,
+        model.config_overrides,
+        model.head_overrides,
+    )
+    assert found == (names[expected[0]], *expected[1:])
+
+
 def test_places_of_files_of_settings(tmp_path):
     with pytest.raises(UsageError, match=r"absent\.yaml cannot be read: No such file"):
         classification.read_arguments([str(tmp_path / "absent.yaml")])

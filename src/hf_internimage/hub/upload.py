@@ -52,6 +52,8 @@ def upload(
         card = _make_card(name, repo_id, model, result, license, base_model)
     except RecursionError as error:
         raise ValueError(f"{name} has JSON that is nested too deeply.") from error
+    except RuntimeError as error:  # of PyTorch, for weights of other shapes
+        raise ValueError(f"{name} cannot be loaded: {error}") from error
     if dry_run:
         if folder is None:
             raise ValueError("A dry run needs a folder to write into.")
