@@ -2,18 +2,23 @@
 """What users install: the sdist, wheels with and without the CPU library, editable installs. Needs no network."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import packaging.requirements
 import packaging.tags
 import packaging.utils
 import pytest
+from PIL import Image
 from support.loading import run_python
 from support.operator_cases import CPU_FALLBACK
 from support.paths import ROOT
@@ -102,14 +107,15 @@ def is_pure(wheel):
 
 
 def assert_holds_the_package(wheel):
-    """Every source file of the package, its data and metadata; of the kernels' sources those for NVRTC; no tests."""
-    package = ROOT / "src" / "hf_internimage"
+    """Every source file of both packages, data and metadata; of the kernels' sources those for NVRTC; no tests."""
+    sources = ROOT / "src"
     expected = {
-        path.relative_to(package.parent).as_posix()
-        for path in package.rglob("*")
-        if path.is_file() and path.suffix in (".md", ".py", ".txt", ".typed")
+        path.relative_to(sources).as_posix()
+        for package in ("hf_internimage", "hf_internimage_cli")
+        for path in (sources / package).rglob("*")
+        if path.is_file() and path.suffix in (".json", ".md", ".py", ".txt", ".typed", ".yaml")
     }
-    expected.add("hf_internimage/py.typed")
+    assert {"hf_internimage/py.typed", "hf_internimage_cli/recipes/classification/finetune.yaml"} <= expected
     expected |= {f"hf_internimage/ops/dcnv3_cuda/{name}" for name in ("nvrtc.cu", "dcnv3.cuh", "types.cuh")}
     found = {name for name in names(wheel) if not re.match(r"hf_internimage-[^/]*\.dist-info/", name)}
     assert found - {IN_WHEEL} == expected
@@ -360,3 +366,97 @@ def test_compiler_search(tmp_path, monkeypatch):
 def test_names_agree():
     assert native.PATH.name == dcnv3.NAME
     assert dcnv3.OUTPUT == ROOT / "src" / IN_WHEEL
+
+
+# ---- The command of an installed wheel ----
+
+
+@pytest.fixture(scope="module")
+def command(sdist, tmp_path_factory):
+    """A function that runs the command `hf-internimage` of a wheel, in an environment that has no checkout.
+
+    The environment sees the packages of this one, but not what is installed in editable mode.
+    """
+    folder = tmp_path_factory.mktemp("command")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (source,) = (folder / "unpacked").iterdir()
+    wheel, _ = hatch_wheel(source, folder / "wheel", **{SWITCH: "0"})
+    shutil.rmtree(folder / "unpacked")
+    venv.create(folder / "venv")
+    programs = folder / "venv" / ("bin" if os.name == "posix" else "Scripts")
+    interpreter = programs / "python"
+    options = "--no-deps --no-index --no-compile --disable-pip-version-check --quiet".split()
+    python("-m", "pip", "--python", interpreter, "install", *options, wheel)
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    (site,) = subprocess.run([interpreter, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    packages = [path for path in sys.path if path.endswith("-packages")]
+    Path(site, "packages_of_the_tests.pth").write_text("\n".join(packages))
+    (folder / "work").mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+
+    def run(*arguments, status=0):
+        line = [programs / "hf-internimage", *map(str, arguments)]
+        done = subprocess.run(
+            line, cwd=folder / "work", env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    run.folder, run.site = folder / "work", Path(site)
+    return run
+
+
+@pytest.mark.slow
+def test_the_command_of_a_wheel_runs_the_quickstart(command):
+    """Train by a recipe, evaluate, and write what a push would upload; nothing comes from the checkout."""
+    generator = np.random.default_rng(0)
+    for name, colour in (("red", (200, 40, 40)), ("blue", (40, 40, 200))):
+        (command.folder / "photos" / name).mkdir(parents=True)
+        for index in range(8):
+            pixels = generator.integers(0, 50, (40, 60, 3)) + np.array(colour)
+            Image.fromarray(pixels.astype("uint8")).save(command.folder / "photos" / name / f"{index}.jpg")
+    options = ["--train_dir", "photos", "--output_dir", "out", "--use_cpu", "true", "--max_steps", 2]
+    smaller = ["--config_overrides", '{"channels": 16, "depths": [1, 1], "groups": [1, 2]}', "--image_size", 32]
+    command("train", "classification", "--recipe", "scratch", *options, *smaller, "--dataloader_num_workers", 0)
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "training.png"} <= set(
+        os.listdir(command.folder / "out")
+    )
+    command("evaluate", "out", "--validation_dir", "photos", "--device", "cpu", "--output_dir", "scores")
+    result = json.loads((command.folder / "scores" / "eval_evaluation.json").read_text())
+    assert result["samples"] == 16
+    pushed = ["--result", Path("scores", "eval_evaluation.json"), "--dry-run", "--output-dir", "repository"]
+    assert command("push", "out", "me/photos", *pushed) == "written to repository\n"
+    assert "modeling_internimage.py" in os.listdir(command.folder / "repository")
+    assert (command.folder / "repository" / "README.md").stat().st_size > 500
+
+
+@pytest.mark.slow
+def test_the_command_of_a_wheel_is_not_the_checkouts(command):
+    code = "import hf_internimage, hf_internimage_cli; print(hf_internimage.__file__, hf_internimage_cli.__file__)"
+    interpreter = next(command.site.parents[2].glob("*/python"))
+    printed = subprocess.run([interpreter, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert [Path(path).parent.parent for path in printed.split()] == [command.site] * 2
+    assert command("env").startswith("hf_internimage ")
+    assert "error: argument --size: invalid choice: 'q'" in command("train", "detection", "--size", "q", status=2)
+
+
+def test_all_needs_no_tools_of_developers():
+    """`all` is what users may need; linters and test runners are in `dev` and `test`."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+
+    def packages(extra):
+        for line in extras[extra]:
+            requirement = packaging.requirements.Requirement(line)
+            if requirement.name == "hf-internimage":
+                for inner in requirement.extras:
+                    yield from packages(inner)
+            else:
+                yield requirement.name
+
+    everything = set(packages("all"))
+    assert {"accelerate", "datasets", "kernels"} <= everything
+    assert not everything & {"hatchling", "hypothesis", "import-linter", "mypy", "pre-commit", "pytest", "ruff"}
+    assert {"description", "readme", "license", "keywords", "classifiers", "urls", "scripts"} <= set(project)
