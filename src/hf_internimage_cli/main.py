@@ -46,7 +46,8 @@ def build_parser() -> Parser:
         if find_spec(f"{__package__}.{name}") is None:
             continue
         module = import_module(f"{__package__}.{name}")
-        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        description = f"{module.HELP[0].upper()}{module.HELP[1:]}."
+        command = commands.add_parser(name, help=module.HELP, description=description)
         command.set_defaults(module=module, prog=command.prog)
         module.add_arguments(command)
     return parser

@@ -188,7 +188,7 @@ def test_card_of_segmentation_or_detection(checkpoint):
     values = [result.metric_value for result in ModelCard(text).data.eval_results or []]
     assert values == [pytest.approx(score.value / 100) for score in checkpoint.scores]
     assert f"{checkpoint.parameters:,} (" in text
-    assert f"python scripts/convert_checkpoint.py {checkpoint.name}.pth {checkpoint.name}\n" in text
+    assert f"hf-internimage convert {checkpoint.name}.pth {checkpoint.name}\n" in text
     assert "8.12 s and 1.25 GiB for one input of 512 x 704 in float32 on a processor, 2 threads" in text
     assert "measured on `another`" in text
     for score in checkpoint.scores:

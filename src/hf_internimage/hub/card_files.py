@@ -46,7 +46,7 @@ Parameters and multiply-accumulates (MACs, which the paper calls FLOPs) are coun
 _SYSTEM_INDEX = """
 ## Segmentation and detection
 
-`scripts/convert_checkpoint.py` converts these files. Scores are in percent, single-scale first. Time and memory are
+`hf-internimage convert` converts these files. Scores are in percent, single-scale first. Time and memory are
 those of one image of 480x640 on the machine that systems_cpu.json names, with random weights.
 
 | Card | System | Data | Parameters | Reported | Seconds | Peak memory, GiB |

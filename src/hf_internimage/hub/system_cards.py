@@ -45,11 +45,11 @@ _METRIC_TYPES = {"mIoU": "mean_iou", "box AP": "mean_average_precision", "mask A
 _REPORTED_FLAGS = ("post_norm", "res_post_norm", "level2_post_norm", "center_feature_scale")
 
 _CONVERT = """\
-The authors' file was written by their own training code, and `from_pretrained` cannot read it. Convert it once; the
-script is in the repository and the source distribution of `hf_internimage`:
+The authors' file was written by their own training code, and `from_pretrained` cannot read it. Convert it once, by
+the command that comes with `hf_internimage`:
 
 ```bash
-python scripts/convert_checkpoint.py {name}.pth {name}
+hf-internimage convert {name}.pth {name}
 ```
 
 The file is read as tensors only (no code in it is run), every tensor is used or listed as dropped, and the folder
@@ -62,7 +62,7 @@ Masks come from `hf_internimage.models.mask_rcnn.post_process_instance_segmentat
 
 
 def published_system_card(checkpoint: SystemCheckpoint, measured: Mapping[str, Any] | None = None) -> ModelCard:
-    """Return the card of a published checkpoint that `scripts/convert_checkpoint.py` converts.
+    """Return the card of a published checkpoint that `hf-internimage convert` converts.
 
     Args:
         checkpoint: row of the table of systems.
