@@ -6,11 +6,15 @@ perhaps `INTERRUPTED`, what to say after Ctrl-C.
 """
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from .usage import Parser, UsageError
 
@@ -41,6 +45,7 @@ def build_parser() -> Parser:
         description="Train, evaluate and use InternImage models of Hugging Face transformers.",
         epilog=f"`{PROGRAM} COMMAND --help` shows the options of a command.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     for name in COMMANDS:
         if find_spec(f"{__package__}.{name}") is None:
@@ -53,10 +58,26 @@ def build_parser() -> Parser:
     return parser
 
 
+class _Version(argparse.Action):
+    """Show the version, which is read in the sources, since importing the library takes seconds."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        spec = find_spec("hf_internimage")
+        text = Path(str(spec and spec.origin)).read_text(encoding="utf-8")
+        version = re.search(r'^__version__ = "(.+)"', text, re.MULTILINE)
+        print(f"{PROGRAM} {version and version.group(1)}")
+        parser.exit()
+
+
 def run_command(module: ModuleType, args: argparse.Namespace) -> int:
     """Run a command; return its exit status, after one line on stderr for an error that the user can mend."""
     try:
-        return int(module.run(args))
+        status = int(module.run(args))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+        return 0
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted{getattr(module, 'INTERRUPTED', '')}.\n")
         return 130

@@ -4,6 +4,7 @@
 import argparse
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from safetensors import SafetensorError
 from support.loading import run_python
 
+import hf_internimage
 from hf_internimage.env import describe
 from hf_internimage.hub import PushError
 from hf_internimage.ops import BackendError
@@ -148,6 +150,20 @@ def test_a_bug_is_no_mistake_of_the_user():
 def test_env(capsys):
     assert main(["env"]) == 0
     assert capsys.readouterr().out == describe() + "\n"
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hf-internimage {hf_internimage.__version__}\n"
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="the pipe is one of bash")
+@pytest.mark.slow
+def test_a_closed_pipe_is_no_error():
+    code = "from hf_internimage_cli.main import main; import sys; sys.exit(main())"
+    pipe = f"{sys.executable} -c '{code}' env | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 @pytest.mark.slow

@@ -34,8 +34,8 @@ def find_recipe(task: str, name: str) -> Path:
         if other != task and (_FOLDER / other / f"{name}.yaml").is_file():
             raise UsageError(f"--recipe {name} is for {other}; the recipes for {task} are {', '.join(names)}.")
     close = get_close_matches(name, names, n=1)
-    guess = f"did you mean {close[0]}? " if close else ""
-    raise UsageError(f"--recipe {name} is unknown; {guess}The recipes are {', '.join(names)}.")
+    guess = f"; did you mean {close[0]}?" if close else "."
+    raise UsageError(f"--recipe {name} is unknown{guess} The recipes are {', '.join(names)}.")
 
 
 def _first_line(path: Path) -> str:
