@@ -38,8 +38,9 @@ examples:
   {parser.prog} OpenGVLab/internimage_t_1k_224 --dataset_name ILSVRC/imagenet-1k --dtype bfloat16
   {parser.prog} upernet-t --validation_dir ade20k/validation --tta_ratios 0.75 1.0 1.25 --tta_flip
   {parser.prog} dino-t --validation_dir coco/val2017 --validation_annotations coco/instances_val2017.json"""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or a repository on the Hub")
-    parser.add_argument("--model", dest="named_model", metavar="MODEL", help=argparse.SUPPRESS)
+    # MODEL is no argument of this parser, which would take the values of options that it does not know for it.
+    parser.description = "Measure a MODEL, a folder or a repository on the Hub, on a data set. MODEL comes first."
+    parser.add_argument("--model", metavar="MODEL", help=argparse.SUPPRESS)
     parser.add_argument("--help-all", action="store_true", help="show all settings of the model's task")
     parser.add_argument("--task", choices=TASKS, help="what the model is for; default: what its configuration says")
     data = parser.add_argument_group("data")
@@ -60,9 +61,11 @@ examples:
 
 def run(args: argparse.Namespace) -> int:
     """Check the command line as far as that goes without torch, and hand it on to the task."""
-    model = args.model or args.named_model
+    if args.model is None and args.rest and not args.rest[0].startswith("-"):
+        args.model = args.rest.pop(0)
+    model = args.model
     if model is None and not (args.help_all and args.task):
-        raise UsageError("give a MODEL: a folder, or a repository on the Hub.")
+        raise UsageError("give a MODEL first: a folder, or a repository on the Hub.")
     check_model_name(model)
     task = args.task or _find_task(model)
     if args.help_all:

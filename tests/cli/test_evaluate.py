@@ -66,7 +66,9 @@ def test_options_of_a_classifier(handed_on, tmp_path):
     assert argv[-2:] == ["--match_labels", "index"]
     assert (tmp_path / "evaluation").is_dir()
     assert os.environ.pop("HF_INTERNIMAGE_BACKEND") == "torch"
-    assert main(["evaluate", "me/model", "--task=classification", "--validation_dir=.", "--output", "a.json"]) == 0
+    options = ["--validation_dir=.", "--model=me/model", "--task=classification", "--output", "a.json"]
+    assert main(["evaluate", *options]) == 0
+    assert "--model=me/model" in handed_on[1][1]
     assert handed_on[1][1][-2:] == ["--output", "a.json"]
     assert not any(argument.startswith("--output=") for argument in handed_on[1][1])
 

@@ -49,7 +49,7 @@ MISTAKES = {
     "train classification photos": "photos is no file of settings (.yaml, .yml, .json); give data as --train_dir DIR",
     "train detection --head rtdetr --train_dir .": "argument --head: invalid choice: 'rtdetr', did you mean 'rt_detr'?",
     "train detection --recipe dino_t --train_dir . --train_annotations a.json": "train_annotations is a.json, which is",
-    "evaluate": "give a MODEL: a folder, or a repository on the Hub",
+    "evaluate": "give a MODEL first: a folder, or a repository on the Hub",
     "evaluate ./absent --validation_dir .": "./absent is no folder; give that of a saved model, or a repository",
     "evaluate . --validation_dir .": ". has no config.json; give the folder of a saved model",
     "evaluate me/model --task classification": "there are no data: give",
