@@ -23,6 +23,7 @@ COMMANDS = ("train", "evaluate", "predict", "convert", "push", "models", "env", 
 # Errors with a message for the user. Those of other packages by their names, since their classes would import torch.
 _EXPECTED = (OSError, ValueError)
 _EXPECTED_NAMES = {"BackendError", "OutOfMemoryError", "PushError", "SafetensorError"}
+_EXTRAS = {"kernels": "hub-kernel", "torchvision": "torchvision"}  # package -> what installs it, if it is not train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,8 +105,9 @@ def _one_line(error: Exception) -> str:
 def _missing_package(error: ImportError) -> str:
     """Return one line that names the package whose import failed, and the command that installs it."""
     name = error.name if isinstance(error, ModuleNotFoundError) else None
-    if name and name.partition(".")[0] != "hf_internimage":
-        return f'{name} is missing: pip install "hf-internimage[train]"'
+    package = (name or "").partition(".")[0]
+    if package not in ("", "hf_internimage"):
+        return f'{name} is missing: pip install "hf-internimage[{_EXTRAS.get(package, "train")}]"'
     return _one_line(error)
 
 

@@ -128,6 +128,11 @@ def test_mistakes_are_one_line_without_torch(line, answers):
             1,
             "error: scipy.stats is missing: pip install",
         ),
+        (
+            ModuleNotFoundError("x", name="kernels"),
+            1,
+            'error: kernels is missing: pip install "hf-internimage[hub-kernel]',
+        ),
         (ImportError("cannot import name 'a'"), 1, "error: cannot import name 'a'\n"),
         (UsageError("wrong"), 2, "hf-internimage some: error: wrong\n"),
         (KeyboardInterrupt(), 130, "interrupted; nothing is lost.\n"),
