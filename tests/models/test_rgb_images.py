@@ -12,8 +12,8 @@ from transformers.image_utils import load_image
 from transformers.utils import is_torchvision_available
 
 import hf_internimage
+from hf_internimage.image_files import decode_image
 from hf_internimage.models.rgb_images import WrongPixelsError, is_read_otherwise, to_rgb
-from hf_internimage.training.images import decode_image
 
 HEIGHT, WIDTH = 24, 40
 PROCESSORS = {

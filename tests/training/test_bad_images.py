@@ -28,13 +28,14 @@ from hf_internimage import (
     InternImageImageProcessorPil,
     InternImageSegmentationImageProcessor,
 )
+from hf_internimage.image_files import BadImageError
 from hf_internimage.training import bad_images, images
 from hf_internimage.training.bad_images import card_notes, without_bad_images
 from hf_internimage.training.classification import evaluate_checkpoint
 from hf_internimage.training.classification import main as classification
 from hf_internimage.training.classification.data import ClassificationDataArguments, load_data
 from hf_internimage.training.detection import main as detection
-from hf_internimage.training.images import BadImageError, ImageReader, check_images
+from hf_internimage.training.images import ImageReader, check_images
 from hf_internimage.training.segmentation import main as segmentation
 from hf_internimage.training.streams import TrainingStream
 

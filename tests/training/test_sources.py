@@ -9,8 +9,9 @@ import pytest
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 
+from hf_internimage.image_files import IMAGE_ENDINGS
 from hf_internimage.training import sources
-from hf_internimage.training.sources import SourceArguments, list_files
+from hf_internimage.training.sources import SourceArguments
 
 COUNT = 23
 LABELS = np.arange(COUNT) % 4
@@ -82,22 +83,6 @@ def test_columns_of_images():
         sources.find_image_column(features, None)
     with pytest.raises(ValueError, match="'number' is none of images; set label_column_name"):
         sources.find_image_column(features, "number", "label_column_name", ["mask"])
-
-
-@pytest.mark.parametrize("target", ["..", "."])
-def test_links_that_never_end(target, tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "loop").symlink_to(target)
-    with pytest.raises(ValueError, match="loop is a link to a folder around it, which never ends"):
-        list_files(str(tmp_path))
-
-
-def test_links_to_other_folders_are_followed(tmp_path):
-    for folder in ("data", "elsewhere"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "elsewhere" / "1.png").touch()
-    (tmp_path / "data" / "a").symlink_to(tmp_path / "elsewhere")
-    assert list_files(str(tmp_path / "data")) == [str(tmp_path / "data" / "a" / "1.png")]
 
 
 # ---- Named datasets ----
@@ -230,7 +215,7 @@ def test_endings_of_images(tmp_path, caplog):
     names = [f"a/{index}{ending}" for index, ending in enumerate((*ENDINGS, ".JPG"))]
     rows = sources.read_folder(write_files(tmp_path, *names, "b/1.png", "b/1.txt", "b/.hidden.png"), False, None)
     assert len(rows) == len(names) + 1
-    assert set(ENDINGS) == sources.IMAGE_ENDINGS
+    assert set(ENDINGS) == IMAGE_ENDINGS
     assert (
         f"Left out 1 files in {tmp_path} that are no images by their names, such as {tmp_path}/b/1.txt" in caplog.text
     )

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset
 
-from hf_internimage.training.images import BadImageError
+from hf_internimage.image_files import BadImageError
 from hf_internimage.training.streams import TrainingStream
 
 

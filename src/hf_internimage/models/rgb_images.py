@@ -101,7 +101,7 @@ def to_rgb(image: Any) -> Any:
         raise WrongPixelsError(f"the image has no pixels ({image.width}x{image.height}); replace or remove it.")
     if _is_deep(image):
         values = np.asarray(image)
-        pixels = (values >> 8).astype(np.uint8) if image.mode.startswith("I;") else _to_8_bits(values)
+        pixels = (values >> 8).astype(np.uint8) if image.mode.startswith("I;") else to_8_bits(values)
         if isinstance(transparent := image.info.get("transparency"), int):
             pixels = np.where(values == transparent, np.uint8(255), pixels)
         return to_pil_image(np.stack([pixels] * 3, -1), do_rescale=False, input_data_format=ChannelDimension.LAST)
@@ -132,7 +132,13 @@ def _is_transparent(image: Any) -> bool:
     return bool({"A", "a"} & set(image.getbands())) or image.info.get("transparency") is not None
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
+def to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Return pixels of 32-bit integers or floats as uint8, of the same shape.
+
+    Integers up to 255 are taken as they are, larger ones as 16 bits; floats as 0 to 1 or, if larger, 0 to 255.
+
+    Raises: WrongPixelsError for other values.
+    """
     lowest, highest = float(values.min()), float(values.max())
     if values.dtype.kind == "i" and lowest >= 0 and highest < 2**16:
         return (values >> (8 if highest > 255 else 0)).astype(np.uint8)
@@ -144,4 +150,12 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     )
 
 
-__all__ = ["RgbMixin", "WrongPixelsError", "check_normalisation", "check_size", "is_read_otherwise", "to_rgb"]
+__all__ = [
+    "RgbMixin",
+    "WrongPixelsError",
+    "check_normalisation",
+    "check_size",
+    "is_read_otherwise",
+    "to_8_bits",
+    "to_rgb",
+]

@@ -1,129 +1,24 @@
 # SPDX-License-Identifier: MIT
 """Read encoded images of any kind as RGB, and turn rows of a split into examples; errors name the image's file."""
 
-import io
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DownloadConfig, IterableDataset
-from datasets.utils.file_utils import xopen
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.JpegImagePlugin import JpegImageFile
+from datasets import Dataset, IterableDataset
+from PIL import Image
 from transformers.utils import logging
 
-from ..models.rgb_images import WrongPixelsError, is_read_otherwise, to_rgb
+from ..image_files import MAX_PIXELS, BadImageError, Encoded, decode_in_both_modes, name_of, read_bytes, too_large
+from ..models.rgb_images import is_read_otherwise
 
 logger = logging.get_logger(__name__)
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit
-_JPEG_FACTORS = (2, 4, 8)  # by which libjpeg can reduce while it decodes
 _CHECKED_AT_ONCE = 256
 _FLAGS = 2**20  # bytes to tell images apart by their CRC-32
-
-Encoded = dict[str, Any]  # as `datasets` gives undecoded images: {"bytes": ..., "path": ...}
-
-
-class BadImageError(ValueError):
-    """An image that cannot be used, by a fault of its own file; the message begins with the file's name."""
-
-
-def name_of(image: Any) -> str:
-    """Return an image's path for messages, or a phrase for one without a path."""
-    path = image.get("path") if isinstance(image, dict) else image if isinstance(image, (str, Path)) else None
-    return "an image without a file name" if path is None else str(path)
-
-
-def read_bytes(image: Encoded) -> bytes:
-    """Return the encoded bytes of an undecoded image, from memory, disk or the network.
-
-    Raises:
-        BadImageError: naming the file, if there is none or it cannot be read.
-    """
-    if image.get("bytes") is not None:
-        return image["bytes"]
-    path = image.get("path")
-    if path is None:
-        raise BadImageError(f"{name_of(image)}: has neither bytes nor a path; remove that row from the data.")
-    try:
-        with xopen(path, "rb", download_config=DownloadConfig()) if "://" in path else open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        reason = error.strerror or error
-        raise BadImageError(f"{path}: cannot be read ({reason}); restore or remove the file.") from error
-
-
-def decode_image(image: Encoded | bytes | str | Path | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode any image as 8-bit RGB, upright.
-
-    Its mode is converted by `rgb_images.to_rgb`, as in our image processors. The EXIF orientation is applied; of
-    animations, the first frame is taken. transformers' pipelines drop transparency and clip 16 bits: give them what
-    this returns.
-
-    Args:
-        image: an undecoded image of `datasets`, encoded bytes, a path, or a Pillow image.
-        max_pixels: a JPEG with more is decoded at a half, quarter or eighth of its sides; any other image is an error.
-
-    Raises:
-        BadImageError: naming the file, if it is unreadable, truncated, empty, too large or of an unknown range.
-    """
-    name = name_of(image)
-    if isinstance(image, (str, Path)):
-        image = read_bytes({"path": str(image)})
-    elif isinstance(image, dict):
-        image = read_bytes(image)
-    return _decode(image, name, max_pixels)[1]
-
-
-def _decode(image: bytes | Image.Image, name: str, max_pixels: int) -> tuple[Image.Image, Image.Image]:
-    """Return an image upright in its own mode, and as RGB; raises as `decode_image`."""
-    if image == b"":
-        raise BadImageError(f"{name}: is empty (0 bytes); replace or remove the file.")
-    try:
-        opened = _open(image, name, max_pixels) if isinstance(image, bytes) else image
-        opened.load()
-        upright: Image.Image = ImageOps.exif_transpose(opened)
-        return upright, to_rgb(upright)
-    except BadImageError:
-        raise
-    except WrongPixelsError as error:
-        raise BadImageError(f"{name}: {error}") from error
-    except UnidentifiedImageError as error:
-        raise BadImageError(f"{name}: cannot be decoded (no known format); replace or remove the file.") from error
-    except Exception as error:  # damaged bytes can make Pillow's parsers raise anything
-        raise BadImageError(f"{name}: cannot be decoded ({error}); replace or remove the file.") from error
-
-
-def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow refuses twice this
-    image: Image.Image
-    try:
-        image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError as error:
-        if not data.startswith(b"\xff\xd8"):
-            raise BadImageError(f"{name}: {_too_large(str(error), max_pixels)}") from error
-        image = JpegImageFile(io.BytesIO(data))
-    width, height = image.size
-    if width * height <= max_pixels:
-        return image
-    if isinstance(image, JpegImageFile):
-        for factor in _JPEG_FACTORS:
-            if width * height <= max_pixels * factor**2:
-                image.draft(None, (width // factor, height // factor))
-                return image
-    raise BadImageError(f"{name}: {_too_large(f'{width}x{height} pixels', max_pixels)}")
-
-
-def _too_large(size: str, max_pixels: int) -> str:
-    return (
-        f"is too large ({size.rstrip('.')}; the limit is {max_pixels:,} pixels): make it smaller, or raise "
-        "max_image_pixels if the file is trusted."
-    )
 
 
 @dataclass(frozen=True)
@@ -160,12 +55,12 @@ class ImageReader:
                 it to more than `max_pixels`.
         """
         data, name = read_bytes(image), name_of(image)
-        upright, rgb = _decode(data, name, self.max_pixels)
+        upright, rgb = decode_in_both_modes(data, name, self.max_pixels)
         if self.short_side is not None:
             factor = self.short_side / min(rgb.size)
             width, height = (round(side * factor) for side in rgb.size)
             if width * height > self.max_pixels:
-                raise BadImageError(f"{name}: {_too_large(f'{width}x{height} pixels after resizing', self.max_pixels)}")
+                raise BadImageError(f"{name}: {too_large(f'{width}x{height} pixels after resizing', self.max_pixels)}")
         if is_read_otherwise(upright, rgb):
             if not self.read_otherwise.any():
                 logger.warning(
@@ -266,14 +161,9 @@ def check_images(
 
 
 __all__ = [
-    "MAX_PIXELS",
     "Augmented",
-    "BadImageError",
     "ImageReader",
     "RowTransform",
     "check_images",
-    "decode_image",
-    "name_of",
-    "read_bytes",
     "target_size",
 ]

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, Iterable
 from datasets.table import InMemoryTable
 from transformers.utils import logging
 
-from .images import MAX_PIXELS, read_bytes
+from ..image_files import IMAGE_ENDINGS, MAX_PIXELS, list_files, read_bytes
 
 logger = logging.get_logger(__name__)
 
@@ -24,8 +24,6 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
-IMAGE_ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
-IMAGE_ENDINGS |= {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 _METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 _STREAM_SHARDS = 1024  # of an image folder
 
@@ -317,19 +315,6 @@ def read_folder(folder: str, streaming: bool, cache_dir: str | None) -> Dataset 
     return load_dataset(kind, data_files={"train": patterns}, split="train", streaming=streaming, cache_dir=cache_dir)
 
 
-def list_files(folder: str) -> list[str]:
-    """Return the paths of all files below a folder except hidden ones, in the same order everywhere."""
-    paths = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        for name in folders:
-            path = os.path.join(parent, name)
-            if os.path.islink(path) and Path(parent).resolve().is_relative_to(Path(path).resolve()):
-                raise ValueError(f"{path} is a link to a folder around it, which never ends; remove the link.")
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [os.path.join(parent, name) for name in sorted(names) if not name.startswith(".")]
-    return paths
-
-
 def _read_class_folders(
     folder: str, images: list[str], others: list[str], streaming: bool
 ) -> Dataset | IterableDataset:
@@ -393,7 +378,6 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 
 
 __all__ = [
-    "IMAGE_ENDINGS",
     "SPLITS",
     "SourceArguments",
     "are_unnamed",
@@ -404,7 +388,6 @@ __all__ = [
     "image_columns",
     "is_image",
     "keep_stream",
-    "list_files",
     "listed",
     "read_folder",
     "read_label_names",

@@ -13,7 +13,8 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from .images import BadImageError, RowTransform
+from ..image_files import BadImageError
+from .images import RowTransform
 
 logger = logging.get_logger(__name__)
 

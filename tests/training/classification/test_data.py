@@ -25,11 +25,12 @@ from support.stream_reading import Recorder, key_as_pixels
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_internimage import InternImageImageProcessorPil
+from hf_internimage.image_files import decode_image
 from hf_internimage.training import sources
 from hf_internimage.training.classification import data as data_module
 from hf_internimage.training.classification.data import ClassificationDataArguments, load_data
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
-from hf_internimage.training.images import check_images, decode_image, target_size
+from hf_internimage.training.images import check_images, target_size
 from hf_internimage.training.run import trainer_with_data
 from hf_internimage.training.streams import TrainingStream
 

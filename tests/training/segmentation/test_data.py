@@ -12,7 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from support.segmentation_scenes import arguments, scene, write, write_all
 
-from hf_internimage.training.images import BadImageError
+from hf_internimage.image_files import BadImageError
 from hf_internimage.training.segmentation import data as segmentation_data
 from hf_internimage.training.segmentation.data import (
     SegmentationDataArguments,

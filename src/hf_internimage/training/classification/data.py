@@ -14,7 +14,8 @@ from datasets.fingerprint import Hasher
 from PIL.Image import Image as PILImage
 from transformers.utils import logging
 
-from ..images import MAX_PIXELS, BadImageError, ImageReader, RowTransform
+from ...image_files import MAX_PIXELS, BadImageError
+from ..images import ImageReader, RowTransform
 from ..sources import (
     SourceArguments,
     check_label_names,

@@ -13,10 +13,11 @@ from transformers.training_args import OptimizerNames
 
 from ...hub import cards
 from ...hub import repository as hub
+from ...image_files import decode_image
 from ...models import auto
 from ..bad_images import image_facts
 from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
-from ..images import decode_image, target_size
+from ..images import target_size
 from ..publish import base_repository, model_id_of, write_repository
 from .data import ClassificationData, ClassificationDataArguments
 from .plots import draw_confusions, draw_mistakes, worst_mistakes

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, IterableDataset, LargeList, List, Value
 
-from ..images import name_of
+from ...image_files import name_of
 
 _WELL_KNOWN = ("label", "labels", "fine_label", "cls", "class", "category", "target")
 _MANY = 1_000_000  # no real data set has as many classes: such numbers are something else

@@ -18,8 +18,9 @@ from PIL.Image import Image as PILImage
 from PIL.JpegImagePlugin import JpegImageFile
 from transformers.utils import logging
 
+from ...image_files import BadImageError, name_of
 from ...models.resizing import multiple_size
-from ..images import BadImageError, ImageReader, RowTransform, name_of
+from ..images import ImageReader, RowTransform
 from ..sources import (
     SPLITS,
     SourceArguments,

@@ -17,15 +17,14 @@ from datasets import Image as ImageFeature
 from datasets.table import InMemoryTable
 from PIL import Image
 
-from ..images import BadImageError, ImageReader, RowTransform, name_of, read_bytes
+from ...image_files import IMAGE_ENDINGS, BadImageError, list_files, name_of, read_bytes
+from ..images import ImageReader, RowTransform
 from ..sources import (
-    IMAGE_ENDINGS,
     SourceArguments,
     check_label_names,
     choose_samples,
     find_image_column,
     hold_out_validation,
-    list_files,
     listed,
     read_label_names,
     read_splits,
