@@ -19,13 +19,17 @@ _MODULES = (
     "conversion",
     "heads",
     "hub",
+    "image_files",
     "models",
     "ops",
+    "prediction",
     "segmentation",
     "training",
 )
 
-__all__ = [*_CLASSES, "__version__", "dcnv3"]
+_FUNCTIONS = {"predict": "prediction"}  # name -> its module, which is imported when it is needed
+
+__all__ = [*_CLASSES, *_FUNCTIONS, "__version__", "dcnv3"]
 
 if TYPE_CHECKING:  # the classes that `__getattr__` takes from the table of models, for editors and type checkers
     from .models.configuration_cb_internimage import *
@@ -39,18 +43,21 @@ if TYPE_CHECKING:  # the classes that `__getattr__` takes from the table of mode
     from .models.modeling_cb_internimage import *
     from .models.modeling_internimage import *
     from .models.modeling_internimage_dino import *
+    from .prediction import predict as predict
 
 
 def __getattr__(name: str) -> Any:
     if name in _CLASSES:
         return auto.load(_CLASSES[name])
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f".{_FUNCTIONS[name]}", __name__), name)
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_CLASSES, *_MODULES})
+    return sorted({*globals(), *_CLASSES, *_FUNCTIONS, *_MODULES})
 
 
 auto.register()

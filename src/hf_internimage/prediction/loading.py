@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: MIT
+"""Load a model of any task with its image processor, and the device and dtype to run it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from ..hub.repository import default_image_processor
+from ..models import auto
+from ..models.loading_report import mismatched_modules
+
+logger = logging.get_logger(__name__)
+
+CLASSIFICATION, SEGMENTATION, DETECTION = "image-classification", "image-segmentation", "object-detection"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# End of the name of a model class -> its task, and the Auto class that loads it.
+_CLASSES: dict[str, tuple[str, Any]] = {
+    "ForImageClassification": (CLASSIFICATION, AutoModelForImageClassification),
+    "ForSemanticSegmentation": (SEGMENTATION, AutoModelForSemanticSegmentation),
+    "ForUniversalSegmentation": (SEGMENTATION, AutoModelForUniversalSegmentation),
+    "ForInstanceSegmentation": (SEGMENTATION, AutoModelForInstanceSegmentation),
+    "ForObjectDetection": (DETECTION, AutoModelForObjectDetection),
+}
+_NEED_TEXT = ("grounding-dino", "mm-grounding-dino", "omdet-turbo", "oneformer")
+_MASK_RCNN = "internimage_mask_rcnn"
+
+
+def load(name: str, *, dtype: torch.dtype = torch.float32, revision: str | None = None) -> PreTrainedModel:
+    """Load the model of a folder or repository, with the class for its task, in evaluation mode on the CPU.
+
+    Args:
+        name: a folder, or a repository on the Hub.
+        dtype: of the weights.
+        revision: branch, tag or commit of a repository.
+
+    Raises:
+        ValueError: naming the model, if it cannot be loaded, or has no head of such a task.
+        ImportError: if the model needs a package that is not installed.
+    """
+    where = {} if revision is None else {"revision": revision}
+    try:
+        with _errors_only():
+            config = auto.load_config(name, **where)
+            auto_class = _auto_class(name, config)
+            model, info = auto_class.from_pretrained(
+                name, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **where
+            )
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{name}: cannot be loaded: {error}") from error
+    except ModuleNotFoundError as error:
+        raise ImportError(str(error)) from error  # its message says what to install
+    if unexpected := sorted(info["unexpected_keys"]):
+        logger.warning(f"{name}: has weights that {type(model).__name__} has no use for: {_listed(unexpected)}.")
+    if modules := mismatched_modules(info):
+        raise ValueError(
+            f"{name}: has weights of other shapes than its configuration describes ({_listed(modules)}); is one of the "
+            "two files of another model?"
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"{name}: lacks weights of {type(model).__name__} ({_listed(missing)}); train it for a task, or name the "
+            "folder of a trained model."
+        )
+    return model.eval()
+
+
+def load_processor(model: PreTrainedModel, name: str | None, *, revision: str | None = None) -> Any:
+    """Load the image processor that is saved with a model; else that of the released classifiers, if it is one.
+
+    Args:
+        name: folder or repository of the model; None if it is not known.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    where = {} if revision is None else {"revision": revision}
+    reason = "the model was not loaded from a folder or repository"
+    if name:
+        try:
+            return AutoImageProcessor.from_pretrained(name, **where)
+        except (OSError, ValueError) as error:
+            reason = f"{name} has none that can be loaded ({error})"
+    if model.config.model_type not in auto.model_types("AutoModelForImageClassification"):
+        raise ValueError(f"{type(model).__name__} needs an image processor, and {reason}; give image_processor.")
+    logger.warning(f"{reason}: images are prepared as for the released classifiers, at the size in the configuration.")
+    return default_image_processor(model.config)
+
+
+def task_of(model: PreTrainedModel) -> str:
+    """Return the task of a model: "image-classification", "image-segmentation" or "object-detection".
+
+    Raises:
+        ValueError: for a model of another task.
+    """
+    if is_mask_rcnn(model):
+        return DETECTION
+    name = type(model).__name__
+    _refuse_text(name, model.config)
+    entry = _entry([name])
+    if entry is None:
+        raise ValueError(f"model is a {name}, expected one whose class ends in {', '.join(_CLASSES)}.")
+    return entry[0]
+
+
+def is_mask_rcnn(model: PreTrainedModel) -> bool:
+    """Return True for Mask R-CNN and Cascade Mask R-CNN on InternImage."""
+    return model.config.model_type == _MASK_RCNN
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """Return the device of a name, or the best one that the machine has.
+
+    Raises:
+        ValueError: for one that PyTorch cannot use here.
+    """
+    if name is None:
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device is {name}, which PyTorch does not find here; leave it out, or set cpu.") from error
+    return device
+
+
+def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return the dtype of a name.
+
+    Raises:
+        ValueError: for another than those of `DTYPES`.
+    """
+    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if known is None or known not in DTYPES.values():
+        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
+    return known
+
+
+def _auto_class(name: str, config: Any) -> Any:
+    if config.model_type == _MASK_RCNN:
+        auto.load(auto.MODELS[_MASK_RCNN].models["AutoModelForObjectDetection"])  # registers the model
+        return AutoModelForObjectDetection
+    _refuse_text(name, config)
+    classes = config.architectures or []
+    if entry := _entry(classes):
+        return entry[1]
+    if config.model_type in auto.model_types("AutoModelForImageClassification"):
+        return AutoModelForImageClassification  # the released repositories name another class
+    raise ValueError(
+        f"{name}: holds {_listed(classes) or f'a {config.model_type!r}'}, which neither classifies nor segments nor "
+        "detects; train it for one of these tasks."
+    )
+
+
+def _entry(classes: Sequence[str]) -> tuple[str, Any] | None:
+    return next((entry for end, entry in _CLASSES.items() for name in classes if name.endswith(end)), None)
+
+
+def _refuse_text(name: str, config: Any) -> None:
+    if config.model_type in _NEED_TEXT:
+        raise ValueError(
+            f"{name}: a {config.model_type} needs a text beside each image, which predict does not take; call the "
+            "model itself."
+        )
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Silence the warnings of transformers within this context: `load` says what matters of them in one line."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+__all__ = [
+    "CLASSIFICATION",
+    "DETECTION",
+    "DTYPES",
+    "SEGMENTATION",
+    "find_device",
+    "find_dtype",
+    "is_mask_rcnn",
+    "load",
+    "load_processor",
+    "task_of",
+]
