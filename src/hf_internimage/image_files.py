@@ -97,7 +97,7 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
         if not data.startswith(b"\xff\xd8"):
-            raise BadImageError(f"{name}: {too_large(str(error), max_pixels)}") from error
+            raise BadImageError(f"{name}: {_too_large(str(error), max_pixels)}") from error
         image = JpegImageFile(io.BytesIO(data))
     width, height = image.size
     if width * height <= max_pixels:
@@ -107,11 +107,32 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
             if width * height <= max_pixels * factor**2:
                 image.draft(None, (width // factor, height // factor))
                 return image
-    raise BadImageError(f"{name}: {too_large(f'{width}x{height} pixels', max_pixels)}")
+    raise BadImageError(f"{name}: {_too_large(f'{width}x{height} pixels', max_pixels)}")
 
 
-def too_large(size: str, max_pixels: int) -> str:
-    """Return the error of an image of too many pixels, of which `size` says how many."""
+def unlimited_short_side(processor: Any) -> int | None:
+    """Return the pixels to which an image processor resizes the short side, if the long one may become any length."""
+    size = dict(getattr(processor, "size", None) or {})
+    is_limited = size.get("height") or size.get("longest_edge") or size.get("max_height")
+    return None if is_limited or not getattr(processor, "do_resize", False) else size.get("shortest_edge")
+
+
+def check_resized(size: tuple[int, int], short_side: int | None, name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise BadImageError for an image that an image processor would resize to more than `max_pixels`.
+
+    Args:
+        size: width and height of the image.
+        short_side: that of `unlimited_short_side`.
+        name: name of the image for the message.
+    """
+    if short_side is None:
+        return
+    width, height = (round(side * short_side / min(size)) for side in size)
+    if width * height > max_pixels:
+        raise BadImageError(f"{name}: {_too_large(f'{width}x{height} pixels after resizing', max_pixels)}")
+
+
+def _too_large(size: str, max_pixels: int) -> str:
     return (
         f"is too large ({size.rstrip('.')}; the limit is {max_pixels:,} pixels): make it smaller, or raise "
         "max_image_pixels if the file is trusted."
@@ -144,10 +165,11 @@ __all__ = [
     "MAX_PIXELS",
     "BadImageError",
     "Encoded",
+    "check_resized",
     "decode_image",
     "decode_in_both_modes",
     "list_files",
     "name_of",
     "read_bytes",
-    "too_large",
+    "unlimited_short_side",
 ]

@@ -175,7 +175,9 @@ def test_outputs_that_are_not_numbers_are_refused(models, photos):
     model = AutoModelForImageClassification.from_pretrained(models["classifier"]).eval()
     with torch.no_grad():
         model.head.bias[0] = torch.nan
-    with pytest.raises(ValueError, match=r"^The model's logits are not numbers \(NaN\) in float32; use float32, or"):
+    with pytest.raises(
+        ValueError, match=r"00\.png: The model's logits are not numbers \(NaN\) in float32; use float32, or"
+    ):
         predict(model, photos[0])
     assert not model._forward_hooks
 
@@ -404,3 +406,20 @@ def test_folders_that_do_not_fit_together(models, tmp_path):
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="model: cannot be loaded: "):
         predict(folder, picture())
+
+
+def test_images_that_become_too_large_are_left_out(models, tmp_path, caplog):
+    """A classifier's image processor resizes the short side, whatever the long one becomes."""
+    path = tmp_path / "strip.png"
+    Image.new("RGB", (8, 4)).save(path)
+    assert predict(models["classifier"], path, max_image_pixels=64 * 32 - 1) == []
+    assert "strip.png: is too large (64x32 pixels after resizing; the limit is 2,047 pixels)" in caplog.text
+    assert len(predict(models["classifier"], path, max_image_pixels=64 * 32)) == 1
+
+
+def test_an_error_names_the_image_that_it_came_with(models, tmp_path):
+    """transformers' image processor of Mask2Former cannot resize a strip of one pixel."""
+    path = tmp_path / "strip.png"
+    Image.new("RGB", (1, 400)).save(path)
+    with pytest.raises(ValueError, match=r"strip\.png: Size must contain"):
+        predict(models["mask2former"], [picture(), path])

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..image_files import MAX_PIXELS
+from ..image_files import MAX_PIXELS, name_of, unlimited_short_side
 from ..ops.dcnv3 import DCNV3
 from ..ops.registry import BACKEND_VARIABLE
 from ..segmentation import SemanticSegmenter
@@ -116,7 +116,12 @@ class Predictor:
 
     def predict_inputs(self, inputs: Sequence[Any]) -> Iterator[tuple[Source, Prediction | None]]:
         """Predict what `sources.list_inputs` returns, as a call does."""
-        sources = read_sources(inputs, every=self.every, max_pixels=self.max_image_pixels)
+        sources = read_sources(
+            inputs,
+            every=self.every,
+            max_pixels=self.max_image_pixels,
+            short_side=unlimited_short_side(self.image_processor),
+        )
         while batch := list(islice(sources, self.batch_size)):
             readable = [source for source in batch if source.image is not None]
             predictions = iter(self._run(readable) if readable else [])
@@ -154,8 +159,12 @@ class Predictor:
 
     @torch.inference_mode()
     def _run(self, sources: Sequence[Source]) -> list[Prediction]:
-        with _demanded_backend(self.backend), _refusing_nan(self.model):
-            return self._predict_batch(sources)
+        try:
+            with _demanded_backend(self.backend), _refusing_nan(self.model):
+                return self._predict_batch(sources)
+        except ValueError as error:
+            names = [name_of(source.path) for source in sources]
+            raise ValueError(f"{' to '.join(dict.fromkeys([names[0], names[-1]]))}: {error}") from error
 
 
 def predict(

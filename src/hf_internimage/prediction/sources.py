@@ -17,6 +17,7 @@ from ..image_files import (
     IMAGE_ENDINGS,
     MAX_PIXELS,
     BadImageError,
+    check_resized,
     decode_image,
     decode_in_both_modes,
     list_files,
@@ -77,13 +78,16 @@ def is_video(item: Any) -> bool:
     return isinstance(item, str) and os.path.splitext(item)[1].lower() in VIDEO_ENDINGS
 
 
-def read_sources(inputs: Sequence[Any], *, every: int = 1, max_pixels: int = MAX_PIXELS) -> Iterator[Source]:
+def read_sources(
+    inputs: Sequence[Any], *, every: int = 1, max_pixels: int = MAX_PIXELS, short_side: int | None = None
+) -> Iterator[Source]:
     """Read what `list_inputs` returns, in its order; threads decode some files ahead.
 
     Args:
         inputs: paths, Pillow images and arrays.
         every: of a video, every so many frames one is taken, beginning with the first.
         max_pixels: see `image_files.decode_image`.
+        short_side: that of `image_files.check_resized`; an image that becomes too large is left out.
 
     Raises:
         ValueError: for an image in memory that cannot be used.
@@ -97,7 +101,7 @@ def read_sources(inputs: Sequence[Any], *, every: int = 1, max_pixels: int = MAX
                         yield pending.popleft().result()
                     yield from _read_video(item, every)
                     continue
-                pending.append(pool.submit(_read_image, item, max_pixels))
+                pending.append(pool.submit(_read_image, item, max_pixels, short_side))
                 if len(pending) > _READ_AHEAD:
                     yield pending.popleft().result()
             while pending:
@@ -156,13 +160,16 @@ def _ending(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def _read_image(item: Any, max_pixels: int) -> Source:
+def _read_image(item: Any, max_pixels: int, short_side: int | None) -> Source:
     path = item if isinstance(item, str) else str(getattr(item, "filename", "")) or None
     try:
         if isinstance(item, str):
-            return Source(path, image=decode_image(item, max_pixels))
-        image = item if isinstance(item, Image.Image) else _from_array(item)
-        return Source(path, image=decode_in_both_modes(image, name_of(path), max_pixels)[1])
+            image = decode_image(item, max_pixels)
+        else:
+            given = item if isinstance(item, Image.Image) else _from_array(item)
+            image = decode_in_both_modes(given, name_of(path), max_pixels)[1]
+        check_resized(image.size, short_side, name_of(path), max_pixels)
+        return Source(path, image=image)
     except BadImageError as error:
         if path is None:
             raise

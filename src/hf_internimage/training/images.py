@@ -12,7 +12,16 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 from transformers.utils import logging
 
-from ..image_files import MAX_PIXELS, BadImageError, Encoded, decode_in_both_modes, name_of, read_bytes, too_large
+from ..image_files import (
+    MAX_PIXELS,
+    BadImageError,
+    Encoded,
+    check_resized,
+    decode_in_both_modes,
+    name_of,
+    read_bytes,
+    unlimited_short_side,
+)
 from ..models.rgb_images import is_read_otherwise
 
 logger = logging.get_logger(__name__)
@@ -42,10 +51,7 @@ class ImageReader:
 
     def for_processor(self, processor: Any) -> "ImageReader":
         """Return a reader that shares the memory of this one and refuses what the image processor cannot resize."""
-        size = dict(getattr(processor, "size", None) or {})
-        limited = size.get("height") or size.get("longest_edge") or size.get("max_height")
-        short_side = None if limited or not getattr(processor, "do_resize", False) else size.get("shortest_edge")
-        return replace(self, short_side=short_side)
+        return replace(self, short_side=unlimited_short_side(processor))
 
     def read(self, image: Encoded) -> tuple[Image.Image, bytes]:
         """Return an undecoded image as `decode_image` makes it, and its encoded bytes; warn of the first that differs.
@@ -56,11 +62,7 @@ class ImageReader:
         """
         data, name = read_bytes(image), name_of(image)
         upright, rgb = decode_in_both_modes(data, name, self.max_pixels)
-        if self.short_side is not None:
-            factor = self.short_side / min(rgb.size)
-            width, height = (round(side * factor) for side in rgb.size)
-            if width * height > self.max_pixels:
-                raise BadImageError(f"{name}: {too_large(f'{width}x{height} pixels after resizing', self.max_pixels)}")
+        check_resized(rgb.size, self.short_side, name, self.max_pixels)
         if is_read_otherwise(upright, rgb):
             if not self.read_otherwise.any():
                 logger.warning(
