@@ -20,7 +20,7 @@ _MASK_OPACITY = 0.45
 _SMALL = 320  # pixels; smaller images are enlarged before boxes are drawn
 _COLUMNS, _TILE, _GAP = 6, 200, 12  # of a contact sheet
 _LINES = 3  # classes below an image of a contact sheet
-_SWATCH, _LEGEND_WIDTH, _LEGEND_ROWS = 18, 220, 30
+_SWATCH, _LEGEND_TEXT, _LEGEND_ROWS = 18, 360, 30
 _FONTS = ("DejaVuSans.ttf", "Arial.ttf", "Helvetica.ttc")  # which have more scripts than Pillow's own
 _UNKNOWN = "\U0010ffff"  # a character that no font has
 
@@ -163,17 +163,17 @@ def draw_legend(names: Sequence[str], present: Sequence[int]) -> Image.Image:
     font = _font(14)
     columns = max(1, math.ceil(len(present) / _LEGEND_ROWS))
     rows = max(1, min(len(present), _LEGEND_ROWS))
-    step = _SWATCH + 8
-    legend = Image.new("RGB", (columns * _LEGEND_WIDTH + _GAP, rows * step + 2 * _GAP), "white")
+    texts = [fitting(drawable(names[index], index, font), font, _LEGEND_TEXT) for index in present]
+    step, column = _SWATCH + 8, _SWATCH + 2 * _GAP + math.ceil(max(map(font.getlength, [*texts, "no class"])))
+    legend = Image.new("RGB", (columns * column + _GAP, rows * step + 2 * _GAP), "white")
     pen = ImageDraw.Draw(legend)
     colours = class_colours(len(names))
-    for position, index in enumerate(present):
-        left = _GAP + position // _LEGEND_ROWS * _LEGEND_WIDTH
+    for position, (index, text) in enumerate(zip(present, texts, strict=True)):
+        left = _GAP + position // _LEGEND_ROWS * column
         top = _GAP + position % _LEGEND_ROWS * step
         is_drawn = names[index] != BACKGROUND
         fill = tuple(colours[index].tolist()) if is_drawn else None
         pen.rectangle((left, top, left + _SWATCH, top + _SWATCH), fill=fill, outline=GREY)
-        text = fitting(drawable(names[index], index, font), font, _LEGEND_WIDTH - _SWATCH - 2 * _GAP)
         pen.text((left + _SWATCH + 8, top + _SWATCH // 2), text, fill=INK, font=font, anchor="lm")
     if not present:
         pen.text((_GAP, _GAP), "no class", fill=GREY, font=font)
