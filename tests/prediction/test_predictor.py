@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Predictions equal what the parts of the library give when they are called one by one."""
 
+import inspect
 import json
 import os
 import shutil
@@ -59,6 +60,15 @@ def photos(tmp_path):
 def test_public_names():
     assert hf_internimage.predict is predictor_module.predict
     assert "predict" in dir(hf_internimage)
+
+
+def test_predict_takes_all_settings_of_a_predictor():
+    settings = dict(inspect.signature(Predictor).parameters)
+    parameters = dict(inspect.signature(predict).parameters)
+    assert {name: parameters[name].default for name in settings} == {
+        name: one.default for name, one in settings.items()
+    }
+    assert parameters.keys() - settings.keys() == {"images", "progress"}
 
 
 # ---- Classification ----
