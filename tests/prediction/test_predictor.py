@@ -433,3 +433,11 @@ def test_an_error_names_the_image_that_it_came_with(models, tmp_path):
     Image.new("RGB", (1, 400)).save(path)
     with pytest.raises(ValueError, match=r"strip\.png: Size must contain"):
         predict(models["mask2former"], [picture(), path])
+
+
+def test_a_model_can_be_trained_after_a_prediction(models):
+    model = AutoModelForImageClassification.from_pretrained(models["classifier"]).eval()
+    predict(model, picture(), batch_size=1)
+    pixels = AutoImageProcessor.from_pretrained(models["classifier"])(picture(), return_tensors="pt").pixel_values
+    model(pixel_values=pixels, labels=torch.tensor([1])).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.head.parameters())

@@ -157,7 +157,7 @@ class Predictor:
             SemanticSegmenter(self.model, self.image_processor, window_batch_size=self.batch_size, **segmenter_options)
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _run(self, sources: Sequence[Source]) -> list[Prediction]:
         try:
             with _demanded_backend(self.backend), _refusing_nan(self.model):
