@@ -21,9 +21,11 @@ from support.paths import ROOT, SCRIPTS
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
 from hf_internimage.checkpoints.classifiers import CHECKPOINTS, SOURCE
 from hf_internimage.hub import card_files, cards
-from hf_internimage.hub.card_blocks import REPORTED, released_name, score_table
+from hf_internimage.hub.card_blocks import REPORTED, released_name
 from hf_internimage.hub.cards import evaluated_card, official_card
-from hf_internimage.hub.system_cards import published_system_card, trained_system_card
+from hf_internimage.hub.evaluation_blocks import class_table
+from hf_internimage.hub.system_cards import published_system_card
+from hf_internimage.hub.trained_cards import trained_card
 
 BY_NAME = {checkpoint.name: checkpoint for checkpoint in CHECKPOINTS}
 RESULT = {
@@ -201,25 +203,73 @@ def test_card_of_segmentation_or_detection(checkpoint):
     assert "Time and memory" not in str(published_system_card(checkpoint))
 
 
+SYSTEM_METRICS = {
+    "semantic-segmentation": {"mean_iou": 0.12345, "overall_accuracy": 1.0},
+    "object-detection": {"map": 0.12345, "map_small": 0.0, "mar_1": 1.0, "loss": 1.0},
+    "image-classification": {"mean_average_precision": 0.12345, "f1": 0.0},
+}
+
+
 @pytest.mark.parametrize("has_code", [True, False])
-@pytest.mark.parametrize("task", ["object-detection", "semantic-segmentation"])
-def test_card_of_a_trained_system(task, has_code):
+@pytest.mark.parametrize("task", SYSTEM_METRICS)
+def test_card_of_a_trained_model(task, has_code):
+    """All tasks have the sections of a classifier's card: facts, accuracy, use, training, limits, licence, citation."""
     model = InternImageForImageClassification(InternImageConfig(channels=8, depths=[1], groups=[1], num_labels=7))
-    scores = score_table({"map": 0.5, "map_50": 0.7512}, {"map_50": "at IoU .5", "map_75": "at IoU .75"}, 1)
-    options = {"base_model": "me/base", "license": "mit", "scores": f"On 3 images:\n\n{scores}"}
-    text = str(trained_system_card(model, "me/new", task=task, has_code=has_code, **options))
-    metadata = ModelCard(text).data
-    assert (metadata.license, metadata.base_model, metadata.library_name) == ("mit", "me/base", "transformers")
-    assert metadata.pipeline_tag == ("object-detection" if task == "object-detection" else "image-segmentation")
-    assert metadata.tags[0] == "internimage"
-    assert task in metadata.tags
-    assert "\n# new\n\n" in text
-    assert f"`{type(model).__name__}`, {model.num_parameters():,} parameters, 7 classes." in text
+    evaluation = {**RESULT, "metrics": SYSTEM_METRICS[task]}
+    options = {"base_model": "me/base", "license": "mit", "evaluation": evaluation, "training": {"Steps": "a|b"}}
+    text = str(trained_card(model, "me/new", task=task, has_code=has_code, **options))
+    pipeline = "image-segmentation" if task == "semantic-segmentation" else task
+    metadata = check(text, pipeline)
+    assert (metadata["license"], metadata["base_model"], metadata["datasets"]) == ("mit", "me/base", ["beans"])
+    assert metadata["tags"][:2] == ["internimage", pipeline]
+    assert task in metadata["tags"]
+    (result,) = ModelCard(text).data.eval_results
+    assert (result.metric_value, result.dataset_split) == (0.12345, "test")
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    assert titles == ["new", "Accuracy", "Use", "Training", "Limits", "Licence", "Citation"]
+    for part in (
+        f"| Model | `{type(model).__name__}` |", f"| Parameters | {model.num_parameters():,} |", "| Classes | 7 |",
+        "| Images | 128 |", "| Input | RGB, resized to fit 64 x 96 pixels |", " | 12.3 % |\n", "| Steps | a\\|b |",
+        "Measured on one data set only, beans: ", "It may share the limits", "fine-tuned from [me/base]", "`mit`",
+    ):  # fmt: skip
+        assert part in text, part
     assert ("Without `import hf_internimage`" in text) == (not has_code)
-    assert ("trust_remote_code=True" in text) == (has_code and task == "object-detection")
-    assert text.endswith("On 3 images:\n\n| Metric | Value |\n| --- | --- |\n| at IoU .5 | 75.1 % |\n")
-    (code,) = python_blocks(text)
-    compile(code, "card", "exec")
+    assert ("trust_remote_code=True" in text) == (has_code and task != "semantic-segmentation")
+    assert len(python_blocks(text)) == 1
+
+
+def test_card_of_a_model_that_was_not_evaluated():
+    model = InternImageForImageClassification(InternImageConfig(channels=8, depths=[1], groups=[1], num_labels=7))
+    options = {"license": None, "base_model": None, "evaluation": None, "training": {}}
+    text = str(trained_card(model, "new", task="object-detection", has_code=True, **options))
+    metadata = check(text, "object-detection")
+    assert metadata["tags"] == ["internimage", "object-detection", "dcnv3", "vision"]
+    assert not {"license", "base_model", "model-index"} & set(metadata)
+    assert "## Accuracy\n\nIt was not evaluated.\n" in text
+    assert "import hf_internimage  # makes" not in text
+
+
+def test_classes_on_a_card():
+    rows = [{"class": "a|b", "images": 1234, "precision": 0.5, "recall": 0.25}]
+    rows += [{"class": "dog", "images": 1, "precision": None, "recall": 0.0}]
+    rows += [{"class": "ape", "images": 0, "precision": 0.0, "recall": None}]
+    table = class_table({"per_class": rows})
+    assert table.splitlines() == [
+        "Each class:", "", "| Class | Images | Precision | Recall |", "| --- | --- | --- | --- |",
+        "| a\\|b | 1,234 | 50.0 % | 25.0 % |", "| dog | 1 | - | 0.0 % |",
+    ]  # fmt: skip
+    assert class_table({"class_iou": {"cat": 0.5, "dog": None}}).endswith(
+        "| Class | IoU |\n| --- | --- |\n| cat | 50.0 % |"
+    )
+    values = {f"class {index}": 1 - index / 1000 for index in range(1000)}
+    lines = class_table({"map_per_class": values}).splitlines()
+    assert lines[0] == "The 20 of 1,000 classes with the lowest values:"
+    assert lines[4] == "| class 999 | 0.1 % |"
+    assert len(lines) == 4 + 20
+    assert class_table({"class_iou": {"cat": None}}) == class_table({}) == ""
+    text = str(evaluated_card({**RESULT, "per_class": rows}, model_id="me/model"))
+    check(text)
+    assert table in text
 
 
 def test_measurements_are_shared_by_equal_systems_only():
@@ -577,16 +627,3 @@ def test_script_tells_how_many_files_it_changed(tmp_path, capsys):
     (tmp_path / "cards" / "README.md").unlink()
     assert write_cards(arguments) == 0
     assert ", 1 files changed, in " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("license", "base_model"), [("mit", "me/base"), (None, None)])
-def test_a_trained_system_without_scores(license, base_model):
-    model = InternImageForImageClassification(InternImageConfig(channels=8, depths=[1], groups=[1], num_labels=7))
-    options = {"license": license, "base_model": base_model, "scores": ""}
-    card = trained_system_card(model, "new", task="semantic-segmentation", has_code=False, **options)
-    assert (card.data.license, card.data.base_model) == (license, base_model)
-    assert card.data.tags == ["internimage", "image-segmentation", "semantic-segmentation", "dcnv3", "vision"]
-    assert str(card).endswith("with a `KeyError`.\n")
-    detector = trained_system_card(model, "new", task="object-detection", has_code=True, **options)
-    assert detector.data.tags == ["internimage", "object-detection", "dcnv3", "vision"]
-    assert "import hf_internimage  # makes" not in str(detector)

@@ -53,7 +53,9 @@ def of_script(script, **model):
 
 
 def test_a_classifier_is_of_its_revision(monkeypatch):
-    config, model, processor = Noted(tiny_config()), Noted("model"), Noted("processor")
+    loaded = torch.nn.Linear(1, 1)
+    info = {"mismatched_keys": [("head.weight", (1, 1), (2, 1))], "missing_keys": {"norm.layers.0.bias"}}
+    config, model, processor = Noted(tiny_config()), Noted((loaded, info)), Noted("processor")
     monkeypatch.setattr(auto, "load_config", config)
     monkeypatch.setattr(classification, "AutoModelForImageClassification", model)
     monkeypatch.setattr(classification, "AutoImageProcessor", processor)
@@ -61,11 +63,13 @@ def test_a_classifier_is_of_its_revision(monkeypatch):
     arguments = of_script(
         classification, **named, image_size=48, drop_path_rate=0.0, config_overrides='{"cls_scale": 2.0}'
     )
-    assert classification.build_model(arguments.model, Data()) == "model"
+    assert classification.build_model(arguments.model, Data()) is loaded
+    assert loaded.new_modules == ["head", "norm.layers"]
     assert config.calls == [(("me/model",), SOURCE)]
     fields = {"cls_scale": 2.0, "image_size": 48, "drop_path_rate": 0.0, "problem_type": "single_label_classification"}
     fields |= {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
-    assert model.calls == [(("me/model",), {**SOURCE, "ignore_mismatched_sizes": True, **fields})]
+    options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    assert model.calls == [(("me/model",), {**SOURCE, **options, **fields})]
     assert classification.build_processor(arguments, None) == "processor"
     size = {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}}
     assert processor.calls == [(("me/model",), {**SOURCE, **size})]
@@ -171,9 +175,9 @@ def test_settings_of_a_classifier_fit_its_data():
     ],
     ids=["segmentation", "detection"],
 )
-def test_a_system_is_of_its_revision(script, config, monkeypatch, caplog):
+def test_a_system_is_of_its_revision(script, config, monkeypatch):
     loaded, model = Noted(config), torch.nn.Linear(1, 1)
-    info = {"mismatched_keys": [("head.weight", (1, 1), (2, 1)), ("head.bias", (1,), (2,))]}
+    info = {"mismatched_keys": [("head.weight", (1, 1), (2, 1)), ("head.bias", (1,), (2,))], "missing_keys": set()}
     chosen = Noted((model, info))
     monkeypatch.setattr(auto, "load_config", loaded)
     for name in ("AutoModelForSemanticSegmentation", "AutoModelForObjectDetection"):
@@ -185,7 +189,7 @@ def test_a_system_is_of_its_revision(script, config, monkeypatch, caplog):
     options = {"revision": "v2", "config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
     assert chosen.calls == [(("me/model",), options)]
     assert (config.id2label, config.backbone_config.drop_path_rate) == ({0: "cat", 1: "dog"}, 0.25)
-    assert "Newly initialised for the classes of the data: head." in caplog.text
+    assert model.new_modules == ["head"]
 
 
 @pytest.mark.parametrize(("script", "head"), [(segmentation, "mask2former"), (detection, "detr")])

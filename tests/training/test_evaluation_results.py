@@ -88,7 +88,8 @@ def test_metrics_have_the_names_of_results():
 @pytest.mark.parametrize(("split", "name"), [("validation", "eval_evaluation.json"), ("test", "test_evaluation.json")])
 @pytest.mark.parametrize("main_process", [True, False])
 def test_a_report_is_of_the_trainer(bf16, fp16, dtype, split, name, main_process, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation_results, "_backend", lambda model, device, dtype: f"on {device} in {dtype}")
+    monkeypatch.setattr(evaluation_results, "has_operator", lambda model: True)
+    monkeypatch.setattr(evaluation_results, "backend_for", lambda device, dtype: f"on {device} in {dtype}")
     training = SimpleNamespace(
         bf16=bf16, fp16=fp16, device=torch.device("cpu"), world_size=3, eval_batch_size=4, output_dir=str(tmp_path)
     )

@@ -50,7 +50,6 @@ def fake_trainer(noting, folder, processor, prediction, main_process=True):
         args=SimpleNamespace(output_dir=str(folder)),
         processing_class=processor,
         predict=noting("predict", prediction),
-        log_metrics=noting("log_metrics"),
         save_metrics=noting("save_metrics"),
         is_world_process_zero=lambda: main_process,
     )
@@ -73,8 +72,12 @@ def test_an_evaluation_of_a_classifier(split, prefix, main_process, multi_label,
     measured = {"accuracy": 0.5, "top5_accuracy": 1.0, "mean_average_precision": 0.25, "f1": 0.1, "loss": 2.0}
     metrics = {f"{prefix}_{name}": value for name, value in measured.items()}
     metrics |= {f"{prefix}_samples_per_second": 7.0, f"{prefix}_runtime": 3.0}
-    prediction = SimpleNamespace(metrics=metrics)
-    for name in ("report_evaluation", "draw_predictions"):
+    prediction = SimpleNamespace(metrics=metrics, predictions=(np.array([[0], [1], [1]]), None))
+    prediction.label_ids = np.array([0, 1, 0])
+    if multi_label:
+        prediction.predictions = np.array([[0.9, 0.1], [0.1, 0.9], [0.4, 0.8]])
+        prediction.label_ids = np.array([[1, 0], [0, 1], [1, 0]])
+    for name in ("report_evaluation", "draw_predictions", "draw_classes"):
         monkeypatch.setattr(classification, name, noting(name, "evaluation"))
     processor = InternImageImageProcessorPil(crop_size={"height": 32, "width": 64})
     trainer = fake_trainer(noting, tmp_path, processor, prediction, main_process)
@@ -83,12 +86,22 @@ def test_an_evaluation_of_a_classifier(split, prefix, main_process, multi_label,
     (rows,), options = noting.calls["predict"]
     assert options == {"metric_key_prefix": prefix}
     assert rows.format["format_kwargs"]["transform"].prepare.processor is processor
-    assert noting.calls["log_metrics"][0] == noting.calls["save_metrics"][0] == (prefix, metrics)
+    assert noting.calls["save_metrics"][0] == (prefix, metrics)
     given, options = noting.calls["report_evaluation"]
     assert given == (trainer, "names", split)
     expected = {"model_name": "me/model", "samples": 3, "metrics": measured, "image_size": (32, 64)}
-    expected |= {"images_per_second": 7.0, "left_out_images": {"train": {"count": 1, "images": ["a: is empty"]}}}
+    cat = {"class": "cat", "images": 2, "precision": 1.0, "recall": 0.5}
+    dog = {"class": "dog", "images": 1, "precision": 0.5, "recall": 1.0}
+    expected |= {
+        "images_per_second": 7.0,
+        "per_class": [cat, dog],
+        "left_out_images": {"train": {"count": 1, "images": ["a: is empty"]}},
+    }
     assert options == expected
+    assert ("draw_classes" in noting.calls) is main_process
+    if main_process:
+        drawn = (["cat", "dog"], {"recall": [0.5, 1.0], "precision": [1.0, 0.5]}, tmp_path / f"{prefix}_classes.png")
+        assert noting.calls["draw_classes"][0] == drawn
     assert ("draw_predictions" in noting.calls) is (main_process and not multi_label)
     if main_process and not multi_label:
         assert noting.calls["draw_predictions"][0][3:] == (tmp_path, prefix)
@@ -119,11 +132,12 @@ def test_predictions_are_written_and_the_surest_mistakes_drawn(found, title, sho
         "row": "1", "file": "far/1.png", "label": "dog", "found": ["cat", "dog"][found[1]], "score": "0.501000",
     }  # fmt: skip
     assert noting.calls["draw_confusions"][0][2:] == (["cat", "dog"], tmp_path / "test_confusions.png")
-    images, right, wrong, sure, names, path, line = noting.calls["draw_mistakes"][0]
+    images, files, right, wrong, sure, names, path, line = noting.calls["draw_mistakes"][0]
     assert (names, path, line) == (["cat", "dog"], tmp_path / "test_mistakes.png", title)
     if shown is None:
         shown = list(range(count))[::-1][:24]
     assert images == [(f"far/{row}.png", 99) for row in shown]
+    assert files == [f"{row}.png" for row in shown]
     assert list(right) == [truth[row] for row in shown]
     assert list(wrong) == [classes[row, 0] for row in shown]
     assert list(sure) == [scores[row, 0] for row in shown]
@@ -139,22 +153,24 @@ def test_predictions_are_written_and_the_surest_mistakes_drawn(found, title, sho
 def test_the_card_of_a_classifier_has_its_numbers_if_there_are_any(metrics, full, tmp_path, monkeypatch):
     noting = Noting()
     monkeypatch.setattr(classification, "write_repository", noting("write_repository"))
-    monkeypatch.setattr(classification.cards, "evaluated_card", noting("full", "full card"))
-    monkeypatch.setattr(classification.hub, "short_card", noting("short", "short card"))
-    monkeypatch.setattr(classification, "training_facts", lambda trainer: {"Epochs": "2"})
+    monkeypatch.setattr(classification, "evaluated_card", noting("full", "full card"))
+    monkeypatch.setattr(classification, "trained_card", noting("other", "other card"))
+    monkeypatch.setattr(classification, "training_facts", lambda trainer, **more: {"Epochs": "2", **more})
     arguments = TrainingArguments(output_dir=str(tmp_path / "mine"), use_cpu=True, report_to="none")
     model = SimpleNamespace(config=SimpleNamespace(model_type="internimage"))
-    trainer = SimpleNamespace(args=arguments, model=model)
+    trainer = SimpleNamespace(args=arguments, model=model, recipe=ClassificationRecipe(cutmix_alpha=1.0))
     evaluation = None if metrics is None else {"metrics": metrics}
     classification.publish(trainer, evaluation, base_model="me/base", license="mit", notes=["a note"])
     of, auto_class, name, make_card, notes = noting.calls["write_repository"][0]
     assert (of, auto_class.__name__, name, notes) == (trainer, "AutoModelForImageClassification", "mine", ["a note"])
-    assert make_card("model") == ("full card" if full else "short card")
+    assert make_card("model") == ("full card" if full else "other card")
+    options = {"base_model": "me/base", "license": "mit", "training": {"Epochs": "2", "Mixup, CutMix": "0, 1"}}
     if full:
-        options = {"model_id": "mine", "base_model": "me/base", "license": "mit", "training": {"Epochs": "2"}}
-        assert noting.calls["full"] == ((evaluation,), options)
+        assert noting.calls["full"] == ((evaluation,), {**options, "model_id": "mine", "model": "model"})
     else:
-        assert noting.calls["short"] == (("model", "mine"), {"license": "mit"})
+        options |= {"task": "image-classification", "has_code": True}
+        options["evaluation"] = evaluation if metrics and "top1" not in metrics else None
+        assert noting.calls["other"] == (("model", "mine"), options)
 
 
 @pytest.mark.parametrize("push", [True, False])
@@ -167,25 +183,6 @@ def test_other_classifiers_are_pushed_by_trainer(push, monkeypatch):
     assert list(noting.calls) == ["push"] * push
 
 
-@pytest.mark.parametrize("on", [True, False])
-def test_facts_of_a_training(on, tmp_path):
-    options = {"weight_decay": 0.05, "label_smoothing_factor": 0.1, "optim": "adamw_torch_fused", "seed": 7}
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), use_cpu=True, report_to="none", per_device_train_batch_size=4, learning_rate=0.5,
-        **(options if on else {"optim": "sgd"}),
-    )  # fmt: skip
-    recipe = ClassificationRecipe(**({"layer_decay": 0.9, "ema_decay": 0.5, "cutmix_alpha": 1.0} if on else {}))
-    state = SimpleNamespace(epoch=2.5 if on else None, global_step=10)
-    trainer = SimpleNamespace(args=arguments, recipe=recipe, state=state, learning_rate_factor=2.0)
-    expected = {"Steps": 10, "Batch size": 4, "Learning rate": "1"}
-    if on:
-        expected |= {"Epochs": "2.5", "Optimizer": "adamw_torch_fused", "Layer decay": 0.9, "Weight decay": 0.05}
-        expected |= {"Label smoothing": 0.1, "Mixup, CutMix": "0, 1", "Averaged weights": 0.5, "Seed": 7}
-    else:
-        expected |= {"Optimizer": "sgd", "Seed": 42}
-    assert classification.training_facts(trainer) == expected
-
-
 # ---- Segmentation and detection ----
 
 
@@ -196,42 +193,25 @@ def system_trainer(folder):
 
 @pytest.mark.parametrize("evaluated", [True, False])
 @pytest.mark.parametrize("task", [segmentation, detection], ids=["segmentation", "detection"])
-def test_the_card_of_a_system_has_its_scores(task, evaluated, tmp_path, monkeypatch):
+def test_the_card_of_a_system_has_its_evaluation(task, evaluated, tmp_path, monkeypatch):
     noting = Noting()
-    monkeypatch.setattr(task, "trained_system_card", noting("card", "a card"))
+    monkeypatch.setattr(task, "trained_card", noting("card", "a card"))
     monkeypatch.setattr(task, "publish_by_trainer", noting("publish"))
-    metrics = {
-        "mean_iou": 0.12345,
-        "overall_accuracy": 1.0,
-        "map": 0.12345,
-        "map_small": 0.0,
-        "mar_1": 1.0,
-        "loss": 1.0,
-    }
-    evaluation = {"metrics": metrics, "samples": 1234, "dataset": {"name": "me/data", "split": "dev"}}
+    monkeypatch.setattr(task, "training_facts", lambda trainer: {"Steps": 3})
+    evaluation = {"metrics": {"map": 0.5}} if evaluated else None
     trainer = system_trainer(tmp_path)
-    options = {"base_model": "me/base", "license": "mit", "notes": ["a note"]}
-    task.publish(trainer, evaluation if evaluated else None, **options)
+    task.publish(trainer, evaluation, base_model="me/base", license="mit", notes=["a note"])
     assert noting.calls["publish"] == ((trainer, "a card", ["a note"]), {})
-    (model, name), card = noting.calls["card"]
-    assert (model, name) == (trainer.model, "mine")
-    scores = card.pop("scores")
     kind = "semantic-segmentation" if task is segmentation else "object-detection"
-    assert card == {"task": kind, "has_code": False, "base_model": "me/base", "license": "mit"}
-    head = "| Metric | Value |\n| --- | --- |\n"
-    if not evaluated:
-        assert scores == ""
-    elif task is segmentation:
-        table = "| mean IoU | 12.35 % |\n| accuracy of the pixels | 100.00 % |"
-        assert scores == f"On 1,234 images of `me/data`, at their own size:\n\n{head}{table}"
-    else:
-        table = "| average precision (mAP, IoU .5 to .95) | 12.3 % |\n| of small objects (under 32² pixels) | 0.0 % |"
-        assert scores == f"By COCO's measure, on 1,234 images of `me/data` (dev):\n\n{head}{table}"
+    expected = {"task": kind, "has_code": False, "base_model": "me/base", "license": "mit"}
+    expected |= {"evaluation": evaluation, "training": {"Steps": 3}}
+    assert noting.calls["card"] == ((trainer.model, "mine"), expected)
 
 
 def test_dino_becomes_a_repository(tmp_path, monkeypatch):
     noting = Noting()
-    monkeypatch.setattr(detection, "trained_system_card", noting("card", "a card"))
+    monkeypatch.setattr(detection, "trained_card", noting("card", "a card"))
+    monkeypatch.setattr(detection, "training_facts", lambda trainer: {"Steps": 3})
     monkeypatch.setattr(detection, "write_repository", noting("write"))
     trainer = SimpleNamespace(
         args=system_trainer(tmp_path).args, model=SimpleNamespace(config=SimpleNamespace(model_type="internimage_dino"))
@@ -240,7 +220,8 @@ def test_dino_becomes_a_repository(tmp_path, monkeypatch):
     of, auto_class, name, make_card, notes = noting.calls["write"][0]
     assert (of, auto_class.__name__, name, notes) == (trainer, "AutoModelForObjectDetection", "mine", ["a note"])
     assert make_card("whole model") == "a card"
-    expected = {"task": "object-detection", "has_code": True, "base_model": None, "license": None, "scores": ""}
+    expected = {"task": "object-detection", "has_code": True, "base_model": None, "license": None}
+    expected |= {"evaluation": None, "training": {"Steps": 3}}
     assert noting.calls["card"] == (("whole model", "mine"), expected)
 
 
@@ -248,7 +229,7 @@ def test_dino_becomes_a_repository(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("split", "prefix"), [("validation", "eval"), ("test", "test")])
 def test_an_evaluation_of_a_detector(split, prefix, main_process, tmp_path, monkeypatch):
     noting = Noting()
-    for name in ("report_evaluation", "draw_overlays"):
+    for name in ("report_evaluation", "draw_overlays", "draw_classes"):
         monkeypatch.setattr(detection, name, noting(name, "evaluation"))
     result = SimpleNamespace(metrics={"map": 0.5}, per_class={"cat": 0.25})
     coco_map = SimpleNamespace(evaluate=noting("evaluate", result))
@@ -269,14 +250,16 @@ def test_an_evaluation_of_a_detector(split, prefix, main_process, tmp_path, monk
     assert noting.calls["CocoMap"][0] == (rows, ["cat"])
     assert noting.calls["transform"][0] == (processor,)
     assert noting.calls["predict"][1] == {"metric_key_prefix": prefix}
-    assert noting.calls["log_metrics"][0] == noting.calls["save_metrics"][0] == (prefix, metrics)
+    assert noting.calls["save_metrics"][0] == (prefix, metrics)
     assert noting.calls["evaluate"][0] == (detections, ids)
     given, options = noting.calls["report_evaluation"]
     assert given == (trainer, "names", split)
     expected = {"model_name": "me/model", "samples": 2, "metrics": {"map": 0.5, "loss": 2.0}, "image_size": [40, 90]}
     assert options == {**expected, "images_per_second": 7.0, "map_per_class": {"cat": 0.25}}
-    assert ("draw_overlays" in noting.calls) is main_process
+    assert ("draw_overlays" in noting.calls) is ("draw_classes" in noting.calls) is main_process
     if main_process:
+        drawn = (["cat"], {"average precision": [0.25]}, tmp_path / f"{prefix}_classes.png")
+        assert noting.calls["draw_classes"][0] == drawn
         (drawn, by_image, names, folder), options = noting.calls["draw_overlays"]
         assert (drawn, names, folder) == (rows, ["cat"], tmp_path / "overlays")
         assert {key: value.tolist() for key, value in by_image.items()} == {
@@ -316,6 +299,7 @@ def test_a_segmenter_has_the_settings_of_the_inference():
 def test_an_evaluation_of_a_segmenter(tmp_path, monkeypatch):
     noting = Noting()
     monkeypatch.setattr(segmentation, "report_evaluation", noting("report_evaluation", "evaluation"))
+    monkeypatch.setattr(segmentation, "draw_classes", noting("draw_classes"))
     counts = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
 
     def segment(trainer, rows, transform, segmenter, metric, names, inference):
@@ -341,7 +325,12 @@ def test_an_evaluation_of_a_segmenter(tmp_path, monkeypatch):
     means = {"mean_iou": 0.775, "mean_accuracy": 0.875, "overall_accuracy": 0.875}
     assert options["metrics"] == pytest.approx(means)
     logged = {f"eval_{name}": value for name, value in options["metrics"].items()}
-    assert noting.calls["log_metrics"][0] == noting.calls["save_metrics"][0] == ("eval", logged)
+    assert noting.calls["save_metrics"][0] == ("eval", logged)
+    assert noting.calls["draw_classes"][0] == (
+        ["a", "b", "c"],
+        {"IoU": [0.75, 0.8, None]},
+        tmp_path / "eval_classes.png",
+    )
     assert options["class_iou"] == {"a": 0.75, "b": 0.8, "c": None}
     settings = {
         "inference": "whole",

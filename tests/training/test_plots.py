@@ -62,8 +62,13 @@ def test_training_curves(figures, tmp_path):
     plots.draw_training(history(), tmp_path / "a.png")
     (figure,) = figures
     loss, metrics, rate = figure.axes
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["loss", "metrics", "learning rate"]
-    assert [line.get_label() for line in loss.lines] == ["training", "evaluation"]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == [
+        "loss",
+        "metrics of the validation",
+        "learning rate",
+    ]
+    assert [line.get_label() for line in loss.lines] == ["training", "validation"]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "validation"]
     assert [line.get_label() for line in metrics.lines] == ["accuracy"]
     steps, values = loss.lines[0].get_data()
     assert list(steps) == list(range(10, 201, 10))
@@ -157,7 +162,8 @@ def test_sheet_of_mistakes(kind, figures, tmp_path):
     names = NAMES[kind]
     images = [Image.new("RGB", (40 + 30 * index, 90), (10 * index, 0, 0)) for index in range(7)]
     truth, predicted = [index % len(names) for index in range(7)], [(index + 1) % len(names) for index in range(7)]
-    classification_plots.draw_mistakes(images, truth, predicted, [0.123] * 7, names, tmp_path / "a.png", "title")
+    files = [f"{name}.png" for name in (NAMES["scripts"] + NAMES["formulas"])[:7]]
+    classification_plots.draw_mistakes(images, files, truth, predicted, [0.123] * 7, names, tmp_path / "a.png", "title")
     (figure,) = figures
     assert not overlaps(figure)
     assert "title" in texts(figure)
@@ -171,7 +177,7 @@ def test_sheet_of_mistakes(kind, figures, tmp_path):
 
 
 def test_no_mistakes(tmp_path):
-    classification_plots.draw_mistakes([], [], [], [], ["a", "b"], tmp_path / "a.png", "No mistakes.")
+    classification_plots.draw_mistakes([], [], [], [], [], ["a", "b"], tmp_path / "a.png", "No mistakes.")
     assert Image.open(tmp_path / "a.png").width > 50
 
 
@@ -220,8 +226,8 @@ def test_points_of_short_curves_are_marked(figures, tmp_path):
     loss, rate = figures[0].axes
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training"]
     assert rate.get_legend() is None
-    assert rate.get_xlabel() == "step"
-    assert loss.get_xlabel() == ""
+    assert rate.get_xlabel() == loss.get_xlabel() == "step"
+    assert loss.get_xlim() == rate.get_xlim() == (0, 1.02 * 39)
 
 
 def test_metrics_have_colours_and_names_of_their_own(figures, tmp_path):
@@ -230,7 +236,8 @@ def test_metrics_have_colours_and_names_of_their_own(figures, tmp_path):
     entry = {f"eval_{name}": 0.5 for name in names} | {"step": 3, "eval_text": "x", "test_accuracy": 1.0}
     plots.draw_training([entry, {"eval_accuracy": 0.25}, {"eval_accuracy": 0.75, "step": 6}], tmp_path / "a.png")
     (metrics,) = figures[0].axes
-    assert [line.get_label() for line in metrics.lines] == ["accuracy", "mean iou"]
+    assert [line.get_label() for line in metrics.lines] == ["accuracy", "mean IoU"]
+    assert [metrics.yaxis.get_major_formatter()(share) for share in (0.25, 0.75)] == ["25.0 %", "75.0 %"]
     assert list(metrics.lines[0].get_xdata()) == [3, 6]  # without a step there is no place for it
     assert list(metrics.lines[0].get_ydata()) == [0.5, 0.75]
     assert len({line.get_color() for line in metrics.lines}) == 2
@@ -270,16 +277,65 @@ def test_a_share_of_more_than_a_half_is_written_in_white(figures, tmp_path):
 
 def test_what_is_below_a_mistake(figures, tmp_path):
     images = [Image.new("RGB", (300, 200)), Image.new("RGB", (63, 200)), *[Image.new("L", (64, 64))] * 5]
+    files = [f"a very long name of a file, number {index}.jpeg" for index in range(6)] + ["猫.png"]
     arguments = ([0] * 7, [1] * 7, [0.876] * 7, ["cat", "dog"])
-    classification_plots.draw_mistakes(images, *arguments, tmp_path / "a.png", "a title")
+    classification_plots.draw_mistakes(images, files, *arguments, tmp_path / "a.png", "a title")
     axes = figures[0].axes
     assert figures[0].get_suptitle() == "a title"
     assert len(axes) == 12  # two rows of six
     assert not any(axis.axison for axis in axes)
     assert [len(axis.images) for axis in axes] == [1] * 7 + [0] * 5
     assert axes[0].images[0].get_array().shape == (256, 256, 3)
-    assert [text.get_text() for text in axes[0].texts] == ["88%  dog", "is cat"]
-    assert [text.get_color() for text in axes[0].texts] == [plot_style.RED, plot_style.GREY]
+    assert [text.get_text() for text in axes[0].texts] == ["88%  dog", "is cat", "a very long name o…er 0.jpeg"]
+    assert [text.get_color() for text in axes[0].texts] == [plot_style.RED, plot_style.GREY, plot_style.GREY]
+    last = axes[6].texts[-1].get_text()
+    assert last in ("image 7", "猫.png")  # as the installed fonts allow
     long = "x" * 30 + " " + "y" * 30
-    classification_plots.draw_mistakes(images[:1], [0], [1], [1.0], ["a", long], tmp_path / "b.png", "")
-    assert len(figures[1].axes[0].texts) == 3  # two lines at most
+    classification_plots.draw_mistakes(images[:1], ["f"], [0], [1], [1.0], ["a", long], tmp_path / "b.png", "")
+    assert len(figures[1].axes[0].texts) == 4  # two lines at most, one for the true class, one for the file
+
+
+def test_metrics_of_a_single_validation_are_bars(figures, tmp_path):
+    entries = [{"loss": 2.0, "learning_rate": 0.5, "step": 3}]
+    entries += [{"eval_loss": 1.5, "eval_map_50": 0.5, "eval_accuracy": 0.125, "step": 3}]
+    plots.draw_training(entries, tmp_path / "a.png")
+    loss, metrics = figures[0].axes  # and no line of one point for the learning rate
+    assert [label.get_text() for label in loss.get_yticklabels()] == ["training", "validation"]
+    assert [text.get_text() for text in loss.texts] == ["2", "1.5"]
+    assert not loss.lines
+    assert not metrics.lines
+    assert [bar.get_width() for bar in metrics.patches] == [0.125, 0.5]
+    assert [text.get_text() for text in metrics.texts] == ["12.5 %", "50.0 %"]
+    assert [label.get_text() for label in metrics.get_yticklabels()] == ["accuracy", "mAP 50"]
+    assert metrics.get_xlim() == (0, 1)
+
+
+def test_classes_are_drawn_lowest_first(figures, tmp_path):
+    names = ["cat", "dog", "ape", "猫" * 40]
+    measures = {"recall": [0.5, 0.25, None, 1.0], "precision": [0.75, None, 1.0, 0.5]}
+    plots.draw_classes(names, measures, tmp_path / "a.png")
+    (axis,) = figures[0].axes
+    assert axis.get_title(loc="left") == "recall and precision of each class"
+    assert [label.get_text() for label in axis.get_yticklabels()][:2] == ["dog", "cat"]
+    recall, precision = axis.containers
+    assert [bar.get_width() for bar in recall] == [0.25, 0.5, 1.0]
+    assert [bar.get_width() for bar in precision] == [0, 0.75, 0.5]
+    drawn = [text.get_text() for text in axis.texts]
+    assert drawn == ["25.0 %", "50.0 %", "100.0 %", "never predicted", "75.0 %", "50.0 %"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["recall", "precision"]
+
+
+def test_of_many_classes_the_lowest_are_drawn(figures, tmp_path):
+    values = [index / 100 for index in range(100)][::-1]
+    plots.draw_classes([f"class {index}" for index in range(100)], {"IoU": values}, tmp_path / "a.png")
+    (axis,) = figures[0].axes
+    assert axis.get_title(loc="left") == "IoU of the 40 lowest of 100 classes"
+    assert [bar.get_width() for bar in axis.patches] == [index / 100 for index in range(40)]
+    assert axis.get_yticklabels()[0].get_text() == "class 99"
+    assert axis.get_legend() is None
+    assert not overlaps(figures[0])
+
+
+def test_an_evaluation_without_a_class_has_a_picture(tmp_path):
+    plots.draw_classes(["a"], {"IoU": [None]}, tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").width > 50

@@ -108,12 +108,23 @@ def test_a_card_without_notes_stays():
     assert str(card) == "---\nlicense: mit\n---\n# A model\n"
 
 
-def test_images_of_an_evaluation(tmp_path):
-    def described(name):
-        return publish.images_of({"samples": 12345, "dataset": {"name": name}})
-
-    assert described("me/data") == "12,345 images of `me/data`"
-    assert described(tmp_path) == f"12,345 images of a folder `{tmp_path.name}`"
+@pytest.mark.parametrize("on", [True, False])
+def test_facts_of_a_training(on, tmp_path):
+    options = {"weight_decay": 0.05, "label_smoothing_factor": 0.1, "optim": "adamw_torch_fused", "seed": 7}
+    options |= {"per_device_train_batch_size": 4, "learning_rate": 0.5, "lr_scheduler_type": "cosine"}
+    options["gradient_accumulation_steps"] = 3
+    of = trainer(tmp_path, **(options if on else {"optim": "sgd"}))
+    of.recipe = RecipeArguments(**({"layer_decay": 0.9, "ema_decay": 0.5} if on else {}))
+    of.state = SimpleNamespace(epoch=2.5 if on else None, global_step=10)
+    of.learning_rate_factor = 2.0
+    if on:
+        expected = {"Epochs": "2.5", "Steps": 10, "Batch size": 12, "Optimizer": "adamw_torch_fused"}
+        expected |= {"Learning rate": "1", "Schedule": "cosine", "Layer decay": 0.9, "Weight decay": 0.05}
+        expected |= {"Label smoothing": 0.1, "Mixup, CutMix": "0, 1", "Averaged weights": 0.5, "Seed": 7}
+    else:
+        expected = {"Steps": 10, "Batch size": 8, "Optimizer": "sgd", "Learning rate": "0.0001", "Schedule": "linear"}
+        expected |= {"Seed": 42}
+    assert publish.training_facts(of, **{"Mixup, CutMix": "0, 1" if on else None}) == expected
 
 
 def test_a_token_in_the_answer_of_a_hub_is_not_shown(tmp_path, monkeypatch):

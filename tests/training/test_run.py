@@ -55,6 +55,10 @@ def called(tmp_path, monkeypatch):
         arguments = SimpleNamespace(
             model=model, data=DATA_ARGUMENTS, run=run.RunArguments(license="mit", **(options or {})), training=training
         )
+        monkeypatch.setattr(run.auto, "load_config", step("load_config", None))
+        monkeypatch.setattr(run, "start_rows", step("start_rows", [("Model", "a model")]))
+        monkeypatch.setattr(run, "follow", step("follow", None))
+        monkeypatch.setattr(run, "end_summary", step("end_summary", "the end"))
         monkeypatch.setattr(run, "run_record", lambda arguments, data, config: {"classes": data.label_names})
         monkeypatch.setattr(run, "refuse_other_run", step("refuse_other_run", None))
         monkeypatch.setattr(run, "draw_training", step("draw_training", None))
@@ -69,13 +73,16 @@ def called(tmp_path, monkeypatch):
 
 
 def test_steps_of_a_training(called, tmp_path):
-    backbone = SimpleNamespace(model_name_or_path=None, model_revision="main", base_model="me/backbone")
+    source = {"model_revision": "main", "trust_remote_code": False}
+    backbone = SimpleNamespace(model_name_or_path=None, base_model="me/backbone", **source)
     calls = called(True, backbone)
     trainer, arguments = calls.pop("trainer"), calls.pop("arguments")
     assert list(calls) == [
-        "load_data", "apply_data_settings", "build_model", "build_processor", "build_trainer", "refuse_other_run",
-        "train", "evaluate_and_report", "publish",
+        "load_config", "load_data", "apply_data_settings", "build_model", "build_processor", "build_trainer",
+        "start_rows", "follow", "refuse_other_run", "train", "evaluate_and_report", "publish",
     ]  # fmt: skip
+    assert calls["load_config"] == (("me/backbone",), {"revision": "main", "trust_remote_code": False})
+    assert calls["follow"][0][1].rows == [("Model", "a model")]
     assert torch.initial_seed() == 5  # set before the model is made
     assert calls["load_data"][0] == (DATA_ARGUMENTS, 5, ["train", "validation"], None)
     data = calls["apply_data_settings"][0][1]
@@ -125,10 +132,13 @@ def test_the_card_names_images_that_were_left_out(called):
     assert note.endswith("left out: 1 (`a.png`).")
 
 
-def test_steps_of_an_evaluation(called, monkeypatch):
+def test_steps_of_an_evaluation(called, monkeypatch, capsys):
     monkeypatch.setattr(run, "checkpoint_labels", lambda arguments: ["a"])
-    model = SimpleNamespace(model_name_or_path="me/model", model_revision="main", base_model="me/model")
-    calls = called(False, model)
+    source = {"model_revision": "main", "trust_remote_code": False}
+    model = SimpleNamespace(model_name_or_path="me/model", base_model="me/model", **source)
+    calls = called(False, model, main_process=True)
+    assert capsys.readouterr().out == "Model  a model\nthe end\n"
+    assert calls["end_summary"][0][2] == {"validation": "evaluation"}
     assert not {"train", "publish", "refuse_other_run"} & set(calls)
     assert calls["load_data"][0] == (DATA_ARGUMENTS, 5, ["validation"], ["a"])
     assert calls["evaluate_and_report"][1] == {"model_name": "me/model"}

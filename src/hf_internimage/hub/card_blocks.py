@@ -4,7 +4,7 @@
 `full_card` fills the template `model_card.md` in; `plain_card` joins paragraphs. Nothing here uses the network.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -171,6 +171,15 @@ def architecture(size: str, model_type: str = "internimage") -> str:
     return f"{released_name(size, model_type)}: {config.channels} channels in the first stage, blocks {depths}"
 
 
+def model_facts(model: Any) -> list[tuple[str, str]]:
+    """Return rows of a card on a whole model: its class, parameters and classes."""
+    return [
+        ("Model", f"`{type(model).__name__}`"),
+        ("Parameters", f"{model.num_parameters():,}"),
+        ("Classes", f"{model.config.num_labels:,}"),
+    ]
+
+
 def parameter_count(parameters: int) -> str:
     """Return the number of parameters in words, with the size of the weights."""
     return f"{parameters:,} ({parameters * 4 / 1e9:.2f} GB in float32), counted by us"
@@ -196,16 +205,9 @@ def table_cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-def score_table(metrics: Mapping[str, float], names: Mapping[str, str], digits: int) -> str:
-    """Return a table of an evaluation's metrics, in percent.
-
-    Args:
-        metrics: values from 0 to 1.
-        names: key of a metric -> its name for people; those that were not measured are left out.
-        digits: digits after the decimal point.
-    """
-    rows = [(name, f"{100 * metrics[key]:.{digits}f} %") for key, name in names.items() if key in metrics]
-    return markdown_table(("Metric", "Value"), rows)
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share from 0 to 1 in percent."""
+    return f"{100 * share:.{digits}f} %"
 
 
 __all__ = [
@@ -219,7 +221,9 @@ __all__ = [
     "card_metadata",
     "full_card",
     "markdown_table",
+    "model_facts",
     "parameter_count",
+    "percent",
     "pipeline_code",
     "plain_card",
     "python_block",
@@ -227,7 +231,6 @@ __all__ = [
     "released_name",
     "reported_result",
     "repository_link",
-    "score_table",
     "segmentation_code",
     "table_cell",
     "weight_sizes",

@@ -6,12 +6,9 @@ Both are made from one template, `model_card.md`. Nothing here uses the network;
 
 import math
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from ..checkpoints.classifiers import CHECKPOINTS, IMAGENET_1K, IMAGENET_22K, JOINT_427M, SOURCE, PublishedCheckpoint
 from ..models import auto
@@ -22,7 +19,9 @@ from .card_blocks import (
     card_metadata,
     full_card,
     markdown_table,
+    model_facts,
     parameter_count,
+    percent,
     pipeline_code,
     python_block,
     released_config,
@@ -32,12 +31,20 @@ from .card_blocks import (
     table_cell,
     weight_sizes,
 )
+from .evaluation_blocks import (
+    FOLDER_TYPE,
+    class_table,
+    evaluated_data,
+    evaluation_facts,
+    field,
+    image_size,
+    is_repository,
+    number,
+)
 
 _TASK = "image-classification"
 # Data sets on the Hub; the joint set of 427 million images is not there as a whole.
 _DATASETS = {IMAGENET_1K: "ILSVRC/imagenet-1k", IMAGENET_22K: "timm/imagenet-22k-wds"}
-_FOLDER_TYPE = "imagefolder"  # what `datasets` calls a folder of images
-_MISSING = object()
 
 _WITH_PACKAGE = "With the package `hf_internimage` and transformers:\n\n"
 
@@ -235,6 +242,7 @@ def evaluated_card(
     license: str | None = None,
     dataset: str | None = None,
     training: Mapping[str, Any] | None = None,
+    model: Any = None,
 ) -> ModelCard:
     """Return the card of a classifier that was evaluated by `hf-internimage evaluate` or at the end of a training.
 
@@ -248,29 +256,25 @@ def evaluated_card(
         dataset: data set on the Hub; by default the result's, unless that is a folder: then the card shows only the
             folder's name.
         training: settings to list, such as {"Epochs": 20}.
+        model: the whole model, for its parameters and classes.
 
     Raises:
         ValueError: for a result that lacks a field or has an impossible value, and for an invalid repository name.
     """
     for name, value in (("model_id", model_id), ("base_model", base_model), ("dataset", dataset)):
-        if value is not None and not _is_repository(value):
+        if value is not None and not is_repository(value):
             raise ValueError(f"{name} is {value!r}, expected the name of a repository on the Hub, such as 'me/model'.")
-    height, width = _image_size(result)
-    samples = _number(result, "samples", least=1)
-    top1 = _number(result, "metrics", "top1", least=0, most=1)
-    source = str(_get(result, "dataset", "name"))
-    split = str(_get(result, "dataset", "split"))
-    config, revision = (_get(result, "dataset", name, default=None) for name in ("config", "revision"))
-    if dataset is None and _is_repository(source) and source != _FOLDER_TYPE and not Path(source).exists():
-        dataset = source
-    data_name = dataset or PurePosixPath(source.replace("\\", "/")).name or "local images"
+    height, width = image_size(result)
+    samples = number(result, "samples", least=1)
+    top1 = number(result, "metrics", "top1", least=0, most=1)
+    data = evaluated_data(result, dataset)
 
     metrics: list[tuple[str, str, float, dict[str, Any] | None]] = [("accuracy", "Top-1 accuracy", top1, None)]
-    if _get(result, "metrics", "top5", default=None) is not None:
-        top5 = _number(result, "metrics", "top5", least=0, most=1)
+    if field(result, "metrics", "top5", default=None) is not None:
+        top5 = number(result, "metrics", "top5", least=0, most=1)
         metrics.append(("accuracy", "Top-5 accuracy", top5, {"k": 5}))
-    if _get(result, "metrics", "loss", default=None) is not None:
-        metrics.append(("loss", "Cross-entropy", _number(result, "metrics", "loss"), None))
+    if field(result, "metrics", "loss", default=None) is not None:
+        metrics.append(("loss", "Cross-entropy", number(result, "metrics", "loss"), None))
     name = model_id.rpartition("/")[2]
     metadata = card_metadata(
         [_TASK],
@@ -278,17 +282,17 @@ def evaluated_card(
         base_model=base_model,
         base_model_relation="finetune" if base_model else None,
         model_name=name,
-        datasets=[dataset] if dataset else None,
+        datasets=[data.repository] if data.repository else None,
         metrics=["accuracy"],
         eval_results=[
             EvalResult(
                 task_type=_TASK,
                 task_name="Image classification",
-                dataset_type=dataset or _FOLDER_TYPE,
-                dataset_name=data_name,
-                dataset_config=config,
-                dataset_split=split,
-                dataset_revision=revision,
+                dataset_type=data.repository or FOLDER_TYPE,
+                dataset_name=data.name,
+                dataset_config=data.config,
+                dataset_split=data.split,
+                dataset_revision=data.revision,
                 metric_type=kind,
                 metric_name=label,
                 metric_value=round(value, 6),
@@ -298,47 +302,23 @@ def evaluated_card(
         ],
     )
     origin = f", fine-tuned from {repository_link(base_model)}" if base_model else ""
-    facts = [
-        ("Evaluated on", ", ".join(str(part) for part in (data_name, config, split, revision) if part)),
-        ("Images", f"{samples:,}"),
-        ("Input", f"RGB, {height}x{width}"),
-        ("Computed in", str(_get(result, "dtype"))),
-    ]
-    facts += _run_facts(result)
-    model_type = str(_get(result, "model_type", default="internimage"))
+    model_type = str(field(result, "model_type", default="internimage"))
     more_uses = _WITHOUT_PACKAGE.format(repository=model_id) + _backbone_use(model_type, model_id, height, width)
     return full_card(
         metadata,
         title=name,
         summary=f"{INTRODUCTION} This is an image classifier{origin}.",
-        facts=[(label, table_cell(value)) for label, value in facts],
-        accuracy=_measured_table(metrics, int(samples)),
+        facts=[*([] if model is None else model_facts(model)), *evaluation_facts(result, data)],
+        accuracy="\n\n".join(filter(None, [_measured_table(metrics, int(samples)), class_table(result)])),
         use=(_WITH_PACKAGE + python_block(pipeline_code(_TASK, model_id)) + more_uses).strip(),
         training=[(table_cell(label), table_cell(value)) for label, value in (training or {}).items()],
         limits=[
-            f"Measured on one data set only, {table_cell(data_name)}: accuracy on other images may be much lower.",
+            f"Measured on one data set only, {table_cell(data.name)}: accuracy on other images may be much lower.",
             "Every picture gets one of the classes in its configuration, also a picture of anything else.",
             *(["It may share the limits of the checkpoint it was fine-tuned from."] if base_model else []),
         ],
         licence=f"`{license}`" if license else "Not stated by whoever made this model.",
     )
-
-
-def _run_facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return facts about the run of an evaluation; those that its result lacks are left out."""
-    facts = []
-    for label, name in (("Device", "device"), ("Operator's backend", "backend"), ("Batch size", "batch_size")):
-        value = _get(result, name, default=None)
-        if value is not None:
-            facts.append((label, str(value)))
-    if _get(result, "images_per_second", default=None) is not None:
-        facts.append(("Images per second", f"{_number(result, 'images_per_second', least=0):.4g}"))
-    versions = _get(result, "versions", default={})
-    if versions:
-        facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
-    if _get(result, "date", default=None) is not None:
-        facts.append(("Date", str(_get(result, "date"))))
-    return facts
 
 
 def _measured_table(metrics: list[tuple[str, str, float, dict[str, Any] | None]], samples: int) -> str:
@@ -347,7 +327,7 @@ def _measured_table(metrics: list[tuple[str, str, float, dict[str, Any] | None]]
     for kind, label, value, _ in metrics:
         if kind == "accuracy":
             low, high = _wilson_interval(value, samples)
-            rows.append((label, f"{100 * value:.2f} %", f"{100 * low:.2f} to {100 * high:.2f} %"))
+            rows.append((label, percent(value, 2), f"{100 * low:.2f} to {percent(high, 2)}"))
         else:
             rows.append((label, f"{value:.4f}", "-"))
     table = markdown_table(("Metric", "Value", "95 % interval"), rows)
@@ -363,59 +343,6 @@ def _wilson_interval(share: float, samples: int) -> tuple[float, float]:
     middle = share + z**2 / (2 * samples)
     half = z * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
     return max(0.0, (middle - half) / (1 + z**2 / samples)), min(1.0, (middle + half) / (1 + z**2 / samples))
-
-
-def _is_repository(name: str) -> bool:
-    """Return True if the Hub allows this name for a repository."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
-def _get(result: Mapping[str, Any], *path: str, default: Any = _MISSING) -> Any:
-    """Return a field of the evaluation's result by its path, or the default if it is missing.
-
-    Raises: ValueError for a missing field without a default.
-    """
-    value: Any = result
-    for name in path:
-        value = value.get(name, _MISSING) if isinstance(value, Mapping) else _MISSING
-        if value is _MISSING:
-            if default is not _MISSING:
-                return default
-            raise ValueError(f"The result of the evaluation has no {'.'.join(path)}; evaluate the model again.")
-    return value
-
-
-def _number(result: Mapping[str, Any], *path: str, least: float | None = None, most: float | None = None) -> Any:
-    """Return a finite number of the evaluation's result, from `least` to `most`.
-
-    Raises: ValueError for a missing field or another value.
-    """
-    value = _get(result, *path)
-    if (
-        not isinstance(value, (int, float))
-        or isinstance(value, bool)
-        or not math.isfinite(value)
-        or (least is not None and value < least)
-        or (most is not None and value > most)
-    ):
-        bounds = "" if least is None else f" of at least {least}" + ("" if most is None else f" and at most {most}")
-        raise ValueError(f"{'.'.join(path)} of the evaluation's result is {value!r}, expected a number{bounds}.")
-    return value
-
-
-def _image_size(result: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the (height, width) of the evaluated images, in pixels.
-
-    Raises: ValueError if the result does not hold them.
-    """
-    sides = _get(result, "image_size")
-    if not isinstance(sides, (list, tuple)) or len(sides) != 2 or not all(isinstance(s, int) and s >= 1 for s in sides):
-        raise ValueError(f"image_size of the evaluation's result is {sides!r}, expected [height, width] in pixels.")
-    return sides[0], sides[1]
 
 
 __all__ = ["evaluated_card", "official_card"]

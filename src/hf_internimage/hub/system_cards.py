@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Model cards of segmentation and detection systems: of the published checkpoints, and of newly trained models."""
+"""Model cards of the published segmentation and detection checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,18 +10,14 @@ from ..checkpoints.systems import SEMANTIC_SEGMENTATION, SOURCE, Score, SystemCh
 from ..models.configuration_internimage import SIZES
 from .card_blocks import (
     IMPORT_PACKAGE,
-    INTERNIMAGE,
     INTRODUCTION,
-    NEEDS_PACKAGE,
     REPORTED,
-    RUNS_OWN_CODE,
     architecture,
     card_metadata,
     full_card,
     markdown_table,
     parameter_count,
     pipeline_code,
-    plain_card,
     python_block,
     reported_result,
     segmentation_code,
@@ -36,7 +32,7 @@ SYSTEM_TITLES = {
     "mask_rcnn": "Mask R-CNN",
     "cascade_rcnn": "Cascade Mask R-CNN",
 }
-_PIPELINE_TAGS = {
+PIPELINE_TAGS = {
     "semantic-segmentation": "image-segmentation",
     "instance-segmentation": "object-detection",  # there is no pipeline for instance segmentation of our models
     "object-detection": "object-detection",
@@ -70,7 +66,7 @@ def published_system_card(checkpoint: SystemCheckpoint, measured: Mapping[str, A
             architecture and input (`name`, `height`, `width`, `seconds`, `peak_memory_mib`, `threads`), with the
             result's `device` and `dtype`; None if it was not measured.
     """
-    pipeline_tag = _PIPELINE_TAGS[checkpoint.task]
+    pipeline_tag = PIPELINE_TAGS[checkpoint.task]
     task_name = checkpoint.task.replace("-", " ")
     results = [
         reported_result(
@@ -193,34 +189,4 @@ def _limits(checkpoint: SystemCheckpoint) -> list[str]:
     return limits
 
 
-def trained_system_card(
-    model: Any, model_id: str, *, task: str, has_code: bool, base_model: str | None, license: str | None, scores: str
-) -> ModelCard:
-    """Return the card of a newly trained model: its class and size, how to load it, its scores.
-
-    Args:
-        model: whole model.
-        model_id: repository on the Hub that the card is for, or the name of a folder.
-        task: "semantic-segmentation" or "object-detection".
-        has_code: True if the repository holds the model's source files and so works without this package.
-        base_model: repository on the Hub of the checkpoint that the model was fine-tuned from.
-        license: SPDX identifier in lower case; not stated if None.
-        scores: results in Markdown; empty if there are none.
-    """
-    name = type(model).__name__
-    if task == SEMANTIC_SEGMENTATION:
-        code = segmentation_code(name, model_id)
-    else:
-        code = pipeline_code(task, model_id, first_line=None if has_code else IMPORT_PACKAGE)
-    tags = list(dict.fromkeys([_PIPELINE_TAGS[task], task]))
-    paragraphs = [
-        f"{task.replace('-', ' ').capitalize()} with an {INTERNIMAGE} backbone: `{name}`, "
-        f"{model.num_parameters():,} parameters, {model.config.num_labels} classes.",
-        python_block(code),
-        RUNS_OWN_CODE if has_code else NEEDS_PACKAGE,
-        scores,
-    ]
-    return plain_card(card_metadata(tags, license=license, base_model=base_model), model_id, paragraphs)
-
-
-__all__ = ["SYSTEM_TITLES", "published_system_card", "trained_system_card"]
+__all__ = ["PIPELINE_TAGS", "SYSTEM_TITLES", "published_system_card"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import TrainingArguments
 
 from .. import __version__
 from ..models import auto
@@ -65,8 +66,8 @@ def evaluation_result(
         "image_size": list(image_size),
         "batch_size": batch_size,
         "dtype": dtype,
-        "backend": _backend(model, device, dtype),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "backend": backend_for(device.type, dtype) if has_operator(model) else None,
+        "device": device_name(device),
         "images_per_second": round(images_per_second, 2),
         "versions": {
             "torch": torch.__version__,
@@ -78,10 +79,20 @@ def evaluation_result(
     }
 
 
-def _backend(model: Any, device: torch.device, dtype: str) -> str | None:
-    """Return the backend that runs InternImage's operator in a model or a part of it; None for other models."""
+def has_operator(model: Any) -> bool:
+    """Return whether a model or a part of it is an InternImage, and so runs the operator DCNv3."""
     model_types = {getattr(getattr(module, "config", None), "model_type", None) for module in model.modules()}
-    return backend_for(device.type, dtype) if model_types & auto.model_types("AutoBackbone") else None
+    return bool(model_types & auto.model_types("AutoBackbone"))
+
+
+def device_name(device: torch.device) -> str:
+    """Return the product name of a GPU, else the type of the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def compute_dtype(training: TrainingArguments) -> str:
+    """Return the dtype in which a training computes, such as float32."""
+    return "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
 
 
 def report_evaluation(
@@ -109,7 +120,7 @@ def report_evaluation(
         samples=samples,
         metrics=metrics,
         image_size=image_size,
-        dtype="bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
+        dtype=compute_dtype(training),
         device=training.device,
         images_per_second=images_per_second,
         processes=training.world_size,
@@ -120,4 +131,11 @@ def report_evaluation(
     return evaluation
 
 
-__all__ = ["EVALUATION_PREFIXES", "evaluation_result", "report_evaluation"]
+__all__ = [
+    "EVALUATION_PREFIXES",
+    "compute_dtype",
+    "device_name",
+    "evaluation_result",
+    "has_operator",
+    "report_evaluation",
+]

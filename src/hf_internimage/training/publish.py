@@ -2,12 +2,13 @@
 """Make the folder of a trained model a repository with its card, and push it if asked to."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from ..hub import repository as hub
@@ -91,18 +92,32 @@ def write_repository(
     logger.warning(f"Pushed to {commit.repo_url}.")
 
 
-def images_of(evaluation: Mapping[str, Any]) -> str:
-    """Return the number of images of an evaluation (`evaluation_result`) and their source, as Markdown."""
-    source = str(evaluation["dataset"]["name"])
-    name = f"a folder `{Path(source).name}`" if Path(source).exists() else f"`{source}`"
-    return f"{evaluation['samples']:,} images of {name}"
+def training_facts(trainer: RecipeTrainer, **more: Any) -> dict[str, Any]:
+    """Return the settings and the length of a training, for its model card; `more` may have further ones, or None."""
+    training, recipe = trainer.args, trainer.recipe
+    total = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    facts = {
+        "Epochs": f"{trainer.state.epoch:g}" if trainer.state.epoch else None,
+        "Steps": trainer.state.global_step,
+        "Batch size": total,
+        "Optimizer": OptimizerNames(training.optim).value,
+        "Learning rate": f"{training.learning_rate * trainer.learning_rate_factor:g}",
+        "Schedule": SchedulerType(training.lr_scheduler_type).value,
+        "Layer decay": recipe.layer_decay if recipe.layer_decay != 1 else None,
+        "Weight decay": training.weight_decay or None,
+        "Label smoothing": training.label_smoothing_factor or None,
+        **more,
+        "Averaged weights": recipe.ema_decay or None,
+        "Seed": training.seed,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 __all__ = [
     "add_notes",
     "base_repository",
-    "images_of",
     "model_id_of",
     "publish_by_trainer",
+    "training_facts",
     "write_repository",
 ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Run a training script: the steps from the data to the published model, which are the same for every task."""
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,11 @@ from .bad_images import FILE_NAME, add_left_out_of_stream, card_notes, image_fac
 from .command_line import UsageError
 from .images import Augmented
 from .interrupt import saving_on_interrupt
+from .loading import loading
 from .plots import draw_training
 from .run_record import RemoveEarlierRunCallback, refuse_other_run, run_record
 from .streams import TrainingStream
+from .summary import TrainingProgress, end_summary, follow, quiet_terminal, show, start_rows, table
 from .trainer import EpochCallback, RecipeTrainer, last_complete_checkpoint
 
 logger = logging.get_logger(__name__)
@@ -71,7 +74,7 @@ class Task:
         publish: (trainer, evaluation or None, base_model=, license=, notes=).
         apply_data_settings: (arguments, data): adapt the settings to the data, refuse those that do not fit.
         evaluate_options: arguments -> further options of `evaluate_and_report`.
-        curves: Trainer's log -> the part of it to draw.
+        curves: Trainer's log -> the part of it to show and to draw.
     """
 
     load_data: Callable[..., Any]
@@ -85,6 +88,7 @@ class Task:
     curves: Callable[[list[dict[str, float]]], list[dict[str, float]]] = list
 
 
+@quiet_terminal()
 def run_training(arguments: Any, task: Task) -> None:
     """Read the data, train, evaluate and publish, as far as the arguments ask for it.
 
@@ -97,8 +101,10 @@ def run_training(arguments: Any, task: Task) -> None:
     """
     training: TrainingArguments = arguments.training
     set_seed(training.seed)
+    training.dataloader_num_workers = min(training.dataloader_num_workers, usable_cpus())
     overwrite = arguments.run.overwrite_output_dir
     checkpoint = find_checkpoint(training, overwrite) if training.do_train else None
+    refuse_missing_model(arguments.model)
     label_names = None if training.do_train else checkpoint_labels(arguments.model)
     with training.main_process_first(desc="reading the data"):
         data = task.load_data(arguments.data, training.seed, required_splits(training), label_names)
@@ -108,11 +114,14 @@ def run_training(arguments: Any, task: Task) -> None:
     task.apply_data_settings(arguments, data)
     if training.do_train and data.validation is None:
         keep_last_model(training)
-    model = task.build_model(arguments.model, data)
-    processor = task.build_processor(arguments, model)
+    with loading(arguments.model.base_model):
+        model = task.build_model(arguments.model, data)
+        processor = task.build_processor(arguments, model)
     output = Path(str(training.output_dir))
     data = without_bad_images(data, arguments.data.bad_images, processor, output)
     trainer = task.build_trainer(arguments, data, model, processor)
+    rows = start_rows(arguments, data, trainer)
+    follow(trainer, TrainingProgress(rows, task.curves))
 
     if training.do_train:
         trainer.record = run_record(arguments, data, model.config)
@@ -124,23 +133,26 @@ def run_training(arguments: Any, task: Task) -> None:
             trainer.train_and_save(checkpoint)
         if isinstance(data.train, IterableDataset):
             add_left_out_of_stream(data.reader, output)
+    elif trainer.is_world_process_zero():
+        show(table(rows))
     own_name = training.hub_model_id or str(training.output_dir)
     options = {
         "model_name": own_name if training.do_train else arguments.model.model_name_or_path,
         **task.evaluate_options(arguments),
     }
-    evaluation = None
-    if training.do_eval and data.validation is not None:
-        evaluation = task.evaluate_and_report(trainer, data, "validation", arguments.data, **options)
-    if training.do_predict:
-        task.evaluate_and_report(trainer, data, "test", arguments.data, **options)
+    splits = ["validation"] if training.do_eval and data.validation is not None else []
+    splits += ["test"] if training.do_predict else []
+    evaluations = {split: task.evaluate_and_report(trainer, data, split, arguments.data, **options) for split in splits}
     if training.do_train:
         if trainer.is_world_process_zero():
             curves = task.curves(trainer.state.log_history)
             draw_training(curves, output / "training.png")
         notes = card_notes(image_facts(data.reader))
         base_model, license = arguments.model.base_model, arguments.run.license
+        evaluation = evaluations.get("validation")
         task.publish(trainer, evaluation, base_model=base_model, license=license, notes=notes)
+    if trainer.is_world_process_zero():
+        show(end_summary(arguments, trainer, evaluations, task.curves))
 
 
 def find_checkpoint(training: TrainingArguments, overwrite: bool = False) -> Path | None:
@@ -176,6 +188,24 @@ def find_checkpoint(training: TrainingArguments, overwrite: bool = False) -> Pat
     if not Path(name, "trainer_state.json").is_file():
         raise UsageError(f"resume_from_checkpoint={name} holds no complete checkpoint: trainer_state.json is missing.")
     return Path(name)
+
+
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use; more workers than that make DataLoader slow."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def refuse_missing_model(arguments: ModelArguments) -> None:
+    """Raise OSError, before the data are read, if the checkpoint or backbone to start from cannot be fetched."""
+    if arguments.base_model is not None:
+        with loading(arguments.base_model):
+            auto.load_config(
+                arguments.base_model,
+                revision=arguments.model_revision,
+                trust_remote_code=arguments.trust_remote_code,
+            )
 
 
 def checkpoint_labels(arguments: ModelArguments) -> list[str] | None:
@@ -284,8 +314,10 @@ __all__ = [
     "find_checkpoint",
     "keep_last_model",
     "label_fields",
+    "refuse_missing_model",
     "refuse_missing_splits",
     "required_splits",
     "run_training",
     "trainer_with_data",
+    "usable_cpus",
 ]

@@ -6,16 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from ..models import auto
 from ..models.configuration_internimage import InternImageConfig
-from ..models.loading_report import LoadingReportMixin, mismatched_modules
 from .command_line import UsageError, json_object
+from .loading import load_pretrained
 from .overrides import refuse_contradictions
 from .run import label_fields
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -98,14 +95,7 @@ def load_model(
     overrides = json_object("head_overrides", arguments.head_overrides)
     refuse_contradictions("head_overrides", name, config, overrides)
     config.update(head_fields)
-    auto_class = auto_class_of(config)
-    model, info = auto_class.from_pretrained(
-        name, revision=revision, config=config, ignore_mismatched_sizes=True, output_loading_info=True
-    )
-    modules = mismatched_modules(info)
-    if modules and not isinstance(model, LoadingReportMixin):  # which says so itself
-        logger.warning(f"Newly initialised for the classes of the data: {', '.join(modules)}.")
-    return model
+    return load_pretrained(auto_class_of(config), name, revision=revision, config=config)
 
 
 __all__ = ["SystemModelArguments", "load_model"]

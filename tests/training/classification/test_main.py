@@ -24,15 +24,12 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     CLIPImageProcessorPil,
-    TrainingArguments,
     pipeline,
 )
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
 from hf_internimage.training import command_line
 from hf_internimage.training.classification import main as script
-from hf_internimage.training.classification.evaluation import training_facts
-from hf_internimage.training.classification.trainer import ClassificationRecipe
 from hf_internimage.training.images import target_size
 
 RECIPES = sorted((RECIPE_FOLDER / "classification").glob("*.yaml"))
@@ -306,23 +303,6 @@ def test_a_run_writes_everything(trained):
     assert card.data.license == "mit"
     assert card.data.eval_results[0].metric_value == pytest.approx(accuracy(trained), abs=1e-6)
     assert "0.005" in card.text
-
-
-def test_a_card_tells_the_batch_of_a_step_and_the_rate_it_was_trained_with(tmp_path):
-    training = TrainingArguments(
-        output_dir=str(tmp_path),
-        use_cpu=True,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=3,
-        learning_rate=0.01,
-        report_to="none",
-    )
-    state = SimpleNamespace(epoch=2.0, global_step=10)
-    recipe = ClassificationRecipe(mixup_alpha=0.8, cutmix_alpha=1.0, ema_decay=0.0)
-    facts = training_facts(SimpleNamespace(args=training, recipe=recipe, state=state, learning_rate_factor=0.5))
-    expected = {"Epochs": "2", "Steps": 10, "Batch size": 12, "Learning rate": "0.005", "Mixup, CutMix": "0.8, 1"}
-    assert expected.items() <= facts.items()
-    assert not {"Weight decay", "Averaged weights"} & set(facts)
 
 
 def test_the_model_of_a_run_works(trained, digits):

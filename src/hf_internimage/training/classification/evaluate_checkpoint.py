@@ -36,9 +36,11 @@ from ..bad_images import image_facts, without_bad_images
 from ..command_line import missing_extra
 from ..evaluation_results import evaluation_result
 from ..json_files import json_text, write_json
+from ..loading import loading
+from ..run import usable_cpus
 from ..sources import are_unnamed
 from .data import ClassificationDataArguments, collate, load_data
-from .metrics import ComputeMetrics, keep_best, keep_scores
+from .metrics import ComputeMetrics, class_scores, keep_best, keep_scores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -177,9 +179,11 @@ def load_model(options: EvaluationArguments) -> tuple[Any, Any]:
     """
     source = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
     try:
-        auto.load_config(options.model, **source)  # for its errors
-        model = AutoModelForImageClassification.from_pretrained(options.model, dtype=DTYPES[options.dtype], **source)
-        return model, AutoImageProcessor.from_pretrained(options.model, **source)
+        with loading(options.model, report_new_weights=True):
+            auto.load_config(options.model, **source)  # for its errors
+            model_class, dtype = AutoModelForImageClassification, DTYPES[options.dtype]
+            model = model_class.from_pretrained(options.model, dtype=dtype, **source)
+            return model, AutoImageProcessor.from_pretrained(options.model, **source)
     except OSError as error:
         raise ValueError(f"{options.model}: cannot be loaded: {error}") from error
 
@@ -224,7 +228,7 @@ def evaluate_model(options: EvaluationArguments, data_options: ClassificationDat
         getattr(data, options.split).with_transform(transform),
         options.batch_size,
         collate_fn=collate,
-        num_workers=options.num_workers,
+        num_workers=min(options.num_workers, usable_cpus()),
         pin_memory=device.type == "cuda",
     )
     # On one device, accelerate has nothing to do, and would not know of `device`.
@@ -246,6 +250,7 @@ def evaluate_model(options: EvaluationArguments, data_options: ClassificationDat
         images_per_second=len(labels) / predictions.seconds,
         processes=accelerator.num_processes,
         labels_matched_by=matched_by,
+        per_class=class_scores(predictions.scores, labels, model_names),
         **image_facts(data.reader),
     )
 

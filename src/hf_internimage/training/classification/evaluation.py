@@ -9,17 +9,18 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification
-from transformers.training_args import OptimizerNames
 
-from ...hub import cards
-from ...hub import repository as hub
+from ...hub.cards import evaluated_card
+from ...hub.trained_cards import trained_card
 from ...image_files import decode_image
 from ...models import auto
 from ..bad_images import image_facts
 from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
 from ..images import target_size
-from ..publish import base_repository, model_id_of, write_repository
+from ..plots import draw_classes
+from ..publish import base_repository, model_id_of, training_facts, write_repository
 from .data import ClassificationData, ClassificationDataArguments
+from .metrics import class_scores
 from .plots import draw_confusions, draw_mistakes, worst_mistakes
 from .trainer import ClassificationTrainer
 
@@ -34,7 +35,10 @@ def evaluate_and_report(
     *,
     model_name: str,
 ) -> dict[str, Any]:
-    """Evaluate on a split; write its metrics, confusions, worst mistakes and predictions to the output folder.
+    """Evaluate on a split; write its metrics, predictions and pictures to the output folder.
+
+    The pictures show the precision and recall of the classes, and of models with one class an image what they confuse
+    and their worst mistakes.
 
     All processes call this.
 
@@ -49,8 +53,8 @@ def evaluate_and_report(
     prefix, rows, processor = EVALUATION_PREFIXES[split], getattr(data, split), trainer.processing_class
     prediction = trainer.predict(rows.with_transform(data.evaluation_transform(processor)), metric_key_prefix=prefix)
     metrics: Any = prediction.metrics
-    trainer.log_metrics(prefix, metrics)
     trainer.save_metrics(prefix, metrics)
+    per_class = class_scores(prediction.predictions, prediction.label_ids, data.label_names)
     evaluation = report_evaluation(
         trainer,
         arguments,
@@ -60,10 +64,15 @@ def evaluate_and_report(
         metrics={name: metrics[f"{prefix}_{name}"] for name in _METRICS if f"{prefix}_{name}" in metrics},
         image_size=target_size(processor),
         images_per_second=metrics[f"{prefix}_samples_per_second"],
+        per_class=per_class,
         **image_facts(data.reader),
     )
-    if trainer.is_world_process_zero() and not data.multi_label:
-        draw_predictions(prediction, rows, data, Path(str(trainer.args.output_dir)), prefix)
+    if trainer.is_world_process_zero():
+        output = Path(str(trainer.args.output_dir))
+        columns = {name: [row[name] for row in per_class] for name in ("recall", "precision")}
+        draw_classes(data.label_names, columns, output / f"{prefix}_classes.png")
+        if not data.multi_label:
+            draw_predictions(prediction, rows, data, output, prefix)
     return evaluation
 
 
@@ -89,6 +98,7 @@ def draw_predictions(prediction: Any, rows: Any, data: ClassificationData, outpu
     wrong = int((truth != classes[:, 0]).sum())
     draw_mistakes(
         [decode_image(images[row][data.image_column], data.reader.max_pixels) for row in worst],
+        [Path(paths[row]).name if paths[row] else f"row {row}" for row in worst],
         truth[worst],
         classes[worst, 0],
         scores[worst, 0],
@@ -128,44 +138,27 @@ def publish(
         return
     model_id = model_id_of(training, "internimage")
 
+    recipe = trainer.recipe
+    mixing = f"{recipe.mixup_alpha:g}, {recipe.cutmix_alpha:g}" if recipe.mixup_alpha or recipe.cutmix_alpha else None
+    facts = training_facts(trainer, **{"Mixup, CutMix": mixing})
+    base, metrics = base_repository(base_model), {} if evaluation is None else evaluation["metrics"]
+
     def make_card(model: Any) -> ModelCard:
-        if (
-            evaluation is None
-            or not {"top1", "loss"} <= set(evaluation["metrics"])
-            or not math.isfinite(evaluation["metrics"]["loss"])
-        ):
-            return hub.short_card(model, model_id, license=license)
-        return cards.evaluated_card(
-            evaluation,
-            model_id=model_id,
-            base_model=base_repository(base_model),
+        if evaluation is not None and "top1" in metrics and math.isfinite(metrics.get("loss", math.nan)):
+            options = {"base_model": base, "license": license, "training": facts, "model": model}
+            return evaluated_card(evaluation, model_id=model_id, **options)
+        return trained_card(
+            model,
+            model_id,
+            task="image-classification",
+            has_code=True,
+            base_model=base,
             license=license,
-            training=training_facts(trainer),
+            evaluation=None if "top1" in metrics else evaluation,
+            training=facts,
         )
 
     write_repository(trainer, AutoModelForImageClassification, model_id, make_card, notes)
-
-
-def training_facts(trainer: ClassificationTrainer) -> dict[str, Any]:
-    """Return the settings and the length of the training, for its model card."""
-    training, recipe = trainer.args, trainer.recipe
-    total = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    facts = {
-        "Epochs": f"{trainer.state.epoch:g}" if trainer.state.epoch else None,
-        "Steps": trainer.state.global_step,
-        "Batch size": total,
-        "Optimizer": OptimizerNames(training.optim).value,
-        "Learning rate": f"{training.learning_rate * trainer.learning_rate_factor:g}",
-        "Layer decay": recipe.layer_decay if recipe.layer_decay != 1 else None,
-        "Weight decay": training.weight_decay or None,
-        "Label smoothing": training.label_smoothing_factor or None,
-        "Mixup, CutMix": f"{recipe.mixup_alpha:g}, {recipe.cutmix_alpha:g}"
-        if recipe.mixup_alpha or recipe.cutmix_alpha
-        else None,
-        "Averaged weights": recipe.ema_decay or None,
-        "Seed": training.seed,
-    }
-    return {name: value for name, value in facts.items() if value is not None}
 
 
 __all__ = ["evaluate_and_report", "publish"]

@@ -29,6 +29,7 @@ from ...models import auto
 from ...models.image_processing_pil_internimage import InternImageImageProcessorPil
 from ..command_line import UsageError, json_object, parse, run_script
 from ..images import target_size
+from ..loading import load_pretrained
 from ..overrides import check_overrides, refuse_contradictions
 from ..run import RunArguments as SharedRunArguments
 from ..run import Task, label_fields, run_training, trainer_with_data
@@ -134,11 +135,11 @@ def build_model(arguments: ModelArguments, data: ClassificationData) -> PreTrain
     overrides |= label_fields(data.label_names)
     overrides["problem_type"] = "multi_label_classification" if data.multi_label else "single_label_classification"
     if arguments.model_name_or_path is not None:
-        return AutoModelForImageClassification.from_pretrained(
+        return load_pretrained(
+            AutoModelForImageClassification,
             arguments.model_name_or_path,
             revision=arguments.model_revision,
             trust_remote_code=arguments.trust_remote_code,
-            ignore_mismatched_sizes=True,  # the head, for other labels
             **overrides,
         )
     if arguments.size is not None:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Metrics of a classifier for Trainer, with bounded memory for any number of classes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import EvalPrediction
 
@@ -72,8 +74,39 @@ class ComputeMetrics:
         return "mean_average_precision" if self.multi_label else "accuracy"
 
 
+def class_scores(predictions: Any, labels: Any, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the number of images, the precision and the recall of each class, in the order of the classes.
+
+    Precision is None for a class that was never predicted, recall for one without an image.
+
+    Args:
+        predictions: of `keep_best`, or of `keep_scores`, where scores above 0.5 are predictions.
+        labels: class of each image, (N,), or with `keep_scores` 0 or 1 for each class, (N, classes).
+        names: names of the classes.
+    """
+    truth, classes = _as_numpy(labels), len(names)
+    if truth.ndim == 2:
+        predicted = _as_numpy(predictions) > 0.5
+        hits = (predicted & (truth == 1)).sum(0)
+        positives, images = predicted.sum(0), (truth == 1).sum(0)
+    else:
+        best = _as_numpy(predictions[0])[:, 0]
+        hits, positives, images = (
+            np.bincount(values, minlength=classes) for values in (truth[best == truth], best, truth)
+        )
+    return [
+        {
+            "class": name,
+            "images": int(images[index]),
+            "precision": float(hits[index] / positives[index]) if positives[index] else None,
+            "recall": float(hits[index] / images[index]) if images[index] else None,
+        }
+        for index, name in enumerate(names)
+    ]
+
+
 def _as_numpy(values: Any) -> Any:
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else values
 
 
-__all__ = ["ComputeMetrics", "keep_best", "keep_scores", "load_metric"]
+__all__ = ["ComputeMetrics", "class_scores", "keep_best", "keep_scores", "load_metric"]

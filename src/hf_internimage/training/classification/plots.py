@@ -16,6 +16,7 @@ from ..plot_style import BLUE, GREY, INK, LIGHT, RED, SHADES, cut, style
 _DRAWN_CLASSES, _NUMBERED_CLASSES, _PAIRS = 40, 20, 25
 _COLUMNS = 6
 _TILE_PIXELS = 256
+_FILE_SIZE = 7.5  # of the font
 
 
 def draw_confusions(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str], path: str | Path) -> None:
@@ -106,6 +107,7 @@ def worst_mistakes(truth: np.ndarray, classes: np.ndarray, scores: np.ndarray, c
 
 def draw_mistakes(
     images: Sequence[Image.Image],
+    files: Sequence[str],
     truth: Sequence[int],
     predicted: Sequence[int],
     scores: Sequence[float],
@@ -113,10 +115,11 @@ def draw_mistakes(
     path: str | Path,
     title: str,
 ) -> None:
-    """Draw images, and below each the predicted class with its score, and the true class.
+    """Draw images, and below each the predicted class with its score, the true class, and the name of the file.
 
     Args:
         images: RGB, of any sizes.
+        files: name of each image.
         truth, predicted: class index of each image.
         scores: scores of the predicted classes, 0 to 1.
         names: names of all classes.
@@ -124,22 +127,28 @@ def draw_mistakes(
         title: line above the images.
     """
     rows = math.ceil(len(images) / _COLUMNS)
-    with style(names) as labels:
-        figure = Figure(figsize=(2.0 * _COLUMNS + 0.4, 2.7 * rows + 0.6), dpi=110, layout="constrained")
+    with style([*names, *files]) as drawable:
+        labels = drawable[: len(names)]
+        files = [
+            shown if shown == " ".join(file.split()) else f"image {index + 1}"  # no font has its characters
+            for index, (shown, file) in enumerate(zip(drawable[len(names) :], files, strict=True))
+        ]
+        figure = Figure(figsize=(2.0 * _COLUMNS + 0.4, 2.9 * rows + 0.6), dpi=110, layout="constrained")
         figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=13)
         axes: Any = figure.subplots(rows, _COLUMNS, squeeze=False).ravel() if rows else []
         for axis in axes:
             axis.set_axis_off()
-        for axis, image, right, wrong, score in zip(axes, images, truth, predicted, scores, strict=False):
+        for axis, image, file, right, wrong, score in zip(axes, images, files, truth, predicted, scores, strict=False):
             tile = (_TILE_PIXELS, _TILE_PIXELS)
             small = min(image.size) < _TILE_PIXELS / 4  # its single pixels stay visible
             resampling = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
             axis.imshow(ImageOps.pad(image.convert("RGB"), tile, method=resampling, color=LIGHT))
             lines = [(line, RED) for line in _wrapped(f"{score:.0%}  {labels[wrong]}")]
             lines += [(line, GREY) for line in _wrapped(f"is {labels[right]}")]
+            lines.append((cut(file, 28), GREY))
             for row, (line, colour) in enumerate(lines):
-                top = -0.04 - 0.1 * row
-                axis.text(0, top, line, transform=axis.transAxes, va="top", color=colour)
+                size = _FILE_SIZE if row == len(lines) - 1 else None
+                axis.text(0, -0.04 - 0.1 * row, line, transform=axis.transAxes, va="top", color=colour, fontsize=size)
         figure.savefig(path)
 
 

@@ -8,25 +8,15 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import AutoModelForObjectDetection
 
-from ...hub.card_blocks import score_table
-from ...hub.system_cards import trained_system_card
+from ...hub.trained_cards import trained_card
 from ..bad_images import image_facts
 from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
-from ..publish import base_repository, images_of, model_id_of, publish_by_trainer, write_repository
+from ..plots import draw_classes
+from ..publish import base_repository, model_id_of, publish_by_trainer, training_facts, write_repository
 from .coco_map import CocoMap
 from .data import DetectionData, DetectionDataArguments
 from .plots import draw_overlays
 from .trainer import DetectionTrainer
-
-_CARD_METRICS = {
-    "map": "average precision (mAP, IoU .5 to .95)",
-    "map_50": "at IoU .5",
-    "map_75": "at IoU .75",
-    "map_small": "of small objects (under 32² pixels)",
-    "map_medium": "of medium ones (to 96²)",
-    "map_large": "of large ones",
-    "mar_100": "average recall, 100 detections an image",
-}
 
 
 def evaluate_and_report(
@@ -56,7 +46,6 @@ def evaluate_and_report(
     trainer.compute_metrics = coco_map
     prediction = trainer.predict(rows.with_transform(data.evaluation_transform(processor)), metric_key_prefix=prefix)
     metrics: Any = prediction.metrics
-    trainer.log_metrics(prefix, metrics)
     trainer.save_metrics(prefix, metrics)
     detections: Any = prediction.predictions
     image_ids: Any = prediction.label_ids
@@ -74,11 +63,14 @@ def evaluate_and_report(
         **image_facts(data.reader),
     )
     if trainer.is_world_process_zero():
+        output = Path(str(trainer.args.output_dir))
+        columns = {"average precision": [result.per_class.get(name) for name in data.label_names]}
+        draw_classes(data.label_names, columns, output / f"{prefix}_classes.png")
         draw_overlays(
             rows,
             dict(zip(image_ids.reshape(-1).tolist(), detections, strict=True)),
             data.label_names,
-            Path(str(trainer.args.output_dir), "overlays"),
+            output / "overlays",
             prefix=f"{prefix}_",
             count=overlays,
             threshold=overlay_threshold,
@@ -128,20 +120,17 @@ def publish(
     """
     model_id = model_id_of(trainer.args, "detector")
     has_code = trainer.model.config.model_type == "internimage_dino"
-    scores = ""
-    if evaluation is not None:
-        table = score_table(evaluation["metrics"], _CARD_METRICS, 1)
-        scores = f"By COCO's measure, on {images_of(evaluation)} ({evaluation['dataset']['split']}):\n\n{table}"
 
     def make_card(model: Any) -> ModelCard:
-        return trained_system_card(
+        return trained_card(
             model,
             model_id,
             task="object-detection",
             has_code=has_code,
             base_model=base_repository(base_model),
             license=license,
-            scores=scores,
+            evaluation=evaluation,
+            training=training_facts(trainer),
         )
 
     if has_code:

@@ -11,6 +11,7 @@ from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 from PIL.Image import Image as PILImage
 
+from ...hub.card_blocks import percent
 from ..images import ImageReader
 from ..plot_style import cut, image_panels, rows_to_draw, style
 from .data import read_objects
@@ -87,7 +88,7 @@ def draw_boxes(
                     Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.8)
                 )
                 name = cut(labels[int(label)], 24)
-                text = name if boxes is truth else f"{name} {score:.2f}"
+                text = name if boxes is truth else f"{name} {percent(score, 0)}"
                 placing: Any = {"boxstyle": "square,pad=0.15", "facecolor": colour, "edgecolor": "none", "alpha": 0.85}
                 axis.text(*corner, text, va="bottom", fontsize=7, color="white", clip_on=False, bbox=placing)
         figure.savefig(path)

@@ -11,23 +11,18 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from ...hub.card_blocks import score_table
-from ...hub.system_cards import trained_system_card
+from ...hub.trained_cards import trained_card
 from ...segmentation import SemanticSegmenter
 from ..bad_images import image_facts
 from ..evaluation_results import EVALUATION_PREFIXES, report_evaluation
 from ..metric_modules import load_metric_module
 from ..plot_style import rows_to_draw
-from ..publish import base_repository, images_of, model_id_of, publish_by_trainer
+from ..plots import draw_classes
+from ..publish import base_repository, model_id_of, publish_by_trainer, training_facts
 from .data import DatasetTransform, SegmentationData, SegmentationDataArguments
 from .plots import draw_masks
 from .trainer import MEAN_IOU, SegmentationTrainer
 
-_CARD_METRICS = {
-    "mean_iou": "mean IoU",
-    "mean_accuracy": "mean accuracy of the classes",
-    "overall_accuracy": "accuracy of the pixels",
-}
 _REPORTED_SETTINGS = ("inference", "inference_crop", "inference_stride", "tta_ratios", "tta_flip")
 
 
@@ -89,7 +84,8 @@ def evaluate_and_report(
     """Segment a split at the images' own size; write metrics and overlays to the output folder.
 
     Written are eval_results.json, eval_evaluation.json (with each class's IoU, and all that is needed to repeat it),
-    and overlays/*.png of images spread evenly over the split. All processes call this; each takes its share.
+    eval_classes.png, and overlays/*.png of images spread evenly over the split. All processes call this; each takes its
+    share.
 
     Args:
         trainer: with the model, its image processor and the output folder.
@@ -115,9 +111,10 @@ def evaluate_and_report(
     result = metric.compute()
     means = {name: value for name, value in result.items() if isinstance(value, float)}
     logged = {f"{prefix}_{name}": value for name, value in means.items()}
-    trainer.log_metrics(prefix, logged)
     trainer.save_metrics(prefix, logged)
-    class_iou = zip(names, result["iou"], strict=True)
+    iou = [None if math.isnan(value) else value for value in result["iou"]]
+    if trainer.is_world_process_zero():
+        draw_classes(names, {"IoU": iou}, Path(str(trainer.args.output_dir), f"{prefix}_classes.png"))
     return report_evaluation(
         trainer,
         arguments,
@@ -128,7 +125,7 @@ def evaluate_and_report(
         image_size=[processor.size["shortest_edge"], processor.size["longest_edge"]],
         batch_size=1,
         images_per_second=len(rows) / seconds,
-        class_iou={name: None if math.isnan(value) else value for name, value in class_iou},
+        class_iou=dict(zip(names, iou, strict=True)),
         inference={name: getattr(inference, name) for name in _REPORTED_SETTINGS},
         **image_facts(data.reader),
     )
@@ -189,18 +186,15 @@ def publish(
         notes: sentences on the images, for the card.
     """
     model, model_id = trainer.model, model_id_of(trainer.args, "internimage-segmentation")
-    scores = ""
-    if evaluation is not None:
-        table = score_table(evaluation["metrics"], _CARD_METRICS, 2)
-        scores = f"On {images_of(evaluation)}, at their own size:\n\n{table}"
-    card = trained_system_card(
+    card = trained_card(
         model,
         model_id,
         task="semantic-segmentation",
         has_code=False,
         base_model=base_repository(base_model),
         license=license,
-        scores=scores,
+        evaluation=evaluation,
+        training=training_facts(trainer),
     )
     publish_by_trainer(trainer, card, notes)
 

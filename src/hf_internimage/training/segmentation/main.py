@@ -31,6 +31,7 @@ from ... import heads
 from ...models.configuration_internimage import InternImageConfig
 from ...models.image_processing_internimage_segmentation import InternImageSegmentationImageProcessor
 from ..command_line import UsageError, parse, run_script
+from ..loading import loading
 from ..run import RunArguments, Task, run_training, trainer_with_data
 from ..system_models import SystemModelArguments, load_model
 from ..system_trainer import SystemRecipe, checkpoint_backbone
@@ -122,7 +123,8 @@ def load_processor(arguments: ModelArguments) -> Any:
     """Load the checkpoint's image processor; return None without a checkpoint."""
     if arguments.model_name_or_path is None:
         return None
-    return AutoImageProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
+    with loading(arguments.model_name_or_path):
+        return AutoImageProcessor.from_pretrained(arguments.model_name_or_path, revision=arguments.model_revision)
 
 
 def build_processor(arguments: ScriptArguments, model: PreTrainedModel) -> InternImageSegmentationImageProcessor:

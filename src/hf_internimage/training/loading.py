@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""Load checkpoints without transformers' notices, which a training's summary replaces, and name what is missing."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..models.loading_report import mismatched_modules
+
+_NEW_WEIGHTS = ("hf_internimage.models.loading_report", "transformers.modeling_utils")
+# Write that an image processor runs on Pillow without torchvision, and that no layer is divided among devices.
+_NOTICES = (
+    "transformers.distributed.tensor_parallel",
+    "transformers.models.auto.image_processing_auto",
+    "transformers.utils.import_utils",
+)
+_HUB_CLIENT = "huggingface_hub.utils._http"  # writes two lines for each of its tries
+
+
+class _OneLine(logging.Filter):
+    """Let one line through, which names the repository, in place of the lines about every try to reach it."""
+
+    def __init__(self, repository: str) -> None:
+        super().__init__()
+        self.repository, self.is_told = repository, False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_told, self.is_told = self.is_told, True
+        record.msg, record.args = f"{self.repository} cannot be reached on the Hub: trying for half a minute.", ()
+        return not is_told
+
+
+@contextlib.contextmanager
+def loading(name: str | None, *, report_new_weights: bool = False) -> Iterator[None]:
+    """Keep notices about loading `name` off the terminal; a repository that cannot be fetched is named in one line.
+
+    Args:
+        name: folder or repository; None if nothing is loaded.
+        report_new_weights: leave the table of the weights that the checkpoint lacks.
+
+    Raises:
+        OSError: in place of one without the name of the repository.
+    """
+    names = _NOTICES if report_new_weights else (*_NOTICES, *_NEW_WEIGHTS)
+    loggers = {logger: logger.level for logger in map(logging.getLogger, names)}
+    client, one_line = logging.getLogger(_HUB_CLIENT), _OneLine(str(name))
+    client.addFilter(one_line)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except OSError as error:
+        if name is None or Path(name).exists() or name in str(error):
+            raise
+        raise OSError(f"{name} cannot be fetched from the Hub: {' '.join(str(error).split())}") from error
+    finally:
+        client.removeFilter(one_line)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
+
+
+def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
+    """Load a checkpoint whose classifier may be for other labels, and is then made anew.
+
+    Args:
+        auto_class: the Auto class of the model.
+        name: folder or repository.
+        options: of `from_pretrained`.
+
+    Returns: the model; its attribute `new_modules` is the list of the modules with newly initialised weights.
+    """
+    model, info = auto_class.from_pretrained(name, ignore_mismatched_sizes=True, output_loading_info=True, **options)
+    model.new_modules = mismatched_modules({"mismatched_keys": [*info["missing_keys"], *info["mismatched_keys"]]})
+    return model
+
+
+__all__ = ["load_pretrained", "loading"]
