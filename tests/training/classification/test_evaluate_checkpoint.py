@@ -92,7 +92,13 @@ def test_result(work, images, tmp_path, capsys):
     status = run("--model", work / "model", "--validation_dir", data, "--batch_size", 16, "--output", output)
     assert status == 0, capsys.readouterr().err
     result = json.loads(output.read_text())
+    per_class = result.pop("per_class")
     assert json.loads(capsys.readouterr().out) == result
+    assert len(per_class) == CLASSES
+    assert sum(row["images"] for row in per_class) == COUNT
+    hits = sum(row["images"] * row["recall"] for row in per_class if row["images"])
+    assert hits / COUNT == pytest.approx(result["metrics"]["top1"])
+    assert Image.open(tmp_path / "result_classes.png").width > 700
     assert result["metrics"] == pytest.approx(expected(work / "model", images, range(CLASSES)[::-1]), abs=1e-5)
     assert result["metrics"]["top1"] != pytest.approx(
         expected(work / "model", images, range(CLASSES))["top1"], abs=1e-5
@@ -106,7 +112,7 @@ def test_result(work, images, tmp_path, capsys):
     assert result["images_per_second"] > 0
     assert set(result["versions"]) == {"torch", "transformers", "hf_internimage"}
     assert datetime.fromisoformat(result["date"]).tzinfo is not None
-    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["result.json"]
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["result.json", "result_classes.png"]
 
 
 def test_any_model_without_class_names(work, images, tmp_path):
@@ -165,6 +171,7 @@ def test_processes_share_the_images(work, images, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(output.read_text())
+    assert len(result.pop("per_class")) == CLASSES
     assert json.loads(done.stdout) == result  # one process prints
     assert (result["samples"], result["batch_size"], result["processes"]) == (COUNT, 7, 2)
     assert result["metrics"] == pytest.approx(expected(work / "model", images, range(CLASSES)[::-1]), abs=1e-5)

@@ -7,12 +7,24 @@ import types
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, f1_score, top_k_accuracy_score
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 from support.golden_data import tiny_config
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from hf_internimage import InternImageForImageClassification
-from hf_internimage.training.classification.metrics import ACCURACY, ComputeMetrics, keep_best, keep_scores, load_metric
+from hf_internimage.training.classification.metrics import (
+    ACCURACY,
+    ComputeMetrics,
+    class_scores,
+    keep_best,
+    keep_scores,
+    load_metric,
+)
 from hf_internimage.training.metric_modules import load_metric_module
 
 
@@ -22,6 +34,26 @@ def logits_and_labels(count, classes):
     labels = torch.randint(classes, (count,), generator=generator)
     logits[torch.arange(count), labels] += 1
     return logits, labels
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_precision_and_recall_of_each_class(multi_label):
+    """One class is never predicted, and another has no image."""
+    logits, labels = logits_and_labels(200, 6)
+    logits[:, 4] = -9.0
+    labels[labels == 5] = 0
+    scores = keep_scores(logits) if multi_label else keep_best(logits)
+    truth = torch.nn.functional.one_hot(labels, 6) if multi_label else labels
+    predicted = logits.sigmoid() > 0.5 if multi_label else logits.argmax(1)
+    precision, recall, _, images = precision_recall_fscore_support(truth, predicted, labels=range(6), zero_division=0)
+    rows = class_scores(scores, truth, "abcdef")
+    assert [row["class"] for row in rows] == list("abcdef")
+    assert [row["images"] for row in rows] == images.tolist()
+    assert rows[4]["precision"] is rows[5]["recall"] is None
+    assert [row["precision"] or 0 for row in rows] == pytest.approx(precision)
+    assert [row["recall"] or 0 for row in rows] == pytest.approx(recall)
+    as_numpy = (as_arrays(scores), truth.numpy(), "abcdef")  # as Trainer gives them
+    assert class_scores(*as_numpy) == rows
 
 
 def as_arrays(parts):

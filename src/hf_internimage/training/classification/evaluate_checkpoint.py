@@ -37,6 +37,7 @@ from ..command_line import missing_extra
 from ..evaluation_results import evaluation_result
 from ..json_files import json_text, write_json
 from ..loading import loading
+from ..plots import draw_classes
 from ..run import usable_cpus
 from ..sources import are_unnamed
 from .data import ClassificationDataArguments, collate, load_data
@@ -67,7 +68,9 @@ class EvaluationArguments:
         default=None, metadata={"help": f"Demand this backend of InternImage's operator, as {BACKEND_VARIABLE} does."}
     )
     num_workers: int = field(default=0, metadata={"help": "Processes that read images, for each device."})
-    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
+    output: str | None = field(
+        default=None, metadata={"help": "JSON file to write; beside it, a picture of the classes."}
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run model code from the Hub."})
 
@@ -255,6 +258,19 @@ def evaluate_model(options: EvaluationArguments, data_options: ClassificationDat
     )
 
 
+def write_result(result: dict[str, Any], path: Path) -> None:
+    """Write a result as JSON, and its precision and recall of each class as a picture beside it.
+
+    The picture of `x_evaluation.json` is `x_classes.png`, that of `x.json` also.
+    """
+    write_json(result, path)
+    rows = result.get("per_class", [])
+    if rows:
+        measures = {name: [row[name] for row in rows] for name in ("recall", "precision")}
+        picture = path.with_name(f"{path.stem.removesuffix('_evaluation')}_classes.png")
+        draw_classes([row["class"] for row in rows], measures, picture)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Return 0, or 1 after one sentence on stderr; wrong arguments exit with 2."""
     parser = HfArgumentParser(
@@ -269,7 +285,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = evaluate_model(options, data_options)
         if int(os.environ.get("RANK", "0")) == 0:
             if options.output is not None:
-                write_json(result, Path(options.output))
+                write_result(result, Path(options.output))
+                result.pop("per_class", None)  # may be long, and is in the file
             sys.stdout.write(json_text(result))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted.\n")
