@@ -9,7 +9,9 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
+import transformers
 from support.tiny_tasks import TASKS, arguments
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -266,3 +268,19 @@ def test_metrics_are_in_percent():
         "loss 0.5, mAP 50 12.3 %, recall 100 100.0 %"
     )
     assert [metric_name(name) for name in ("top1", "top5_accuracy", "f1")] == ["accuracy", "top-5 accuracy", "F1"]
+
+
+def test_bars_stay_out_of_files(capsys):
+    """Of transformers, which leave a line each for every checkpoint, and of datasets."""
+    datasets.enable_progress_bars()
+    transformers.utils.logging.enable_progress_bar()
+    try:
+        with summary.quiet_terminal():
+            assert datasets.are_progress_bars_disabled()
+            list(transformers.utils.logging.tqdm(range(3), desc="Writing model shards"))
+        assert not datasets.are_progress_bars_disabled()
+        assert not capsys.readouterr().err
+        list(transformers.utils.logging.tqdm(range(3), desc="Writing model shards"))
+        assert "Writing model shards: 100%" in capsys.readouterr().err
+    finally:
+        transformers.utils.logging.disable_progress_bar()

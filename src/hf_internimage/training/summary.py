@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
-from datasets import IterableDataset
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -49,7 +49,7 @@ _FILES = (
 
 @contextlib.contextmanager
 def quiet_terminal() -> Iterator[None]:
-    """Let transformers' bars go away at their end and stay out of files; leave out its notice about file times."""
+    """Keep bars out of files and pipes, let those of transformers go away, and leave out its notice on file times."""
 
     def bar(factory: Any, positional: Any, options: Any) -> Any:
         return factory(*positional, **{"leave": False, "disable": None, **options})
@@ -59,11 +59,16 @@ def quiet_terminal() -> Iterator[None]:
 
     checkpoints, hook = logging.getLogger("transformers.trainer_utils"), set_tqdm_hook(bar)
     checkpoints.addFilter(is_other)
+    hides_bars_of_data = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if hides_bars_of_data:
+        datasets.disable_progress_bars()
     try:
         yield
     finally:
         checkpoints.removeFilter(is_other)
         set_tqdm_hook(hook)
+        if hides_bars_of_data:
+            datasets.enable_progress_bars()
 
 
 def show(text: str) -> None:
@@ -118,7 +123,7 @@ def _weights(options: Any, model: Any) -> str:
 def _images(data: Any) -> str:
     splits = {split: getattr(data, split, None) for split in SPLITS}
     return ", ".join(
-        f"{split}: {'a stream' if isinstance(rows, IterableDataset) else format(len(rows), ',')}"
+        f"{split}: {'a stream' if isinstance(rows, datasets.IterableDataset) else format(len(rows), ',')}"
         for split, rows in splits.items()
         if rows is not None
     )
