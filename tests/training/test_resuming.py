@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from support.tiny_tasks import TASKS, Classification, arguments
+from safetensors.torch import load_file, save_file
+from support.tiny_tasks import TASKS, Classification, Detection, arguments
 
 from hf_internimage import InternImageConfig
 from hf_internimage.training.classification import main as classification
@@ -356,3 +356,33 @@ def test_a_checkpoint_without_a_record_is_warned_of(tmp_path, caplog):
     for name, warned in (("out", False), ("checkpoint-3", True)):
         refuse_other_run({"classes": []}, tmp_path / name, ignore_data_changes=False)
         assert (f"{name} has no run.json: it may belong to other data, or another model." in caplog.text) is warned
+
+
+@pytest.mark.slow
+def test_a_head_whose_saved_weights_have_other_names_goes_on(tmp_path, monkeypatch, caplog, capsys):
+    """transformers saves a DETR's backbone under the names of an older release, and Trainer did not find them again."""
+    Detection.write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    fields = '"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_queries": 6'
+    changes = {"head": "detr", "head_overrides": f'{{"d_model": 32, {fields}}}', "shortest_edge": 64, "ema_decay": None}
+    assert Detection.main(arguments(Detection, **changes)) == 0
+    straight = load_file("out/model.safetensors")
+    assert any("conv_encoder" in name for name in straight)  # the finished model is for from_pretrained
+    for name in ("checkpoint-4", "model.safetensors"):
+        path = tmp_path / "out" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert Detection.main(arguments(Detection, **changes)) == 0
+    resumed = load_file("out/model.safetensors")
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert "keys in the checkpoint" not in caplog.text
+    # A checkpoint of such names is refused.
+    checkpoint = tmp_path / "out" / "checkpoint-4" / "model.safetensors"
+    weights = {
+        name.replace("backbone.model", "backbone.conv_encoder.model"): value
+        for name, value in load_file(checkpoint).items()
+    }
+    save_file(weights, checkpoint, metadata={"format": "pt"})
+    capsys.readouterr()
+    result = Detection.main(arguments(Detection, **changes, num_train_epochs=3))
+    assert refused(result, capsys.readouterr().err, "has weights that the model has no place for, such as ")

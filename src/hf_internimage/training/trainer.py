@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
@@ -324,8 +325,17 @@ class RecipeTrainer(Trainer):
             with writing(folder):
                 self.average.save(folder, main=self.args.should_save)
         self._keep_finite()
-        with writing(folder):
+        with writing(folder), _own_names(self.model):
             super()._save_checkpoint(model, trial)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if load_result.unexpected_keys:
+            raise ValueError(
+                "The checkpoint has weights that the model has no place for, such as "
+                f"{load_result.unexpected_keys[0]}: choose another checkpoint with --resume_from_checkpoint, or start "
+                "anew with --overwrite_output_dir."
+            )
+        super()._issue_warnings_after_load(load_result)
 
     def _keep_finite(self) -> None:
         """Take numbers that JSON does not have out of the state, before it is written."""
@@ -406,6 +416,19 @@ class RecipeTrainer(Trainer):
         self.save_full_model(str(output_dir or self.args.output_dir))
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+
+@contextlib.contextmanager
+def _own_names(model: Any) -> Iterator[None]:
+    """Let a model save its weights under its own names: Trainer loads checkpoints without those of older releases."""
+    if not isinstance(model, PreTrainedModel):
+        yield
+        return
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.save_pretrained
 
 
 class EpochCallback(TrainerCallback):
