@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.loading import run_python
+from support.rcnn_tools import why_no_torchvision
 
 import hf_internimage
 from hf_internimage.models import auto
@@ -220,7 +221,7 @@ def test_public_names():
 def test_modules_are_reached_from_the_package():
     """In a process that has imported none of them itself."""
     parts = [path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
-    public = sorted({part for part in parts if part[0] != "_"} - {"atomic_write", "env", "tensors"})
+    public = sorted({part for part in parts if part[0] != "_"} - {"atomic_write", "env", "tensors", "text_table"})
     printed = run_python(
         f"""
         import hf_internimage
@@ -238,3 +239,24 @@ def test_configurations_that_cannot_be_read_are_one_line(tmp_path):
     (tmp_path / "config.json").write_text("[" * 100_000 + "]" * 100_000)
     with pytest.raises(ValueError, match=r"The config.json of \S+ is nested too deep; is it damaged\?"):
         auto.load_config(tmp_path)
+
+
+def test_a_class_that_needs_torchvision_names_the_extra():
+    """Or is there, if torchvision is; other ways to look at the package do without it."""
+    name = "InternImageMaskRCNNForInstanceSegmentation"
+    printed = run_python(
+        f"""
+        import sys
+        sys.modules["torchvision"] = None  # as if it were not installed
+        import hf_internimage
+        from hf_internimage import *
+        try:
+            hf_internimage.{name}
+        except ModuleNotFoundError as error:
+            print(error)
+        """,
+        fork=False,
+    )
+    assert 'needs torchvision, which is not installed: pip install "hf-internimage[torchvision]"' in printed
+    if why_no_torchvision() is None:
+        assert getattr(hf_internimage, name).__name__ == name

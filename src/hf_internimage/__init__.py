@@ -7,12 +7,14 @@ Importing this package registers its models with the Auto classes and pipelines 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .checkpoints import list_models
 from .models import auto
 from .ops import dcnv3
 
 __version__ = "0.1.0"
 
 _CLASSES = auto.public_classes()
+_OPTIONAL_CLASSES = auto.optional_classes()
 _MODULES = (
     "checkpoints",
     "complexity",
@@ -23,13 +25,15 @@ _MODULES = (
     "models",
     "ops",
     "prediction",
+    "reproduction",
     "segmentation",
+    "speed",
     "training",
 )
 
 _FUNCTIONS = {"predict": "prediction"}  # name -> its module, which is imported when it is needed
 
-__all__ = [*_CLASSES, *_FUNCTIONS, "__version__", "dcnv3"]
+__all__ = [*_CLASSES, *_FUNCTIONS, "__version__", "dcnv3", "list_models"]
 
 if TYPE_CHECKING:  # the classes that `__getattr__` takes from the table of models, for editors and type checkers
     from .models.configuration_cb_internimage import *
@@ -51,6 +55,8 @@ def __getattr__(name: str) -> Any:
         return auto.load(_CLASSES[name])
     if name in _FUNCTIONS:
         return getattr(importlib.import_module(f".{_FUNCTIONS[name]}", __name__), name)
+    if name in _OPTIONAL_CLASSES:  # not in `__all__`: without their package, this raises an error that names it
+        return auto.load(_OPTIONAL_CLASSES[name])
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Tables of the published checkpoints: image classifiers, and segmentation and detection systems."""
+"""Tables of the published checkpoints: image classifiers, segmentation and detection systems, and a list of all."""
 
 from .classifiers import CHECKPOINTS, SOURCE, PublishedCheckpoint, imagenet_1k_labels
+from .listing import ListedModel, list_models
 
-__all__ = ["CHECKPOINTS", "SOURCE", "PublishedCheckpoint", "imagenet_1k_labels"]
+__all__ = ["CHECKPOINTS", "SOURCE", "ListedModel", "PublishedCheckpoint", "imagenet_1k_labels", "list_models"]

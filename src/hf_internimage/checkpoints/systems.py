@@ -11,6 +11,7 @@ Parameters were counted from names and shapes: `tests/test_checkpoints.py` count
 from dataclasses import dataclass
 
 SOURCE = "https://github.com/OpenGVLab/InternImage"
+FILES_REPOSITORY = "OpenGVLab/InternImage"  # on the Hub, with the files of all systems and classifiers
 
 SEMANTIC_SEGMENTATION = "semantic-segmentation"
 INSTANCE_SEGMENTATION = "instance-segmentation"
@@ -99,7 +100,7 @@ class SystemCheckpoint:
     def url(self) -> str:
         """Return the address of the file, or of its configuration if the model zoo names no file."""
         if self.released:
-            return f"https://huggingface.co/OpenGVLab/InternImage/resolve/main/{self.name}.pth"
+            return f"https://huggingface.co/{FILES_REPOSITORY}/resolve/main/{self.name}.pth"
         part = "segmentation" if self.task == SEMANTIC_SEGMENTATION else "detection"
         return f"{SOURCE}/blob/31c962d/{part}/configs/{self.configs[0]}.py"
 
@@ -500,6 +501,7 @@ def find_checkpoint(name: str) -> SystemCheckpoint | None:
 
 
 __all__ = [
+    "FILES_REPOSITORY",
     "INSTANCE_SEGMENTATION",
     "OBJECT_DETECTION",
     "SEMANTIC_SEGMENTATION",

@@ -130,6 +130,12 @@ def public_classes() -> dict[str, str]:
     return names
 
 
+def optional_classes() -> dict[str, str]:
+    """Return name -> "module.Class" of the model classes that need a further package, which their import names."""
+    names = (name for entry in MODELS.values() if entry.package for name in entry.models.values())
+    return {name.rpartition(".")[2]: name for name in names}
+
+
 def model_types(auto_class: str) -> set[str]:
     """Return the model types that have a model for an Auto class, such as "AutoBackbone"."""
     return {model_type for model_type, entry in MODELS.items() if auto_class in entry.models}
@@ -213,6 +219,7 @@ __all__ = [
     "load_config",
     "model_class",
     "model_types",
+    "optional_classes",
     "public_classes",
     "register",
     "register_models",
