@@ -14,7 +14,16 @@ from support.paths import DOCS
 from transformers import BertTokenizer, CLIPTokenizer, pipeline
 
 from hf_internimage import InternImageBackbone, InternImageConfig, InternImageForImageClassification, InternImageModel
-from hf_internimage.heads import HEADS, find_backbone, from_backbone, gradient_checkpointing, head_config, load_backbone
+from hf_internimage.heads import (
+    HEADS,
+    UNSUITABLE,
+    check_queries,
+    find_backbone,
+    from_backbone,
+    gradient_checkpointing,
+    head_config,
+    load_backbone,
+)
 from hf_internimage.models import auto
 
 HEADS_PAGE = DOCS / "heads.md"
@@ -447,8 +456,15 @@ def test_other_numbers_of_stages():
 @pytest.mark.parametrize(
     ("arguments", "fields", "message"),
     [
-        (("dpt", "t"), {}, "head is 'dpt', expected one of upernet, "),
-        ((transformers.DPTConfig, "t"), {}, "head is 'DPTConfig'"),
+        (("resnet", "t"), {}, "head is 'resnet', expected one of upernet, "),
+        (("rtdetr", "t"), {}, "head is 'rtdetr'; did you mean rt_detr or rt_detr_v2?"),
+        (("uppernet", "t"), {}, "head is 'uppernet'; did you mean upernet?"),
+        (("mask-2-former", "t"), {}, "head is 'mask-2-former'; did you mean mask2former or maskformer?"),
+        (("dpt", "t"), {}, "dpt does not work on an InternImage: it expects a patch size and tokens"),
+        ((transformers.DPTConfig, "t"), {}, "DPTConfig does not work on an InternImage: it expects a patch size"),
+        (("LwDetrForObjectDetection", "t"), {}, "it builds its own vision transformer"),
+        (("dino", "t"), {}, "dino is no head of transformers; build this package's InternImageDinoForObjectDetection("),
+        (("mask_rcnn", "t"), {}, "build this package's InternImageMaskRCNNForInstanceSegmentation("),
         (("upernet", "huge"), {}, "size is 'huge'"),
         (("upernet", transformers.ResNetConfig()), {}, "The backbone is of type 'resnet', expected an InternImage"),
         (("upernet", 5), {}, "The backbone is of type 'int'"),
@@ -794,3 +810,36 @@ def test_documentation_lists_every_head():
         assert HEADS[name].strides == tuple(2 ** (stage + 1) for stage in range(first, last + 1))
         own = getattr(transformers, model).supports_gradient_checkpointing
         assert (checkpointing == "yes") is own, name
+
+
+def test_documentation_lists_the_unsuitable_heads_with_their_reasons():
+    section = HEADS_PAGE.read_text().partition("## Heads that do not work")[2]
+    rows = re.findall(r"^\| (\w.*?) \| (.*?) \|$", section, re.MULTILINE)[1:]
+    documented = {}
+    for classes, reason in rows:
+        for name in classes.split(", "):
+            documented[re.sub("For[A-Z].*", "", name).lower()] = reason
+            if hasattr(transformers, name):
+                with pytest.raises(ValueError, match=re.escape(f"{name} does not work on an InternImage: it")):
+                    head_config(getattr(transformers, name), "t")
+            with pytest.raises(ValueError, match=re.escape(reason)):
+                head_config(name, "t")
+    assert set(documented) == set(UNSUITABLE)
+
+
+@pytest.mark.parametrize("name", ["rt_detr", "rt_detr_v2", "d_fine", "deimv2"])
+def test_more_queries_than_positions(name):
+    """The least image that has enough runs; one with fewer positions is refused by the check, and fails without it."""
+    model = build(name, num_queries=84).eval()
+    check_queries(model.config, 64, 64)  # 8x8, 4x4 and 2x2 positions
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+        with pytest.raises(RuntimeError, match="out of range"):
+            model(torch.randn(1, 3, 64, 32))
+    message = "num_queries is 84, but images of 64x32 pixels have only 42 positions to choose from"
+    with pytest.raises(ValueError, match=message):
+        check_queries(model.config, 64, 32)
+
+
+def test_other_heads_have_queries_of_their_own():
+    check_queries(head_config("detr", "t"), 32, 32)

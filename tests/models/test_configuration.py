@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The configuration: official files, names users expect, and values that cannot work."""
 
+import doctest
+import inspect
 import json
 import re
 import time
@@ -24,6 +26,7 @@ from hf_internimage import (
     InternImageModel,
 )
 from hf_internimage.models.checked_configuration import CheckedConfig
+from hf_internimage.models.configuration_internimage import SIZES
 
 ARCHITECTURE = """
     core_op depths groups channels dw_kernel_size layer_scale offset_scale mlp_ratio post_norm res_post_norm
@@ -705,3 +708,26 @@ def test_misspelt_fields_are_named_when_a_model_is_loaded(auto_class, tmp_path):
     with pytest.raises(ValueError, match="has no field 'chanels'; did you mean 'channels'"):
         auto_class.from_pretrained(tmp_path, chanels=3)
     assert auto_class.from_pretrained(tmp_path, drop_path_rate=0.3).config.drop_path_rate == 0.3
+
+
+def test_documentation_of_the_fields():
+    """Each field once, the released values, and an example that runs."""
+    text = inspect.getdoc(InternImageConfig)
+    documented = re.findall(r"^    (\w+) \(`", text.partition("Args:")[2], re.MULTILINE)
+    own = {name for name in InternImageConfig.__annotations__ if name[0] != "_"}
+    assert sorted(documented) == sorted([*own, "num_labels", "out_features", "out_indices"])
+    head, _, *rows = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if "|" in line
+    ]
+    sizes = [InternImageConfig.from_size(size) for size in head[1:]]
+    assert [size.lower() for size in head[1:]] == list(SIZES)
+    assert {field for field, *_ in rows} == {field for fields in SIZES.values() for field in fields}
+    for field, *values in rows:
+        for config, value in zip(sizes, values, strict=True):
+            actual = getattr(config, field)
+            shown = " ".join(map(str, actual)) if isinstance(actual, (list, tuple)) else str(actual)
+            assert shown == value, (field, value)
+    tests = doctest.DocTestFinder(recurse=False).find(InternImageConfig, "InternImageConfig")
+    runner = doctest.DocTestRunner()
+    assert [runner.run(test).failed for test in tests] == [0]
+    assert runner.tries >= 4

@@ -10,7 +10,7 @@ from PIL import Image
 from support.golden_data import load_module
 from support.paths import SCRIPTS
 
-from hf_internimage.training.example_data import fashion_mnist
+from hf_internimage.training.example_data import fashion_mnist, shapes
 from hf_internimage.training.example_data import scenes as example_scenes
 
 SETTINGS = ["--source=digits", "--train=6", "--validation=3", "--size=64"]
@@ -96,9 +96,10 @@ def test_items_hide_little_of_each_other():
         assert set(np.unique(alone.items)) == set(range(len(alone.classes) + 1))
 
 
-def test_splits_share_no_item():
-    train, validation = (example_scenes.read_items("digits", Path(), split)[0] for split in ("train", "validation"))
-    assert len(train) + len(validation) == 1797
+@pytest.mark.parametrize(("source", "count"), [("digits", 1797), ("shapes", 500)])
+def test_splits_share_no_item(source, count):
+    train, validation = (example_scenes.read_items(source, Path(), split)[0] for split in ("train", "validation"))
+    assert len(train) + len(validation) == count
     assert not {picture.tobytes() for picture in train} & {picture.tobytes() for picture in validation}
 
 
@@ -116,3 +117,22 @@ def test_refuses_what_is_there_or_missing(scenes, tmp_path, capsys):
     assert example_scenes.main([str(tmp_path / "new"), f"--source_dir={tmp_path}"]) == 1
     assert "The scenes cannot be made" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_shapes_differ():
+    """Pictures of a class are more like each other than like those of any other class, on average."""
+    pictures, classes = shapes.draw_shapes("train")
+    assert set(classes) == set(range(len(shapes.NAMES)))
+    means = np.stack([pictures[classes == label].mean(0) for label in range(len(shapes.NAMES))])
+    held_out, truth = shapes.draw_shapes("validation")
+    distances = ((held_out[:, None] - means) ** 2).mean((2, 3))  # (N, classes)
+    assert (distances.argmin(1) == truth).mean() > 0.8
+
+
+def test_works_without_any_data_set(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(example_scenes, "FASHION_FOLDER", tmp_path / "absent")
+    assert example_scenes.main([str(tmp_path / "made"), "--train=2", "--validation=1", "--size=64"]) == 0
+    assert "made/train: 2 scenes of drawn shapes" in capsys.readouterr().out
+    assert (tmp_path / "made" / "label_names.txt").read_text().split() == ["background", *shapes.NAMES]
+    categories = annotations(tmp_path / "made" / "train")["categories"]
+    assert [category["name"] for category in categories] == shapes.NAMES

@@ -127,9 +127,39 @@ class InternImageConfig(BackboneConfigMixin, CheckedConfig):
         cls_scale (`float`): width of the classification head in units of the last stage's channels.
         with_cp (`bool`): gradient checkpointing from the start.
         initializer_range (`float`): standard deviation of the initial weights of linear layers.
+        num_labels (`int`): classes of the classifier.
+        out_features (`list[str]`, *optional*): feature maps that a backbone returns, of `"stem"`, `"stage1"`,
+            `"stage2"` and so on; the last stage if None.
+        out_indices (`list[int]`, *optional*): the same as numbers; 0 is the stem.
+
+    The released sizes, as `from_size` sets them; all other fields keep their default:
+
+    | Field | T | S | B | L | XL | H | G |
+    | --- | --- | --- | --- | --- | --- | --- | --- |
+    | channels | 64 | 80 | 112 | 160 | 192 | 320 | 512 |
+    | depths | 4 4 18 4 | 4 4 21 4 | 4 4 21 4 | 5 5 22 5 | 5 5 24 5 | 6 6 32 6 | 2 2 48 4 |
+    | groups | 4 8 16 32 | 5 10 20 40 | 7 14 28 56 | 10 20 40 80 | 12 24 48 96 | 10 20 40 80 | 16 32 64 128 |
+    | image_size | 224 | 224 | 224 | 384 | 384 | 640 | 512 |
+    | layer_scale | None | 1e-05 | 1e-05 | 1e-05 | 1e-05 | None | None |
+    | offset_scale | 1.0 | 1.0 | 1.0 | 2.0 | 2.0 | 1.0 | 1.0 |
+    | post_norm | False | True | True | True | True | False | True |
+    | res_post_norm | False | False | False | False | False | True | False |
+    | dw_kernel_size | None | None | None | None | None | 5 | 5 |
+    | center_feature_scale | False | False | False | False | False | True | True |
+    | use_clip_projector | False | False | False | False | False | True | True |
+    | level2_post_norm | False | False | False | False | False | True | True |
+    | level2_post_norm_block_ids | None | None | None | None | None | 5 11 17 23 29 | 5 11 17 23 29 35 41 47 |
 
     Raises:
         ValueError: for a value that cannot work; names the field, the value and the rule.
+
+    Example:
+        >>> from hf_internimage import InternImageConfig, InternImageForImageClassification
+        >>> config = InternImageConfig.from_size("s", num_labels=10, drop_path_rate=0.2)
+        >>> config.channels, config.depths, config.layer_scale
+        (80, [4, 4, 21, 4], 1e-05)
+        >>> small = InternImageConfig(channels=16, depths=[1, 1, 2, 1], groups=[1, 2, 4, 8], num_labels=10)
+        >>> model = InternImageForImageClassification(small)  # with random weights
 
     Source: https://arxiv.org/abs/2211.05778, OpenGVLab/InternImage@31c962d.
     """

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..heads import did_you_mean
 from ..models import auto
 from ..models.configuration_internimage import InternImageConfig
 from .command_line import UsageError, json_object
@@ -43,7 +44,7 @@ class SystemModelArguments:
 
     def __post_init__(self) -> None:
         if self.head not in self.heads:
-            raise ValueError(f"head is {self.head!r}, expected one of {', '.join(self.heads)}.")
+            raise ValueError(f"head is {self.head!r}{did_you_mean(self.head, self.heads)}")
         sources = [name for name in ("model_name_or_path", "backbone", "size") if getattr(self, name) is not None]
         if len(sources) > 1:
             raise ValueError(f"{sources[0]} and {sources[1]} are both set; choose one of them.")

@@ -189,7 +189,13 @@ def build_processor(arguments: ScriptArguments, model: PreTrainedModel) -> Any:
 def build_trainer(
     arguments: ScriptArguments, data: DetectionData, model: PreTrainedModel, processor: Any
 ) -> DetectionTrainer:
-    """Build the trainer with its data, augmented in training and prepared by the image processor in evaluation."""
+    """Build the trainer with its data, augmented in training and prepared by the image processor in evaluation.
+
+    Raises:
+        ValueError: for images with fewer positions than the head has queries.
+    """
+    if dict(processor.size).get("height"):
+        heads.check_queries(model.config, processor.size["height"], processor.size["width"])
     checkpoint_backbone(model, arguments.training)
     return trainer_with_data(
         DetectionTrainer,

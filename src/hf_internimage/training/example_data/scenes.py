@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Compose small scenes with known masks and boxes, to train segmentation and detection on a computer without a GPU.
 
+    python scripts/prepare_scenes.py scenes
     python scripts/prepare_scenes.py scenes --source_dir /usr/share/datasets/fashion-mnist
     python scripts/prepare_scenes.py scenes --source digits
 
-Items of Fashion-MNIST (see prepare_fashion_mnist.py), or the handwritten digits of scikit-learn, are scaled, tinted and
-placed on textured backgrounds. Five tints have two classes each, so that neither shape nor colour alone is enough.
-Training and validation scenes share no item. The same settings give the same scenes.
+Items of Fashion-MNIST (see prepare_fashion_mnist.py), the handwritten digits of scikit-learn, or drawn shapes, which
+need no data set, are scaled, tinted and placed on textured backgrounds. Five tints have two classes each, so that
+neither shape nor colour alone is enough. Training and validation scenes share no item. The same settings give the same
+scenes.
 
 Writes OUTPUT/label_names.txt and, in OUTPUT/train and OUTPUT/validation: images/*.png (RGB), masks/*.png (class of each
 pixel: 0 for the background, 1 to 10 for items), and annotations.json (in COCO's format, of the visible parts).
@@ -26,9 +28,13 @@ from PIL import Image, ImageFilter
 from ...atomic_write import atomic_write
 from .fashion_mnist import CLASS_NAMES as FASHION_ITEMS
 from .fashion_mnist import read_split
+from .shapes import NAMES as SHAPES
+from .shapes import draw_shapes
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 BACKGROUND = "background"
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
+WORDS = {"fashion": "Fashion-MNIST's items", "digits": "handwritten digits", "shapes": "drawn shapes"}
 SPLITS = ("train", "validation")
 TINTS = 5
 SMALLEST, LARGEST = 0.3, 0.55  # side of an item, as a share of the scene's side
@@ -65,6 +71,8 @@ def read_items(source: str, folder: Path, split: str) -> tuple[np.ndarray, np.nd
     if source == "fashion":
         pictures, classes = read_split(folder, "train" if split == "train" else "test", None)
         return np.pad(pictures, ((0, 0), (2, 2), (2, 2))), classes
+    if source == "shapes":
+        return draw_shapes(split)
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -179,19 +187,22 @@ def write_split(folder: Path, source: str, source_dir: Path, split: str, count: 
 
 def class_names(source: str) -> list[str]:
     """Return the names of the items' classes, in order."""
-    return FASHION_ITEMS if source == "fashion" else DIGITS
+    return {"fashion": FASHION_ITEMS, "digits": DIGITS, "shapes": SHAPES}[source]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, or 1 or 2 after one sentence on stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder to write; must not exist")
-    parser.add_argument("--source", choices=["fashion", "digits"], default="fashion", help="default: %(default)s")
+    parser.add_argument(
+        "--source",
+        choices=["fashion", "digits", "shapes"],
+        help=f"default: fashion, if source_dir is given or its files are in {FASHION_FOLDER}; else shapes",
+    )
     parser.add_argument(
         "--source_dir",
         type=Path,
-        default=Path("/usr/share/datasets/fashion-mnist"),
-        help="folder of Fashion-MNIST's four .gz files; default: %(default)s",
+        help=f"folder of Fashion-MNIST's four .gz files; default: {FASHION_FOLDER}",
     )
     parser.add_argument("--train", type=int, default=2000, help="training scenes; default: %(default)s")
     parser.add_argument("--validation", type=int, default=200, help="validation scenes; default: %(default)s")
@@ -199,6 +210,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--items", type=int, default=4, help="most items of a scene, from 2; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     options = parser.parse_args(argv)
+    source = options.source or ("fashion" if options.source_dir or FASHION_FOLDER.is_dir() else "shapes")
+    source_dir = options.source_dir or FASHION_FOLDER
     limits = {"train": (1, 99_999), "validation": (1, 99_999), "size": (32, 4096), "items": (2, 20), "seed": (0, 2**32)}
     for name, (least, most) in limits.items():
         if not least <= getattr(options, name) <= most:
@@ -211,9 +224,9 @@ def main(argv: list[str] | None = None) -> int:
         with atomic_write(options.output) as folder:
             for split in SPLITS:
                 count = getattr(options, split)
-                write_split(folder / split, options.source, options.source_dir, split, count, options)
-                print(f"{folder.name}/{split}: {count} scenes")
-            names = "\n".join([BACKGROUND, *class_names(options.source)])
+                write_split(folder / split, source, source_dir, split, count, options)
+                print(f"{options.output.name}/{split}: {count} scenes of {WORDS[source]}")
+            names = "\n".join([BACKGROUND, *class_names(source)])
             (folder / "label_names.txt").write_text(f"{names}\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         print(f"The scenes cannot be made: {error}", file=sys.stderr)
