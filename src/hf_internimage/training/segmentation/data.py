@@ -270,19 +270,24 @@ def _two_columns(dataset: Dataset, arguments: SegmentationDataArguments) -> Data
 
 
 def read_pairs(folder: Path, image_suffix: str | None = None, mask_suffix: str | None = None) -> Dataset:
-    """Read the images in `folder`/images and the maps of the same names in `folder`/masks, in the order of the names.
+    """Read the images in `folder`/images and the maps of the same names in `folder`/masks, as `pair_files` does."""
+    return pair_files(folder / _IMAGES, folder / _MASKS, image_suffix, mask_suffix)
+
+
+def pair_files(
+    image_folder: Path, mask_folder: Path, image_suffix: str | None = None, mask_suffix: str | None = None
+) -> Dataset:
+    """Read the images in a folder and the maps of the same names in another, in the order of the names.
 
     Raises:
         ValueError: naming the folder or file, if an image or map has no partner, or two.
     """
-    images = _by_stem(folder / _IMAGES, image_suffix)
-    masks = _by_stem(folder / _MASKS, mask_suffix)
-    for these, others, partner, place in ((images, masks, "map", _MASKS), (masks, images, "image", _IMAGES)):
+    images, masks = _by_stem(image_folder, image_suffix), _by_stem(mask_folder, mask_suffix)
+    pairs = ((images, masks, "map", mask_folder), (masks, images, "image", image_folder))
+    for these, others, partner, place in pairs:
         alone = [these[stem] for stem in these if stem not in others]
         if alone:
-            raise ValueError(
-                f"{listed(alone)}: has no {partner} of its name in {folder / place}; add it, or remove the file."
-            )
+            raise ValueError(f"{listed(alone)}: has no {partner} of its name in {place}; add it, or remove the file.")
     kind = ImageFeature(decode=False)
     features = Features({_IMAGE_COLUMN: kind, _LABEL_COLUMN: kind})
     nothing = pa.nulls(len(images), pa.binary())
@@ -324,5 +329,6 @@ __all__ = [
     "collate",
     "decode_mask",
     "load_data",
+    "pair_files",
     "read_pairs",
 ]
