@@ -13,12 +13,8 @@ from support.golden_segmenters import golden_segmenter
 from support.paths import DOCS
 
 from hf_internimage import (
-    InternImageBackbone,
-    InternImageConfig,
     InternImageDetectionImageProcessor,
     InternImageForImageClassification,
-    InternImageImageProcessorPil,
-    InternImageModel,
     InternImageSegmentationImageProcessor,
 )
 
@@ -64,28 +60,6 @@ def test_detection(folder):
     assert {key: value.shape[1:] for key, value in detections.items()} == {"scores": (), "labels": (), "boxes": (4,)}
     assert names["model"].config.num_labels == 3
     assert torch.all(detections["scores"] >= 0.3)
-
-
-def test_features(tmp_path, monkeypatch):
-    """The three kinds of features differ, and have the sizes that the page states for InternImage-T."""
-    name = tmp_path / "OpenGVLab" / "internimage_t_1k_224"
-    torch.manual_seed(0)
-    InternImageForImageClassification(InternImageConfig.from_size("t")).save_pretrained(name)
-    InternImageImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained(
-        name
-    )
-    Image.effect_noise((80, 70), 50).convert("RGB").save(tmp_path / "street.jpg")
-    monkeypatch.chdir(tmp_path)
-    names = run_blocks("features.md")
-    assert names["last_stage"].shape == (1, 512)
-    assert names["pooled"].shape == (1, 768)
-    assert names["embedding"].norm().item() == pytest.approx(1, abs=1e-5)
-    base = InternImageModel.from_pretrained(name).eval()
-    pixels = names["processor"](names["image"], return_tensors="pt").pixel_values
-    with torch.no_grad():
-        torch.testing.assert_close(names["last_stage"], base(pixels).pooler_output, rtol=1e-4, atol=1e-5)
-    stages = InternImageBackbone.from_pretrained(name, out_features=["stage1", "stage2", "stage3", "stage4"])
-    assert stages.channels == [64, 128, 256, 512]
 
 
 def test_adapters(tmp_path, monkeypatch):

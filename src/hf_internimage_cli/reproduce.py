@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " Without it the file is fetched from the Hub (with --all taken from its cache)",
     )
     source.add_argument("--sha256", metavar="HEX", help="hash of the file; if not given, the one the Hub states")
-    source.add_argument("--output", type=Path, metavar="JSON", help="file for the result, from which cards are made")
+    source.add_argument("--output", type=Path, metavar="JSON", help="file for the result, which model cards quote")
     run = parser.add_argument_group("run")
     run.add_argument("--batch-size", type=positive_integer, default=1, metavar="N", help="images at a time")
     run.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images")

@@ -18,10 +18,12 @@ from ..checkpoints.classifiers import CHECKPOINTS
 from ..checkpoints.systems import SYSTEM_CHECKPOINTS, SystemCheckpoint
 from .card_blocks import REPORTED
 from .cards import evaluated_card, official_card
+from .reproduced_scores import read_results
 from .system_cards import SYSTEM_TITLES, published_system_card
 
 INDEX = "README.md"
 _MEASUREMENTS = Path("benchmarks", "results", "systems_cpu.json")
+_REPRODUCTIONS = Path("benchmarks", "results", "reproduction")
 _CLASSIFIER_INDEX = """\
 # Model cards
 
@@ -58,13 +60,18 @@ def card_texts(checkout: Path) -> dict[str, str]:
     """Return {file name: text} of everything that belongs in model_cards/, the index included.
 
     Args:
-        checkout: folder of the repository, whose measurements of systems go into the cards.
+        checkout: folder of the repository, whose measurements of systems and results of `hf-internimage reproduce`
+            (benchmarks/results/reproduction/*.json) go into the cards.
     """
-    measurements = _read_measurements(checkout)
-    texts = {f"{checkpoint.name}.md": str(official_card(checkpoint)) for checkpoint in CHECKPOINTS}
+    measurements, reproduced = _read_measurements(checkout), read_results(checkout / _REPRODUCTIONS)
+    texts = {
+        f"{checkpoint.name}.md": str(official_card(checkpoint, reproduced.get(checkpoint.name, ())))
+        for checkpoint in CHECKPOINTS
+    }
     for checkpoint in system_checkpoints():
         measurement = measurement_of(checkpoint, measurements)
-        texts[f"{checkpoint.name}.md"] = str(published_system_card(checkpoint, measurement))
+        card = published_system_card(checkpoint, measurement, reproduced.get(checkpoint.name, ()))
+        texts[f"{checkpoint.name}.md"] = str(card)
     return {INDEX: _index(measurements), **texts}
 
 

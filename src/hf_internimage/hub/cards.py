@@ -5,7 +5,7 @@ Both are made from one template, `model_card.md`. Nothing here uses the network;
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
@@ -41,6 +41,7 @@ from .evaluation_blocks import (
     is_repository,
     number,
 )
+from .reproduced_scores import Result, measured_scores
 
 _TASK = "image-classification"
 # Data sets on the Hub; the joint set of 427 million images is not there as a whole.
@@ -90,8 +91,8 @@ model = AutoModelForImageClassification.from_pretrained(
 """
 
 
-def official_card(checkpoint: PublishedCheckpoint) -> ModelCard:
-    """Return the card of a published checkpoint, from the table of classifiers alone.
+def official_card(checkpoint: PublishedCheckpoint, reproduced: Sequence[Result] = ()) -> ModelCard:
+    """Return the card of a published checkpoint, from the table of classifiers and its measured scores, if any.
 
     The metadata hold its accuracy with its source and the words of `REPORTED`; 22K heads have none.
     """
@@ -133,10 +134,10 @@ def official_card(checkpoint: PublishedCheckpoint) -> ModelCard:
         summary=f"{INTRODUCTION} This is the published checkpoint {repository_link(repository)}, a classifier of "
         f"{checkpoint.num_labels} classes.",
         facts=_official_facts(checkpoint, base),
-        accuracy=_official_accuracy(checkpoint),
+        accuracy="\n\n".join(filter(None, [_official_accuracy(checkpoint), measured_scores(reproduced)])),
         use=(_WITH_PACKAGE + python_block(classify) + more_uses).strip(),
         training=None,
-        limits=_official_limits(checkpoint),
+        limits=_official_limits(checkpoint, measured=bool(reproduced)),
         licence="MIT, as the authors state in the checkpoint's repository. Data sets have terms of their own.",
     )
 
@@ -191,7 +192,7 @@ def _official_accuracy(checkpoint: PublishedCheckpoint) -> str:
     )
 
 
-def _official_limits(checkpoint: PublishedCheckpoint) -> list[str]:
+def _official_limits(checkpoint: PublishedCheckpoint, measured: bool) -> list[str]:
     limits = []
     if checkpoint.num_labels == 1000:
         limits += [
@@ -227,9 +228,10 @@ def _official_limits(checkpoint: PublishedCheckpoint) -> list[str]:
             "The classifier takes images whose height and width are multiples of 32; the backbone takes any size. "
             f"{weight_sizes(checkpoint.parameters)}."
         )
+    not_measured = "" if measured else "We did not measure this checkpoint's accuracy. "
     limits.append(
-        "We did not measure this checkpoint's accuracy. Our tests compare the package with outputs of the original "
-        "code, on small models and on a whole InternImage-T with random weights."
+        f"{not_measured}Our tests compare the package with outputs of the original code, on small models and on a "
+        "whole InternImage-T with random weights."
     )
     return limits
 

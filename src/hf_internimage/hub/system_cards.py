@@ -23,6 +23,7 @@ from .card_blocks import (
     segmentation_code,
     weight_sizes,
 )
+from .reproduced_scores import Result, measured_scores
 
 SYSTEM_TITLES = {
     "upernet": "UperNet",
@@ -57,7 +58,9 @@ Masks come from `hf_internimage.models.mask_rcnn.post_process_instance_segmentat
 """
 
 
-def published_system_card(checkpoint: SystemCheckpoint, measured: Mapping[str, Any] | None = None) -> ModelCard:
+def published_system_card(
+    checkpoint: SystemCheckpoint, measured: Mapping[str, Any] | None = None, reproduced: Sequence[Result] = ()
+) -> ModelCard:
     """Return the card of a published checkpoint that `hf-internimage convert` converts.
 
     Args:
@@ -65,6 +68,7 @@ def published_system_card(checkpoint: SystemCheckpoint, measured: Mapping[str, A
         measured: row of the result of `benchmarks/benchmark.py --systems`, of this model or of one with the same
             architecture and input (`name`, `height`, `width`, `seconds`, `peak_memory_mib`, `threads`), with the
             result's `device` and `dtype`; None if it was not measured.
+        reproduced: results of `hf-internimage reproduce` for it, if any.
     """
     pipeline_tag = PIPELINE_TAGS[checkpoint.task]
     task_name = checkpoint.task.replace("-", " ")
@@ -96,10 +100,10 @@ def published_system_card(checkpoint: SystemCheckpoint, measured: Mapping[str, A
         summary=f"{INTRODUCTION} This is {system} with an InternImage-{checkpoint.size.upper()} backbone for "
         f"{task_name}, trained on {checkpoint.dataset}: {origin} ({checkpoint.url}).",
         facts=[*_facts(checkpoint), *_measurements(checkpoint, measured)],
-        accuracy=_scores(checkpoint.scores),
+        accuracy="\n\n".join(filter(None, [_scores(checkpoint.scores), measured_scores(reproduced)])),
         use=f"{_CONVERT.format(name=checkpoint.name)}\n{_use(checkpoint)}".strip(),
         training=None,
-        limits=_limits(checkpoint),
+        limits=_limits(checkpoint, measured=bool(reproduced)),
         licence="MIT, as the authors state of their repository. Data sets have terms of their own.",
     )
 
@@ -173,11 +177,12 @@ def _use(checkpoint: SystemCheckpoint) -> str:
     return python_block(segmentation_code(model_class, checkpoint.name, variable="folder", options=options))
 
 
-def _limits(checkpoint: SystemCheckpoint) -> list[str]:
+def _limits(checkpoint: SystemCheckpoint, measured: bool) -> list[str]:
+    not_measured = "" if measured else "We opened no released file and measured no score. "
     limits = [
         f"It knows only the classes of {checkpoint.dataset}, and was tested only on pictures of that data set.",
-        "We opened no released file and measured no score. Our tests compare the package with outputs of the original "
-        "code, on small models with random weights.",
+        f"{not_measured}Our tests compare the package with outputs of the original code, on small models with random "
+        "weights.",
         "Not made for decisions about people, nor for driving a vehicle.",
     ]
     if not checkpoint.released:

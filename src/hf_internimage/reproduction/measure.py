@@ -93,7 +93,7 @@ def _comparison(
     """Return the entry `reproduction` of a result."""
     measured = 100 * evaluation["metrics"][_MEASURES[protocol.score.metric]]
     return {
-        "file": None if file is None else {**asdict(file), "path": str(file.path)},
+        "file": None if file is None else {**asdict(file), "path": file.path.name},
         "metric": protocol.score.metric,
         "views": protocol.score.views,
         "scale_ratios": list(protocol.scale_ratios),

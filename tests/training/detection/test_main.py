@@ -212,7 +212,10 @@ def settings(scenes, output, **changes):
     [
         ({"head": "yolo"}, "head is 'yolo', expected one of dino, detr"),
         ({"head": "rt-dert"}, "head is 'rt-dert'; did you mean rt_detr"),
-        ({"head": "rt_detr", "head_overrides": "{}", "shortest_edge": 32}, "images of 32x32 pixels have only 21 positions"),
+        (
+            {"head": "rt_detr", "head_overrides": "{}", "shortest_edge": 32},
+            "32x32 pixels have only 21 positions",
+        ),
         ({"size": "t", "backbone": "here"}, "backbone and size are both set"),
         ({"longest_edge": 30}, "longest_edge is 30: set shortest_edge"),
         ({"train_dir": None, "validation_dir": None}, "No data: set dataset_name, or train_dir"),
