@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from ..hub.tokens import without_tokens
 from ..text_table import text_table
 from ..training.json_files import write_json
@@ -36,6 +38,7 @@ def reproduce_one(
 
     Raises: as `find_protocol` and `reproduce`.
     """
+    logging.disable_progress_bar()  # of files; those of evaluations stay
     protocol = find_protocol(name, MULTI_SCALE if multi_scale else SINGLE_SCALE)
     result = reproduce(protocol, data, file, sha256=sha256, settings=settings, report=report)
     if output is not None:
@@ -61,6 +64,7 @@ def reproduce_all(
 
     Returns: 0, or 1 if a score differs by more than its tolerance, fails, or nothing is there.
     """
+    logging.disable_progress_bar()  # of files; those of evaluations stay
     results: list[dict[str, Any]] = []
     rows: list[Sequence[str]] = []
     missing, failed = [], False
@@ -86,7 +90,9 @@ def reproduce_all(
         if output is not None:
             write_json(results, output)
     if missing:
-        report("\nnot measured:\n" + text_table(("name", "views", "reason"), missing))
+        place = files or "the cache of the Hub"
+        table = text_table(("name", "views", "reason"), missing)
+        report(f"\nnot measured (files NAME.pth are looked for in {place}):\n{table}")
     if rows:
         report("\n" + text_table(_COLUMNS, rows, _NUMBERS))
     disagree = any(result["reproduction"]["agrees"] is False for result in results)
@@ -97,7 +103,7 @@ def _look_for(protocol: Protocol, data: Path, files: Path | None) -> tuple[Path 
     """Return the checkpoint's file and None, or None and why the score cannot be measured here."""
     file = cached_file(protocol.name) if files is None else files / f"{protocol.name}.pth"
     if file is None or not file.is_file():
-        return None, f"no file {protocol.name}.pth in {files or 'the cache of the Hub'}"
+        return None, "no file"
     try:
         find_data(protocol.dataset, data)
     except ValueError as error:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Convert a published checkpoint, evaluate it by the code of the tasks, and compare with the reported score."""
 
+import io
 import json
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -194,7 +196,8 @@ def _arguments(folder: Path, data: ValidationData, options: dict[str, Any], outp
 
 
 def _run(arguments: Any, task: Task, output: Path) -> dict[str, Any]:
-    run_training(arguments, task)
+    with redirect_stdout(io.StringIO()):  # the metrics, which the result has
+        run_training(arguments, task)
     return json.loads((output / "eval_evaluation.json").read_text(encoding="utf-8"))
 
 

@@ -25,6 +25,7 @@ from accelerate.accelerator import Accelerator
 from accelerate.utils import concatenate, send_to_device
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, EvalPrediction, HfArgumentParser
 from transformers.utils import logging
 
@@ -157,7 +158,7 @@ def predict(model: torch.nn.Module, loader: Any, accelerator: Accelerator, devic
     dtype = next(model.parameters()).dtype
     batches: list[Any] = []
     start = None
-    for batch in loader:
+    for batch in tqdm(loader, disable=None if os.environ.get("RANK", "0") == "0" else True):
         pixels, labels = batch["pixel_values"].to(device, dtype), batch["labels"].to(device)
         if start is None:
             model(pixel_values=pixels).logits.cpu()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from tqdm.auto import tqdm
 
 from ...hub.trained_cards import trained_card
 from ...segmentation import SemanticSegmenter
@@ -147,7 +148,7 @@ def _segment(
     drawn_rows = set(rows_to_draw(count, inference.overlays))
     seconds = 0.0
     # As many images in each process: a sharded model runs in all of them at once. The last ones come twice, uncounted.
-    for turn in range(-(-count // world)):
+    for turn in tqdm(range(-(-count // world)), disable=None if trainer.is_world_process_zero() else True):
         row = turn * world + trainer.args.process_index
         image, labels, _ = transform.read(rows[min(row, count - 1)])
         start = time.perf_counter()
