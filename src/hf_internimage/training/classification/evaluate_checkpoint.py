@@ -158,7 +158,8 @@ def predict(model: torch.nn.Module, loader: Any, accelerator: Accelerator, devic
     dtype = next(model.parameters()).dtype
     batches: list[Any] = []
     start = None
-    for batch in tqdm(loader, disable=None if os.environ.get("RANK", "0") == "0" else True):
+    hidden = None if os.environ.get("RANK", "0") == "0" else True  # None: in files and pipes
+    for batch in tqdm(loader, desc="evaluation", leave=False, disable=hidden):
         pixels, labels = batch["pixel_values"].to(device, dtype), batch["labels"].to(device)
         if start is None:
             model(pixel_values=pixels).logits.cpu()

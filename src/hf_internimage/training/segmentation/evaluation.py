@@ -148,7 +148,8 @@ def _segment(
     drawn_rows = set(rows_to_draw(count, inference.overlays))
     seconds = 0.0
     # As many images in each process: a sharded model runs in all of them at once. The last ones come twice, uncounted.
-    for turn in tqdm(range(-(-count // world)), disable=None if trainer.is_world_process_zero() else True):
+    hidden = True if trainer.args.process_index else None  # None: in files and pipes
+    for turn in tqdm(range(-(-count // world)), desc="evaluation", leave=False, disable=hidden):
         row = turn * world + trainer.args.process_index
         image, labels, _ = transform.read(rows[min(row, count - 1)])
         start = time.perf_counter()
