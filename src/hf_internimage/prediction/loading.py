@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Load a model of any task with its image processor, and the device and dtype to run it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..conversion.inputs import DTYPES
+from ..hub.loading import loading
 from ..hub.repository import default_image_processor
 from ..models import auto
 from ..models.loading_report import mismatched_modules
@@ -25,7 +26,6 @@ from ..models.loading_report import mismatched_modules
 logger = logging.get_logger(__name__)
 
 CLASSIFICATION, SEGMENTATION, DETECTION = "image-classification", "image-segmentation", "object-detection"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # End of the name of a model class -> its task, and the Auto class that loads it.
 _CLASSES: dict[str, tuple[str, Any]] = {
     "ForImageClassification": (CLASSIFICATION, AutoModelForImageClassification),
@@ -52,14 +52,15 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, revision: str | None 
     """
     where = {} if revision is None else {"revision": revision}
     try:
-        with _errors_only():
+        with loading(name):
             config = auto.load_config(name, **where)
             auto_class = _auto_class(name, config)
             model, info = auto_class.from_pretrained(
                 name, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **where
             )
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{name}: cannot be loaded: {error}") from error
+        reason = str(error)
+        raise ValueError(reason if reason.startswith(name) else f"{name}: cannot be loaded: {reason}") from error
     except ModuleNotFoundError as error:
         raise ImportError(str(error)) from error  # its message says what to install
     if unexpected := sorted(info["unexpected_keys"]):
@@ -90,7 +91,8 @@ def load_processor(model: PreTrainedModel, name: str | None, *, revision: str | 
     reason = "the model was not loaded from a folder or repository"
     if name:
         try:
-            return AutoImageProcessor.from_pretrained(name, **where)
+            with loading(name):
+                return AutoImageProcessor.from_pretrained(name, **where)
         except (OSError, ValueError) as error:
             reason = f"{name} has none that can be loaded ({error})"
     if model.config.model_type not in auto.model_types("AutoModelForImageClassification"):
@@ -174,17 +176,6 @@ def _refuse_text(name: str, config: Any) -> None:
             f"{name}: a {config.model_type} needs a text beside each image, which predict does not take; call the "
             "model itself."
         )
-
-
-@contextmanager
-def _errors_only() -> Iterator[None]:
-    """Silence the warnings of transformers within this context: `load` says what matters of them in one line."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:

@@ -13,12 +13,12 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
+from ..hub.loading import loading
 from ..models import auto
 from .bad_images import FILE_NAME, add_left_out_of_stream, card_notes, image_facts, without_bad_images
 from .command_line import UsageError
 from .images import Augmented
 from .interrupt import saving_on_interrupt
-from .loading import loading
 from .plots import draw_training
 from .run_record import RemoveEarlierRunCallback, refuse_other_run, run_record
 from .streams import TrainingStream

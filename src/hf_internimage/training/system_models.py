@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..heads import did_you_mean
+from ..hub.loading import load_pretrained
 from ..models import auto
 from ..models.configuration_internimage import InternImageConfig
 from .command_line import UsageError, json_object
-from .loading import load_pretrained
 from .overrides import refuse_contradictions
 from .run import label_fields
 

@@ -29,22 +29,21 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, EvalPrediction, HfArgumentParser
 from transformers.utils import logging
 
+from ...hub.loading import loading
 from ...hub.tokens import without_tokens
 from ...models import auto
 from ...ops import BackendError
 from ...ops.registry import BACKEND_VARIABLE
+from ...prediction.loading import DTYPES, find_device
 from ..bad_images import image_facts, without_bad_images
 from ..command_line import missing_extra
 from ..evaluation_results import evaluation_result
 from ..json_files import json_text, write_json
-from ..loading import loading
 from ..plots import draw_classes
 from ..run import usable_cpus
 from ..sources import are_unnamed
 from .data import ClassificationDataArguments, collate, load_data
 from .metrics import ComputeMetrics, class_scores, keep_best, keep_scores
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -193,19 +192,6 @@ def load_model(options: EvaluationArguments) -> tuple[Any, Any]:
         raise ValueError(f"{options.model}: cannot be loaded: {error}") from error
 
 
-def _device(name: str) -> torch.device:
-    """Return a device that this machine has.
-
-    Raises: ValueError for another.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device is {name}, which PyTorch does not find here; leave it out, or set cpu.") from error
-    return device
-
-
 def evaluate_model(options: EvaluationArguments, data_options: ClassificationDataArguments) -> dict[str, Any]:
     """Evaluate the model; return the result as it is written to the JSON file.
 
@@ -217,7 +203,7 @@ def evaluate_model(options: EvaluationArguments, data_options: ClassificationDat
     accelerator = Accelerator(cpu=options.device == "cpu" or not torch.accelerator.is_available())
     if accelerator.num_processes > 1 and options.device not in (None, "cpu"):
         raise ValueError(f"device is {options.device}, but several processes have a device each; leave it out.")
-    device = _device(options.device) if options.device else accelerator.device
+    device = find_device(options.device) if options.device else accelerator.device
     with accelerator.main_process_first():
         data = load_data(data_options, splits=[options.split])
 

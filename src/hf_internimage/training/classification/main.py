@@ -24,12 +24,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ...hub.loading import load_pretrained
 from ...hub.repository import default_image_processor
 from ...models import auto
 from ...models.image_processing_pil_internimage import InternImageImageProcessorPil
 from ..command_line import UsageError, json_object, parse, run_script
 from ..images import target_size
-from ..loading import load_pretrained
 from ..overrides import check_overrides, refuse_contradictions
 from ..run import RunArguments as SharedRunArguments
 from ..run import Task, label_fields, run_training, trainer_with_data

@@ -28,10 +28,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
 from ... import heads
+from ...hub.loading import loading
 from ...models.configuration_internimage import InternImageConfig
 from ...models.image_processing_internimage_segmentation import InternImageSegmentationImageProcessor
 from ..command_line import UsageError, parse, run_script
-from ..loading import loading
 from ..run import RunArguments, Task, run_training, trainer_with_data
 from ..system_models import SystemModelArguments, load_model
 from ..system_trainer import SystemRecipe, checkpoint_backbone

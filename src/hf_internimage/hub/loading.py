@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Load checkpoints without transformers' notices, which a training's summary replaces, and name what is missing."""
+"""Load checkpoints without transformers' notices, which commands replace by their own lines; name what is missing."""
 
 import contextlib
 import logging
@@ -10,11 +10,14 @@ from typing import Any
 from ..models.loading_report import mismatched_modules
 
 _NEW_WEIGHTS = ("hf_internimage.models.loading_report", "transformers.modeling_utils")
-# Write that an image processor runs on Pillow without torchvision, and that no layer is divided among devices.
+# Write that an image processor runs on Pillow without torchvision, that no layer is divided among devices, and that
+# transformers does not know a head's backbone.
 _NOTICES = (
     "transformers.distributed.tensor_parallel",
     "transformers.models.auto.image_processing_auto",
     "transformers.utils.import_utils",
+    "transformers.models.mask2former.configuration_mask2former",
+    "transformers.models.maskformer.configuration_maskformer",
 )
 _HUB_CLIENT = "huggingface_hub.utils._http"  # writes two lines for each of its tries
 

@@ -8,7 +8,7 @@ from support.golden_data import tiny_config
 from transformers import AutoModelForImageClassification
 
 from hf_internimage import InternImageForImageClassification
-from hf_internimage.training.loading import load_pretrained, loading
+from hf_internimage.hub.loading import load_pretrained, loading
 
 CLIENT, TABLE = (logging.getLogger(name) for name in ("huggingface_hub.utils._http", "transformers.modeling_utils"))
 
