@@ -75,7 +75,7 @@ def test_backends_that_cannot_run_are_an_error():
 
 def test_unknown_devices_are_an_error():
     with pytest.raises(
-        ValueError, match="device is cuda:77, which PyTorch does not find here; leave it out, or take cpu"
+        ValueError, match="device is cuda:77, which PyTorch does not find here; leave it out, or set cpu"
     ):
         list(measure_speed(tiny(), device="cuda:77"))
 

@@ -13,13 +13,13 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from .devices import DTYPES, find_device
 from .models import auto
 from .models.configuration_internimage import SIZES, InternImageConfig
 from .models.modeling_internimage import InternImageForImageClassification
 from .ops.dcnv3 import backend_for
 from .ops.registry import BACKEND_VARIABLE
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DEFAULT_SIDE = 512  # pixels, of models that are no classifiers
 _WARM_UPS, _LEAST_ROUNDS = 2, 5
 # The class to load of a model type of ours, the first that there is.
@@ -118,7 +118,7 @@ def measure_speed(
         BackendError: for a backend that cannot run here.
         ValueError: for a device that PyTorch does not find.
     """
-    place = _device(device)
+    place = find_device(device)
     model.to(device=place, dtype=DTYPES[dtype])  # type: ignore[call-arg]
     model.eval()
     height, width = image_size or _own_image_size(model.config)
@@ -177,15 +177,6 @@ def _take_turns(
     return times
 
 
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or torch.accelerator.current_accelerator() or "cpu")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device is {name}, which PyTorch does not find here; leave it out, or take cpu.") from error
-    return device
-
-
 def _wait_for(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
@@ -223,4 +214,4 @@ def _demanded(backend: str | None) -> Iterator[None]:
                 os.environ[BACKEND_VARIABLE] = before
 
 
-__all__ = ["DTYPES", "Speed", "load_model", "measure_speed", "random_model"]
+__all__ = ["Speed", "load_model", "measure_speed", "random_model"]

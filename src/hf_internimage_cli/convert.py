@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from hf_internimage.conversion.convert import convert
-    from hf_internimage.conversion.inputs import DTYPES, Options
+    from hf_internimage.conversion.inputs import Options
+    from hf_internimage.devices import DTYPES
 
     logging.disable_progress_bar()
     options = Options(

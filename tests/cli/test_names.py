@@ -3,9 +3,9 @@
 
 from hf_internimage import InternImageConfig
 from hf_internimage.conversion import SIZES
+from hf_internimage.devices import DTYPES
 from hf_internimage.ops.dcnv3 import DCNV3
 from hf_internimage.ops.registry import BACKEND_VARIABLE
-from hf_internimage.training.classification.evaluate_checkpoint import DTYPES
 from hf_internimage.training.detection.main import HEADS as DETECTORS
 from hf_internimage.training.segmentation.main import HEADS as SEGMENTERS
 from hf_internimage_cli import names

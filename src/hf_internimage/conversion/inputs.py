@@ -27,7 +27,6 @@ from ..models import auto
 from ..tensors import check_values, find_state_dict
 from .systems import System, find_system
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OPTIONS_OF_SOME_SYSTEMS = ("size", "checkpoint", "image_size", "head_map", "num_labels")
 _PICKLED = (".pth", ".pt", ".bin")
 _REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")

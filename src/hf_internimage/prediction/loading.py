@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Load a model of any task with its image processor, and the device and dtype to run it."""
+"""Load a model of any task with its image processor."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,6 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..conversion.inputs import DTYPES
 from ..hub.loading import loading
 from ..hub.repository import default_image_processor
 from ..models import auto
@@ -122,34 +121,6 @@ def is_mask_rcnn(model: PreTrainedModel) -> bool:
     return model.config.model_type == _MASK_RCNN
 
 
-def find_device(name: str | torch.device | None) -> torch.device:
-    """Return the device of a name, or the best one that the machine has.
-
-    Raises:
-        ValueError: for one that PyTorch cannot use here.
-    """
-    if name is None:
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device is {name}, which PyTorch does not find here; leave it out, or set cpu.") from error
-    return device
-
-
-def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Return the dtype of a name.
-
-    Raises:
-        ValueError: for another than those of `DTYPES`.
-    """
-    known = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if known is None or known not in DTYPES.values():
-        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}.")
-    return known
-
-
 def _auto_class(name: str, config: Any) -> Any:
     if config.model_type == _MASK_RCNN:
         auto.load(auto.MODELS[_MASK_RCNN].models["AutoModelForObjectDetection"])  # registers the model
@@ -186,10 +157,7 @@ def _listed(names: Sequence[str], most: int = 3) -> str:
 __all__ = [
     "CLASSIFICATION",
     "DETECTION",
-    "DTYPES",
     "SEGMENTATION",
-    "find_device",
-    "find_dtype",
     "is_mask_rcnn",
     "load",
     "load_processor",

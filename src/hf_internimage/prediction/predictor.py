@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..devices import find_device, find_dtype
 from ..image_files import MAX_PIXELS, name_of, unlimited_short_side
 from ..ops.dcnv3 import DCNV3
 from ..ops.registry import BACKEND_VARIABLE
@@ -79,8 +80,8 @@ class Predictor:
         self.every, self.max_image_pixels = every, max_image_pixels
         if isinstance(model, (str, os.PathLike)):
             self.name = os.fspath(model)
-            place = loading.find_device(device)
-            new_dtype = loading.find_dtype(torch.float32 if dtype is None else dtype)
+            place = find_device(device)
+            new_dtype = find_dtype(torch.float32 if dtype is None else dtype)
             loaded: Any = loading.load(self.name, dtype=new_dtype, revision=revision)
             self.model: PreTrainedModel = loaded.to(place)
         else:
@@ -90,9 +91,9 @@ class Predictor:
             self.model = model
             module: Any = model
             if device is not None:
-                module.to(loading.find_device(device))
+                module.to(find_device(device))
             if dtype is not None:
-                module.to(loading.find_dtype(dtype))
+                module.to(find_dtype(dtype))
         self.task = loading.task_of(self.model)
         self.label_names = label_names(self.model)
         if not self.label_names:

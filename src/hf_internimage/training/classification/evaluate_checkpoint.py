@@ -29,12 +29,12 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, EvalPrediction, HfArgumentParser
 from transformers.utils import logging
 
+from ...devices import DTYPES, find_device
 from ...hub.loading import loading
 from ...hub.tokens import without_tokens
 from ...models import auto
 from ...ops import BackendError
 from ...ops.registry import BACKEND_VARIABLE
-from ...prediction.loading import DTYPES, find_device
 from ..bad_images import image_facts, without_bad_images
 from ..command_line import missing_extra
 from ..evaluation_results import evaluation_result
