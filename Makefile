@@ -41,11 +41,12 @@ test-latest: $(LATEST)/.dev  ## all tests with the newest releases of torch, tor
 fuzz: $(VENV)/.dev  ## drawn attacks for some time, FUZZ="--seconds 60 --sanitize", see FUZZ=--help
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ)
 
-check: $(VENV)/.dev  ## lint, format, imports, types
+check: $(VENV)/.dev  ## lint, format, imports, types, documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check-arm64: $(VENV)/.dev  ## the CPU kernels built for arm64, on an emulated processor (needs Debian's cross compiler and qemu-user)
 	PYTHONPATH=tests $(BIN)/python -m arm64
