@@ -170,4 +170,5 @@ def _draw_bars(axis: Any, rows: list[Row], bars: Callable[[Row], dict[str, float
         range(len(rows)), [label.replace(", ", "\n").replace(" and ", "\nand ") for label in labels], fontsize="small"
     )
     axis.axhline(1, color="black", linewidth=0.8)
-    axis.legend(fontsize="small")
+    axis.set_ylim(top=axis.get_ylim()[1] * 1.12)  # room for the legend above the bars
+    axis.legend(fontsize="small", ncols=max(1, len(names)), loc="upper center")
