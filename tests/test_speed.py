@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Speed of models: what is run, with which backend, on images of which size; not how fast it is."""
 
-import re
-
 import pytest
 import torch
 import transformers
@@ -74,9 +72,7 @@ def test_backends_that_cannot_run_are_an_error():
 
 
 def test_unknown_devices_are_an_error():
-    with pytest.raises(
-        ValueError, match="device is cuda:77, which PyTorch does not find here; leave it out, or set cpu"
-    ):
+    with pytest.raises(ValueError, match="device is cuda:77, which PyTorch does not find here; leave it out"):
         list(measure_speed(tiny(), device="cuda:77"))
 
 
@@ -107,5 +103,5 @@ def test_models_of_every_kind(tmp_path):
     ConvNextForImageClassification(config).save_pretrained(tmp_path / "convnext")
     (row,) = measure_speed(load_model(str(tmp_path / "convnext")), device="cpu", seconds=SECONDS)
     assert (row.backend, row.image_size) == (None, (32, 32))
-    with pytest.raises(OSError, match=re.escape("absent")):
+    with pytest.raises(ValueError, match="absent"):
         load_model(str(tmp_path / "absent"))

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Measure the speed of a model on this machine: milliseconds a batch, images a second, peak memory on GPUs."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedModel
 
 from .devices import DTYPES, find_device
@@ -18,12 +15,11 @@ from .models import auto
 from .models.configuration_internimage import SIZES, InternImageConfig
 from .models.modeling_internimage import InternImageForImageClassification
 from .ops.dcnv3 import backend_for
-from .ops.registry import BACKEND_VARIABLE
+from .ops.registry import demanded_backend
+from .prediction import loading
 
 _DEFAULT_SIDE = 512  # pixels, of models that are no classifiers
 _WARM_UPS, _LEAST_ROUNDS = 2, 5
-# The class to load of a model type of ours, the first that there is.
-_AUTO_CLASSES = ("AutoModelForImageClassification", "AutoModelForObjectDetection", "AutoBackbone")
 
 
 @dataclass(frozen=True)
@@ -60,22 +56,9 @@ class Speed:
 def load_model(name: str) -> PreTrainedModel:
     """Return the model of a folder or repository, or a classifier of a size ("t" ... "g") with random weights.
 
-    Raises:
-        ValueError: for a model of a class that is not known.
-        OSError: if there is no such folder or repository.
+    Raises: as `hf_internimage.prediction.loading.load`.
     """
-    if name.lower() in SIZES:
-        return random_model(name)
-    config = auto.load_config(name)
-    if config.model_type in auto.MODELS:
-        models = auto.MODELS[config.model_type].models
-        model_class = auto.model_class(config.model_type, next(kind for kind in _AUTO_CLASSES if kind in models))
-    else:
-        (class_name,) = config.architectures or ("",)
-        model_class = getattr(transformers, class_name, None)
-        if model_class is None:
-            raise ValueError(f"{name} is of the class {class_name!r}, which neither this package nor transformers has.")
-    return model_class.from_pretrained(name)
+    return random_model(name) if name.lower() in SIZES else loading.load(name)
 
 
 def random_model(size: str) -> InternImageForImageClassification:
@@ -127,7 +110,7 @@ def measure_speed(
         pixels = torch.randn(batch_size, _channels(model.config), height, width).to(place, DTYPES[dtype])
 
         def call(backend: str | None, pixels: torch.Tensor = pixels) -> None:
-            with torch.inference_mode(), _demanded(backend):
+            with torch.inference_mode(), demanded_backend(backend):
                 forward(pixel_values=pixels)
                 _wait_for(place)
 
@@ -197,21 +180,6 @@ def _backend_of(model: PreTrainedModel, backend: str | None, device: torch.devic
     if not types & auto.model_types("AutoBackbone"):
         return None
     return backend or backend_for(device.type, dtype)
-
-
-@contextmanager
-def _demanded(backend: str | None) -> Iterator[None]:
-    """Demand a backend within the block; None leaves the choice to the operator and the environment."""
-    before = os.environ.get(BACKEND_VARIABLE)
-    if backend is not None:
-        os.environ[BACKEND_VARIABLE] = backend
-    try:
-        yield
-    finally:
-        if backend is not None:
-            os.environ.pop(BACKEND_VARIABLE, None)
-            if before is not None:
-                os.environ[BACKEND_VARIABLE] = before
 
 
 __all__ = ["Speed", "load_model", "measure_speed", "random_model"]

@@ -24,7 +24,8 @@ from hf_internimage_cli.main import main
 
 pytestmark = pytest.mark.slow
 
-CLASSIFIER, DINO = "internimage_t_1k_224", "dino_4scale_internimage_t_1x_coco"
+CLASSIFIER = "internimage_t_1k_224"
+DINO, MASK_RCNN = "dino_4scale_internimage_t_1x_coco", "mask_rcnn_internimage_t_fpn_1x_coco"
 UPERNET, STREETS = "upernet_internimage_t_512_160k_ade20k", "upernet_internimage_t_512x1024_160k_cityscapes"
 CHOSEN, OTHER = 7, 12  # the class that the synthetic segmenters always see, and another one
 LIMIT = 8
@@ -41,7 +42,7 @@ def files(tmp_path_factory):
         model.head.bias[LIMITED_ROWS[3]] = 1e3
     weights = original({f"model.{name.removeprefix('model.')}": value for name, value in model.state_dict().items()})
     torch.save({"model": weights}, folder / f"{CLASSIFIER}.pth")
-    for name in (UPERNET, STREETS, DINO):
+    for name in (UPERNET, STREETS, DINO, MASK_RCNN):
         row = find_checkpoint(name)
         weights = state_dict(released_shapes(row))
         for key in weights:
@@ -140,13 +141,16 @@ def test_multi_scale(files, data):
     assert result["metrics"]["mean_iou"] == pytest.approx(0.25)
 
 
-def test_detector(files, data):
-    result = reproduce(find_protocol(DINO), data, files / f"{DINO}.pth", settings=SETTINGS)
+@pytest.mark.parametrize(("name", "reported"), [(DINO, 53.9), (MASK_RCNN, 47.2)])
+def test_detector(name, reported, files, data):
+    if name == MASK_RCNN and (reason := why_no_torchvision()):
+        pytest.skip(reason)
+    result = reproduce(find_protocol(name), data, files / f"{name}.pth", settings=SETTINGS)
     assert result["samples"] == 1
     assert result["image_size"] == [800, 1333]
     assert set(result["map_per_class"]) == {"class 0", "class 1"}
     facts = result["reproduction"]
-    assert (facts["metric"], facts["reported"]) == ("box AP", 53.9)
+    assert (facts["metric"], facts["reported"]) == ("box AP", reported)
     assert facts["measured"] == pytest.approx(100 * result["metrics"]["map"], abs=1e-3)
 
 
@@ -210,9 +214,7 @@ def wide_protocol(name, views):
 
 
 @pytest.mark.skipif(why_no_torchvision() is None, reason="torchvision is there")
-def test_mask_rcnn_without_torchvision_names_the_extra(data, tmp_path, capsys):
-    name = "mask_rcnn_internimage_t_fpn_1x_coco"
-    file = tmp_path / f"{name}.pth"
-    torch.save({"state_dict": state_dict(released_shapes(find_checkpoint(name)), expanded=True)}, file)
-    assert main(["reproduce", name, "--data", str(data), "--file", str(file)]) == 1
+def test_mask_rcnn_without_torchvision_names_the_extra(files, data, capsys):
+    file = files / f"{MASK_RCNN}.pth"
+    assert main(["reproduce", MASK_RCNN, "--data", str(data), "--file", str(file)]) == 1
     assert 'pip install "hf-internimage[torchvision]"' in capsys.readouterr().err

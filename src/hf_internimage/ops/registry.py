@@ -4,7 +4,8 @@
 import importlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -17,6 +18,21 @@ _COMPILED_DTYPES = ("float32", "float64", "bfloat16", "float16")
 def environment() -> str | None:
     """Return the backend named by the environment variable, if any."""
     return os.environ.get(BACKEND_VARIABLE) or None
+
+
+@contextmanager
+def demanded_backend(name: str | None) -> Iterator[None]:
+    """Demand a backend of the operators within this context; None leaves the choice as it is."""
+    before = os.environ.get(BACKEND_VARIABLE)
+    if name is not None:
+        os.environ[BACKEND_VARIABLE] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(BACKEND_VARIABLE, None)
+        else:
+            os.environ[BACKEND_VARIABLE] = before
 
 
 class BackendError(RuntimeError):

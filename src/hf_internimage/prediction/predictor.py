@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..devices import find_device, find_dtype
 from ..image_files import MAX_PIXELS, name_of, unlimited_short_side
 from ..ops.dcnv3 import DCNV3
-from ..ops.registry import BACKEND_VARIABLE
+from ..ops.registry import demanded_backend
 from ..segmentation import SemanticSegmenter
 from . import loading
 from .loading import CLASSIFICATION, DETECTION
@@ -161,7 +161,7 @@ class Predictor:
     @torch.no_grad()
     def _run(self, sources: Sequence[Source]) -> list[Prediction]:
         try:
-            with _demanded_backend(self.backend), _refusing_nan(self.model):
+            with demanded_backend(self.backend), _refusing_nan(self.model):
                 return self._predict_batch(sources)
         except ValueError as error:
             names = [name_of(source.path) for source in sources]
@@ -266,21 +266,6 @@ def progress_bar(inputs: Sequence[Any], *, disable: bool | None) -> Any:
     """Return a bar over images; None hides it where the output is no terminal."""
     total = None if any(map(is_video, inputs)) else len(inputs)  # a video does not say how many frames it has
     return tqdm(total=total, unit=" images", disable=disable, dynamic_ncols=True)
-
-
-@contextmanager
-def _demanded_backend(name: str | None) -> Iterator[None]:
-    """Demand a backend of the operator within this context."""
-    before = os.environ.get(BACKEND_VARIABLE)
-    if name is not None:
-        os.environ[BACKEND_VARIABLE] = name
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(BACKEND_VARIABLE, None)
-        else:
-            os.environ[BACKEND_VARIABLE] = before
 
 
 @contextmanager
