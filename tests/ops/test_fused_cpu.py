@@ -1028,6 +1028,40 @@ def test_gradients_of_the_linear_operator_in_backward_passes_of_all_kinds(bias):
             torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(fused_cpu._LINEAR is None, reason="for x86 with oneDNN")
+@pytest.mark.usefixtures("any_size")
+def test_results_of_linear_layers_may_be_changed_in_place():
+    """And biases between forward and backward pass, which does not read them, as those of nn.Linear."""
+    layer, states = nn.Linear(16, 24), torch.randn(2, 5, 6, 16)
+    gradients = []
+    for compute in (functools.partial(fused_cpu.linear, layer=layer), layer):
+        result = compute(states)
+        result *= 2
+        with torch.no_grad():
+            layer.bias += 1
+        gradients.append(torch.autograd.grad(result.sum(), layer.parameters()))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        unrecorded = fused_cpu.linear(states, layer)
+    unrecorded += layer.bias
+    assert unrecorded.requires_grad
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_biases_of_an_mlp_may_change_before_its_backward_pass(size, monkeypatch):
+    if size == "large":
+        monkeypatch.setattr(fused_cpu, "_LEAST_PRODUCTS", 1)
+    states, gradients = torch.randn(2, 4, 4, 16), []
+    for compute in (fused_mlp, plain_mlp):
+        parts = mlp()
+        result = compute(states, parts)
+        with torch.no_grad():
+            parts["first"].bias += 1
+            parts["second"].bias += 1
+        gradients.append(torch.autograd.grad(result.square().sum(), parts.parameters()))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
 def test_the_backward_of_gelu_writes_only_into_contiguous_memory():
     states = torch.randn(6, 8)
     made, active = torch.full((2, 6, 8), 7.0), torch.full((2, 6, 8), 7.0)

@@ -5,6 +5,7 @@ Results are those of the modules up to rounding, derivatives of higher order inc
 adapters or another class calls its parts instead: see `can_fuse`, the one condition.
 """
 
+import math
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -141,9 +142,17 @@ def _is_fast(states: torch.Tensor, out_features: int) -> bool:
 def _product(
     states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "none"
 ) -> torch.Tensor:
-    """Compute a linear layer, and GELU of it if `activation` is "gelu"."""
+    """Compute a linear layer by oneDNN, and GELU of it if `activation` is "gelu"."""
     bias = None if bias is None else bias.contiguous()  # oneDNN takes it for contiguous
-    return _LINEAR.default(states, weight, bias, activation, [], "none" if activation == "gelu" else "")
+    algorithm = "none" if activation == "gelu" else ""
+    return _with_rows(states, lambda rows: _LINEAR.default(rows, weight, bias, activation, [], algorithm))
+
+
+def _with_rows(states: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Compute (rows, C_in) -> (rows, C_out) on (..., C_in)."""
+    result = compute(states.reshape(math.prod(states.shape[:-1]), states.shape[-1]))
+    # Not a view: autograd forbids to change views that an operator returns in place.
+    return torch.ops.aten._unsafe_view.default(result, (*states.shape[:-1], result.shape[-1]))
 
 
 def norm(states: torch.Tensor, norms: nn.Sequential) -> torch.Tensor | None:
@@ -307,7 +316,9 @@ def _blocks(hidden_features: int, *tensors: torch.Tensor) -> Any:
 
 
 def _linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return (_product if _is_fast(states, weight.shape[0]) else F.linear)(states, weight, bias)
+    if _is_fast(states, weight.shape[0]):
+        return _product(states, weight, bias)
+    return _with_rows(states, lambda rows: F.linear(rows, weight, bias))
 
 
 def _mlp(
@@ -320,7 +331,7 @@ def _mlp(
         active = F.linear(states, weight1, bias1)
         if not in_one_block:
             return _gelu_linear(active, weight2, bias2)
-        return F.linear(torch.ops.hf_internimage.gelu.default(active), weight2, bias2)
+        return _linear(torch.ops.hf_internimage.gelu.default(active), weight2, bias2)
     if in_one_block:
         return _product(_product(states, weight1, bias1, "gelu"), weight2, bias2)
     output = states.new_empty((*states.shape[:-1], weight2.shape[0]))
@@ -400,25 +411,31 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> Non
     ctx.numbers = tuple(part for part in inputs if not isinstance(part, torch.Tensor))
 
 
+def _save_states_and_weight(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    """Save states and weight of a linear layer: the backward pass needs no bias, which may change before it."""
+    save_operands(ctx, *inputs[:2])
+
+
 def _linear_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    saved = saved_operands(ctx)
+    states, weight = saved_operands(ctx)
+    rows = grad_output.reshape(-1, grad_output.shape[-1])
+    grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
     if is_recorded(grad_output):
-        return *recorded_gradients(F.linear, saved, grad_output), *[None] * (3 - len(saved))
-    states, weight = saved[:2]
-    rows = grad_output.flatten(0, -2)
+        return *recorded_gradients(F.linear, (states, weight), grad_output), grad_bias
     with torch.autocast("cpu", enabled=False):
         return (
             torch.ops.hf_internimage.linear.default(grad_output, weight.t(), None) if ctx.needs_input_grad[0] else None,
-            rows.t() @ states.flatten(0, -2) if ctx.needs_input_grad[1] else None,
-            rows.sum(0) if ctx.needs_input_grad[2] else None,
+            rows.t() @ states.reshape(-1, states.shape[-1]) if ctx.needs_input_grad[1] else None,
+            grad_bias,
         )
 
 
 def _gelu_linear_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    saved = saved_operands(ctx)
+    states, weight = saved_operands(ctx)
     if is_recorded(grad_output):
-        return recorded_gradients(lambda s, w, b: F.linear(F.gelu(s), w, b), saved, grad_output)
-    return torch.ops.hf_internimage.gelu_linear_backward.default(grad_output, *saved[:2])
+        gradients = recorded_gradients(lambda s, w: F.linear(F.gelu(s), w), (states, weight), grad_output)
+        return *gradients, grad_output.reshape(-1, grad_output.shape[-1]).sum(0)
+    return torch.ops.hf_internimage.gelu_linear_backward.default(grad_output, states, weight)
 
 
 def _depthwise_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -459,11 +476,11 @@ _register(
     _fake_gelu_linear_backward,
     _gelu_linear_backward,
 )
-for _name, _gradient in (
-    ("depthwise_norm_gelu", _depthwise_gradient),
-    ("gelu_linear", _gelu_linear_gradient),
-    ("linear", _linear_gradient),
+for _name, _gradient, _save in (
+    ("depthwise_norm_gelu", _depthwise_gradient, _save_inputs),
+    ("gelu_linear", _gelu_linear_gradient, _save_states_and_weight),
+    ("linear", _linear_gradient, _save_states_and_weight),
 ):
-    torch.library.register_autograd(f"hf_internimage::{_name}", _gradient, setup_context=_save_inputs, lib=_LIBRARY)
+    torch.library.register_autograd(f"hf_internimage::{_name}", _gradient, setup_context=_save, lib=_LIBRARY)
 for _name in ("depthwise_norm_gelu_backward", "gelu_linear_backward"):
     torch.library.register_autograd(f"hf_internimage::{_name}", _no_second_order, lib=_LIBRARY)
