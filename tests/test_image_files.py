@@ -77,6 +77,27 @@ def test_links_that_never_end(target, tmp_path):
         list_files(str(tmp_path))
 
 
+def test_links_between_folders_beside_each_other_never_end(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+        (tmp_path / name / "link").symlink_to(tmp_path / other)
+    with pytest.raises(ValueError, match="is a link to a folder around it, which never ends"):
+        list_files(str(tmp_path))
+    (tmp_path / "b" / "link").unlink()
+    assert len(list_files(str(tmp_path))) == 3
+
+
+def test_names_that_cannot_be_written_down_are_refused(tmp_path):
+    path = str(tmp_path / "caf\udce9.png")
+    try:
+        open(path, "w").close()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(ValueError, match=r"caf\\udce9.png' is a name that is not UTF-8; rename the file"):
+        list_files(str(tmp_path))
+
+
 def test_links_to_other_folders_are_followed(tmp_path):
     for folder in ("data", "elsewhere"):
         (tmp_path / folder).mkdir()

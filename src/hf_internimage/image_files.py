@@ -140,16 +140,34 @@ def _too_large(size: str, max_pixels: int) -> str:
 
 
 def list_files(folder: str) -> list[str]:
-    """Return the paths of all files below a folder except hidden ones, in the same order everywhere."""
+    """Return the paths of all files below a folder except hidden ones, in the same order everywhere.
+
+    Raises:
+        ValueError: for a link to a folder that it was reached through, and for a name that is not UTF-8.
+    """
     paths = []
+    ways = {folder: [Path(folder).resolve()]}  # path of a folder -> where it and the folders above it really are
     for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        way = ways.pop(parent)
         for name in folders:
             path = os.path.join(parent, name)
-            if os.path.islink(path) and Path(parent).resolve().is_relative_to(Path(path).resolve()):
+            place = Path(path).resolve()
+            if os.path.islink(path) and any(each.is_relative_to(place) for each in way):
                 raise ValueError(f"{path} is a link to a folder around it, which never ends; remove the link.")
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+            ways[path] = [*way, place]
         paths += [os.path.join(parent, name) for name in sorted(names) if not name.startswith(".")]
+    for path in paths:
+        check_name(path)
     return paths
+
+
+def check_name(path: str) -> None:
+    """Raise ValueError for a path that cannot be written down, because a name in it is not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path!a} is a name that is not UTF-8; rename the file.") from error
 
 
 def _open_remote(path: str) -> Any:
@@ -165,6 +183,7 @@ __all__ = [
     "MAX_PIXELS",
     "BadImageError",
     "Encoded",
+    "check_name",
     "check_resized",
     "decode_image",
     "decode_in_both_modes",

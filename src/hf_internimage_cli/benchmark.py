@@ -5,7 +5,7 @@ import argparse
 import sys
 
 from .names import BACKENDS, DTYPES
-from .usage import positive_integer
+from .usage import positive_integer, positive_number
 
 HELP = "measure milliseconds and images a second of a model on this machine"
 _EPILOG = """\
@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     backend_help = f"of InternImage's operator: {', '.join(BACKENDS)}; several take turns; if not given the fastest"
     parser.add_argument("--backend", choices=BACKENDS, nargs="+", metavar="NAME", help=backend_help)
     parser.add_argument("--compile", action="store_true", help="measure the model compiled by torch.compile")
-    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="time to repeat each measurement")
+    parser.add_argument(
+        "--seconds", type=positive_number, default=3.0, metavar="S", help="time to repeat each measurement"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

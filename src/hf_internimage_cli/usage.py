@@ -74,6 +74,17 @@ def positive_integer(text: str) -> int:
     return value
 
 
+def positive_number(text: str) -> float:
+    """Return the finite number above 0 that an argument names; argparse shows the error for another one."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
 def boolean(text: str) -> bool:
     """Return what an argument such as true or no means; argparse shows the error for another word."""
     words = {"yes": True, "true": True, "t": True, "y": True, "1": True}
@@ -106,4 +117,5 @@ __all__ = [
     "existing_folder",
     "existing_path",
     "positive_integer",
+    "positive_number",
 ]

@@ -37,6 +37,16 @@ def test_files_folders_patterns_and_images_come_in_the_order_given(tmp_path):
     assert len(list_inputs(np.zeros((4, 6, 3), np.uint8))) == 1
 
 
+def test_patterns_name_each_image_once_and_broken_links_end_nothing(tmp_path):
+    outer, inner = write_pictures(tmp_path / "images", 1) + write_pictures(tmp_path / "images" / "deeper" / "still", 1)
+    broken = tmp_path / "images" / "broken.jpg"
+    broken.symlink_to(tmp_path / "nothing")
+    inputs = list_inputs(str(tmp_path / "images" / "**"))
+    assert sorted(inputs) == sorted([outer, inner, str(broken)])
+    sources = list(read_sources(inputs))
+    assert [source.path for source in sources if source.image is None] == [str(broken)]
+
+
 def test_pictures_of_earlier_predictions_are_no_inputs(tmp_path):
     photos = write_pictures(tmp_path / "a", 2)
     drawn = write_pictures(tmp_path / "predictions" / "boxes", 2)

@@ -44,6 +44,9 @@ def test_a_push_is_as_the_arguments_say(private, tmp_path, monkeypatch, caplog):
 def test_names_of_repositories(tmp_path):
     for folder, arguments, expected in (
         ("my model!", {}, "my-model"),
+        ("modèle", {}, "mod-le"),
+        ("run--2..1", {}, "run-2.1"),
+        ("o p ü=1", {}, "o-p-1"),
         ("--", {}, "default"),
         ("model", {"hub_model_id": "me/other"}, "me/other"),
     ):

@@ -17,6 +17,7 @@ from ..image_files import (
     IMAGE_ENDINGS,
     MAX_PIXELS,
     BadImageError,
+    check_name,
     check_resized,
     decode_image,
     decode_in_both_modes,
@@ -130,6 +131,7 @@ def _expand(images: Any) -> Iterator[Any]:
 
 
 def _expand_path(path: str) -> Iterator[str]:
+    check_name(path)
     if os.path.isdir(path):
         files = [
             file for file in _without_outputs(list_files(path), path) if _ending(file) in IMAGE_ENDINGS | VIDEO_ENDINGS
@@ -144,7 +146,11 @@ def _expand_path(path: str) -> Iterator[str]:
         if not matches:
             raise ValueError(f"{path}: matches no file; check the pattern.")
         for match in matches:
-            yield from _expand_path(match)
+            if not os.path.isdir(match):
+                check_name(match)
+                yield match  # a link to nothing, too: reading it says so
+            elif "**" not in path:  # else the files in the folder match by themselves
+                yield from _expand_path(match)
     else:
         raise ValueError(f"{path}: there is no such file or folder.")
 

@@ -95,7 +95,7 @@ def parse(
         try:
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
         except (OSError, yaml.YAMLError) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise UsageError(f"{path} cannot be read: {reason}") from error
         if not isinstance(settings, dict):
             raise UsageError(f"{path} holds no settings, expected lines such as `learning_rate: 1e-4`.")

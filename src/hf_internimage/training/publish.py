@@ -20,7 +20,9 @@ logger = logging.get_logger(__name__)
 def model_id_of(training: TrainingArguments, default: str) -> str:
     """Return the repository that the arguments name, else the output folder's name, else `default`."""
     folder = Path(str(training.output_dir)).resolve().name
-    return training.hub_model_id or re.sub(r"[^\w.-]+", "-", folder).strip("-.") or default
+    # The Hub takes these letters alone, and neither -- nor .. in a name.
+    name = re.sub(r"([-.])[-.]+", r"\1", re.sub(r"[^A-Za-z0-9_.-]+", "-", folder))
+    return training.hub_model_id or name.strip("-.") or default
 
 
 def base_repository(base_model: str | None) -> str | None:
