@@ -112,7 +112,8 @@ def _check(args: argparse.Namespace, task: str) -> None:
     if args.rest and not args.rest[0].startswith("-"):
         raise UsageError(f"{args.rest[0]} is one argument too many; give data as --validation_dir DIR.")
     check_names([f"--{name}" for name in further], task)
-    check_data({**further, **{name: value for name, value in vars(args).items() if value is not None}})
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    check_data({**further, **given}, "--validation_dir DIR")
     if task != "classification" and args.device not in (None, "cpu"):
         raise UsageError(f"--device {args.device}: for {task}, set CUDA_VISIBLE_DEVICES to the GPU instead.")
     if task != "detection" and args.validation_annotations is not None:

@@ -107,16 +107,17 @@ def check_model_name(name: Any, where: str = "") -> None:
         raise UsageError(f"{where}{name} is no folder; give that of a saved model, or a repository such as me/model.")
 
 
-def check_data(settings: Mapping[str, Any]) -> None:
+def check_data(settings: Mapping[str, Any], folders_of: str = "--train_dir DIR (and --validation_dir DIR)") -> None:
     """Raise UsageError for settings without data, or with a folder or file that is not there.
 
     Args:
         settings: those of all files and the command line.
+        folders_of: the command's options for folders, for the message.
     """
     folders = [f"{split}_dir" for split in ("train", "validation", "test") if settings.get(f"{split}_dir") is not None]
     dataset = settings.get("dataset_name")
     if dataset is None and not folders:
-        raise UsageError("there are no data: give --train_dir DIR (and --validation_dir DIR), or --dataset_name NAME.")
+        raise UsageError(f"there are no data: give {folders_of}, or --dataset_name NAME.")
     if dataset is not None and folders:
         raise UsageError(f"dataset_name and {folders[0]} are both set; choose one of them.")
     for name in folders:

@@ -36,8 +36,9 @@ _EXAMPLES = {
   hf-internimage train classification --recipe scratch --train_dir photos --num_train_epochs 50
   torchrun --nproc-per-node 8 -m hf_internimage train classification --recipe t --dataset_name ILSVRC/imagenet-1k""",
     "segmentation": """
-  hf-internimage train segmentation --recipe upernet_t --train_dir ade20k/training --validation_dir ade20k/validation
-  hf-internimage train segmentation --recipe scenes --train_dir scenes/train --validation_dir scenes/validation""",
+  hf-internimage train segmentation --recipe finetune --train_dir photos --label_names_file classes.txt
+  hf-internimage train segmentation --recipe upernet_t --train_dir ade20k/training \\
+      --validation_dir ade20k/validation --label_names_file ade20k/classes.txt""",
     "detection": """
   hf-internimage train detection --recipe dino_t --train_dir coco/train2017 \\
       --train_annotations coco/annotations/instances_train2017.json
@@ -85,6 +86,8 @@ def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
     data.add("validation_dir", metavar="DIR", help="folder of the same kind; default: a share of the training data")
     if task == "detection":
         data.add("validation_annotations", metavar="FILE", help="its annotations, if they are not in it")
+    if task == "segmentation":
+        data.add("label_names_file", metavar="FILE", help="names of the classes, in the order of their numbers")
     data.add("dataset_name", metavar="NAME", help="data set on the Hugging Face Hub instead of folders")
 
     model = _Group(parser, "model")

@@ -52,7 +52,7 @@ MISTAKES = {
     "evaluate": "give a MODEL first: a folder, or a repository on the Hub",
     "evaluate ./absent --validation_dir .": "./absent is no folder; give that of a saved model, or a repository",
     "evaluate . --validation_dir .": ". has no config.json; give the folder of a saved model",
-    "evaluate me/model --task classification": "there are no data: give",
+    "evaluate me/model --task classification": "there are no data: give --validation_dir DIR, or --dataset_name NAME.",
     "evaluate me/model --task segmentation --validation_dir . --device cuda:1": "--device cuda:1: for segm",
     "evaluate me/model --task segmentation --validation_dir . --validation_annotations size.yaml": "--validation_ann",
     "evaluate me/model --task detection --validation_dir . --tta_flip": "--tta_flip is no setting of detection",

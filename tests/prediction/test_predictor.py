@@ -441,3 +441,8 @@ def test_a_model_can_be_trained_after_a_prediction(models):
     pixels = AutoImageProcessor.from_pretrained(models["classifier"])(picture(), return_tensors="pt").pixel_values
     model(pixel_values=pixels, labels=torch.tensor([1])).loss.backward()
     assert all(parameter.grad is not None for parameter in model.head.parameters())
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"has no config\.json; give the folder of a saved model"):
+        predict(tmp_path, np.zeros((4, 4, 3), np.uint8))

@@ -79,4 +79,22 @@ def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
     return model
 
 
-__all__ = ["load_pretrained", "loading"]
+def check_folder(name: str) -> None:
+    """Check that a name is not that of a file, nor of a folder without a model.
+
+    Raises: ValueError that says which folder to give instead.
+    """
+    path = Path(name)
+    if path.is_file():
+        raise ValueError(f"{name} is a file; give the folder it lies in.")
+    if not path.is_dir() or (path / "config.json").exists():
+        return
+    steps = {folder: folder.name.removeprefix("checkpoint-") for folder in path.glob("checkpoint-*")}
+    checkpoints = [folder for folder, step in steps.items() if step.isdigit()]
+    hint = "give the folder of a saved model"
+    if checkpoints:
+        hint = f"give one of the checkpoints in it, such as {max(checkpoints, key=lambda folder: int(steps[folder]))}"
+    raise ValueError(f"{name} has no config.json; {hint}.")
+
+
+__all__ = ["check_folder", "load_pretrained", "loading"]

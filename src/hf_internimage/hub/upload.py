@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfi
 from ..models import auto
 from . import repository
 from .cards import evaluated_card
+from .loading import check_folder
 
 _PREPROCESSOR = "preprocessor_config.json"
 
@@ -47,7 +48,7 @@ def upload(
         ValueError, OSError, PushError: in one sentence, for a model that cannot be used, and a push that fails.
     """
     try:
-        _check_folder(name)
+        check_folder(name)
         model, processor = _load_model(name), _load_processor(name)
         card = _make_card(name, repo_id, model, result, license, base_model)
     except RecursionError as error:
@@ -69,24 +70,6 @@ def upload(
         create_pr=create_pr,
         folder=folder,
     )
-
-
-def _check_folder(name: str) -> None:
-    """Check that a name is not that of a file, nor of a folder without a model.
-
-    Raises: ValueError that says which folder to give instead.
-    """
-    path = Path(name)
-    if path.is_file():
-        raise ValueError(f"{name} is a file; give the folder it lies in.")
-    if not path.is_dir() or (path / "config.json").exists():
-        return
-    steps = {folder: folder.name.removeprefix("checkpoint-") for folder in path.glob("checkpoint-*")}
-    checkpoints = [folder for folder, step in steps.items() if step.isdigit()]
-    hint = "give the folder of a saved model"
-    if checkpoints:
-        hint = f"give one of the checkpoints in it, such as {max(checkpoints, key=lambda folder: int(steps[folder]))}"
-    raise ValueError(f"{name} has no config.json; {hint}.")
 
 
 def _load_model(name: str) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..hub.loading import loading
+from ..hub.loading import check_folder, loading
 from ..hub.repository import default_image_processor
 from ..models import auto
 from ..models.loading_report import mismatched_modules
@@ -49,6 +49,7 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, revision: str | None 
         ValueError: naming the model, if it cannot be loaded, or has no head of such a task.
         ImportError: if the model needs a package that is not installed.
     """
+    check_folder(name)
     where = {} if revision is None else {"revision": revision}
     try:
         with loading(name):

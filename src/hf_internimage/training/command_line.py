@@ -198,7 +198,9 @@ def run_script(
         token = None if arguments is None else arguments.training.hub_token
         lines = without_tokens(str(error), token).strip().splitlines() or [type(error).__name__]
         # The error of a worker process comes as its traceback, whose last line is the message.
-        sys.stderr.write(f"error: {lines[-1] if 'DataLoader worker' in lines[0] else chr(10).join(lines)}\n")
+        if "DataLoader worker" in lines[0]:
+            lines = [re.sub(r"^[\w.]+: ", "", lines[-1])]  # without the name of the error's class
+        sys.stderr.write("error: " + "\n".join(lines) + "\n")
         return 1
     except RuntimeError as error:
         if "to be installed" in str(error):  # a logger of report_to

@@ -128,7 +128,7 @@ def draw_classes(names: Sequence[str], measures: Mapping[str, Sequence[float | N
         axis.tick_params(axis="y", length=0)
         axis.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         if len(measures) > 1:
-            axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+            axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(measures), frameon=False)
         figure.savefig(path)
 
 
