@@ -184,9 +184,9 @@ def test_index_of_the_cards():
             assert shown == (", ".join(f"{kind} {value:g}" for kind, value, _, _ in scores) or "-")
 
 
-def test_sizes_in_the_readme():
-    table = rows("README.md", "| T | `internimage_") + [
-        row for size in ("S", "B", "L", "XL", "H", "G") for row in rows("README.md", f"| {size} | `internimage_")
+def test_sizes_in_their_page():
+    table = rows("docs/models.md", "| T | `internimage_") + [
+        row for size in ("S", "B", "L", "XL", "H", "G") for row in rows("docs/models.md", f"| {size} | `internimage_")
     ]
     assert len(table) == 7
     for _, names, _, side, accuracy in table:

@@ -241,7 +241,7 @@ def test_missing_package_is_named(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(rcnn, "build_model", absent)
     path = released_file(tmp_path, "mask_rcnn_internimage_t_fpn_1x_coco")
-    assert "needs torchvision" in refused(capsys, tmp_path, path, tmp_path / "out")
+    assert "torchvision is missing: pip install" in refused(capsys, tmp_path, path, tmp_path / "out")
 
 
 def test_synthetic_files_are_made_by_name(tmp_path, capsys, monkeypatch):

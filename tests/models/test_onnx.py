@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from support.golden_data import awaken, tiny_config
-from support.paths import ROOT
+from support.paths import DOCS
 
 from hf_internimage import InternImageForImageClassification
 
@@ -32,8 +32,9 @@ def test_the_pytorch_backend_exports_and_equals_eager(model, tmp_path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_the_readme_quotes_the_error_without_it(model, tmp_path):
+def test_the_documentation_quotes_the_error_without_it(model, tmp_path):
     quoted = "No ONNX function found for <OpOverload(op='hf_internimage.dcnv3'"
     with pytest.raises(Exception, match=re.escape(quoted)):
         torch.onnx.export(model, (torch.randn(1, 3, 64, 64),), tmp_path / "model.onnx", verbose=False)
-    assert quoted in (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in ("backends.md", "how-to/troubleshooting.md"):
+        assert quoted in (DOCS / page).read_text(encoding="utf-8")

@@ -268,6 +268,7 @@ def test_sizes_of_a_segmenters_images(loaded, options, expected, reduce_labels, 
 
 
 def test_what_the_trainers_of_systems_are_given(monkeypatch):
+    processor = SimpleNamespace(size={"shortest_edge": 8})
     for script in (segmentation, detection):
         noted = Noted("trainer")
         monkeypatch.setattr(script, "trainer_with_data", noted)
@@ -275,9 +276,9 @@ def test_what_the_trainers_of_systems_are_given(monkeypatch):
         training = SimpleNamespace(world_size=1, device=torch.device("cpu"))
         arguments = SimpleNamespace(training=training, augmentation="augmentation")
         data = SimpleNamespace(label_names=["a", "b"], validation=None)
-        assert script.build_trainer(arguments, data, "model", "processor") == "trainer"
+        assert script.build_trainer(arguments, data, "model", processor) == "trainer"
         given, options = noted.calls[0]
-        assert given[1:5] == (arguments, data, "model", "processor")
+        assert given[1:5] == (arguments, data, "model", processor)
         assert options["data_collator"] is script.collate
         assert script.checkpoint_backbone.calls == [(("model", training), {})]
         if script is detection:

@@ -235,7 +235,7 @@ def test_training_averages_evaluates_and_ends_with_the_average(tmp_path):
     assert trainer(tmp_path / "other", network=network).evaluate()["eval_loss"] == pytest.approx(loss, rel=1e-5)
     # a checkpoint holds the weights and the averages
     raw = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
-    assert torch.equal(raw["model.head.weight"], record.weights[4]["head.weight"])
+    assert torch.equal(raw["head.weight"], record.weights[4]["head.weight"])
     saved = load_file(tmp_path / "checkpoint-4" / FILE_NAME)
     torch.testing.assert_close(saved["head.weight"], expected["head.weight"])
 
