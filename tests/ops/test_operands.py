@@ -35,7 +35,7 @@ def test_the_operator_refuses_changed_saved_tensors(position, change):
 
 @needs_library
 @every_change
-@pytest.mark.parametrize(("kind", "count"), [("dw_conv", 5), ("mlp", 3)])
+@pytest.mark.parametrize(("kind", "count"), [("dw_conv", 5), ("mlp", 2)])
 def test_fused_layers_refuse_changed_saved_tensors(kind, count, change):
     make, fused, _ = KINDS[kind]
     module, states = make(), torch.randn(2, 5, 6, 16, requires_grad=True)
@@ -50,7 +50,7 @@ def test_fused_layers_refuse_changed_saved_tensors(kind, count, change):
         except NotImplementedError:
             pass  # PyTorch's own, from the linear layer
     # A vector's only "image" or flat form is itself or a shorter vector; flat ones of one axis are unchanged.
-    unchanged = {"flat": {"dw_conv": 3, "mlp": 1}}.get(change, {}).get(kind, 0)
+    unchanged = {"flat": {"dw_conv": 3}}.get(change, {}).get(kind, 0)
     assert refused == count - unchanged
 
 
