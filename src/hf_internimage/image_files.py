@@ -152,9 +152,11 @@ def list_files(folder: str) -> list[str]:
         way = ways.pop(parent)
         for name in folders:
             path = os.path.join(parent, name)
-            place = Path(path).resolve()
-            if os.path.islink(path) and any(each.is_relative_to(place) for each in way):
-                raise ValueError(f"{path} is a link to a folder around it, which never ends; remove the link.")
+            place = way[-1] / name
+            if os.path.islink(path):
+                place = place.resolve()
+                if any(each.is_relative_to(place) for each in way):
+                    raise ValueError(f"{path} is a link to a folder around it, which never ends; remove the link.")
             ways[path] = [*way, place]
         paths += [os.path.join(parent, name) for name in sorted(names) if not name.startswith(".")]
     for path in paths:

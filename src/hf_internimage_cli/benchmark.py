@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
+    from hf_internimage.plain_text import text_table
     from hf_internimage.speed import load_model, measure_speed
-    from hf_internimage.text_table import text_table
 
     sizes = args.image_size
     speeds = list(

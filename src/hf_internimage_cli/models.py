@@ -62,7 +62,7 @@ def _print_models(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from hf_internimage import list_models
-    from hf_internimage.text_table import text_table
+    from hf_internimage.plain_text import text_table
 
     models = list_models(task=args.task, size=args.size)
     if args.json:

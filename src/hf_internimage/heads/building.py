@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..models import auto
+from ..plain_text import listed
 from .table import HEADS, Head, head_name
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ FREE_FIELDS = {
     *("cls_scale", "use_clip_projector", "num_channels", "layer_scale"),
 }
 _FROM_WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-_NAMES_IN_AN_ERROR = 5
 
 
 def head_config(head: str | type, backbone: "PreTrainedConfig | str", **fields: Any) -> "PreTrainedConfig":
@@ -159,7 +159,7 @@ def load_backbone(
         ("The checkpoint has other shapes than the backbone", shapes),
     ):
         if names:
-            raise ValueError(f"{what}: {_listed(names)}; is it of the same architecture, and whole?")
+            raise ValueError(f"{what}: {listed(names)}; is it of the same architecture, and whole?")
     with torch.no_grad():
         for name, tensor in target.items():
             tensor.copy_(tensors[name])
@@ -350,12 +350,6 @@ def _with_added_tensors(
         if name in target and (further := target[name].shape[1] - tensors[name].shape[1]) > 0:
             tensors[name] = torch.nn.functional.pad(tensors[name], (0, 0, 0, 0, 0, further))
     return tensors
-
-
-def _listed(names: list[str]) -> str:
-    """Join the first names, with the number of the others."""
-    rest = len(names) - _NAMES_IN_AN_ERROR
-    return ", ".join(names[:_NAMES_IN_AN_ERROR]) + (f" and {rest} more" if rest > 0 else "")
 
 
 __all__ = [

@@ -167,7 +167,7 @@ def _run(
     plan = _plan(value, offset, mask, arguments, softmax, name)
     if plan is None:
         return dcnv3_reference(value, offset, mask, **arguments, softmax=softmax)
-    if torch.is_grad_enabled() and (value.requires_grad or offset.requires_grad or mask.requires_grad):
+    if eager.is_tracked(value, offset, mask):
         return _Planned.apply(value, offset, mask, plan)
     return plan.forward(value, offset, mask)
 
@@ -195,7 +195,7 @@ def _run_on_cpu(
         _checked_numbers[key] = numbers
     operator = torch.ops.hf_internimage.dcnv3.default
     try:
-        if torch.is_grad_enabled() and (value.requires_grad or offset.requires_grad or mask.requires_grad):
+        if eager.is_tracked(value, offset, mask):
             return operator(value, offset, mask, *numbers, bool(softmax))
         return eager.without_gradients(operator, value, offset, mask, *numbers, bool(softmax))
     except RuntimeError:

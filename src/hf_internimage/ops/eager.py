@@ -28,6 +28,11 @@ def watched() -> bool:
     )
 
 
+def is_tracked(*tensors: torch.Tensor | None) -> bool:
+    """Return True if autograd records operations on any of the tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def without_gradients(operator: Any, *arguments: Any) -> Any:
     """Call an operator past its autograd formula: this is in Python, and its turn takes longer than a small kernel."""
     with torch._C._AutoDispatchBelowAutograd():

@@ -89,11 +89,6 @@ def _is_like(tensor: torch.Tensor | None, states: torch.Tensor, *shape: int) -> 
     )
 
 
-def _tracked(*tensors: torch.Tensor | None) -> bool:
-    """Return True if autograd records operations on any of the tensors."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
 def _call(tracked: bool, name: str, *arguments: Any) -> torch.Tensor:
     """Call an operator; past its autograd formula if no gradients are needed."""
     operator = getattr(torch.ops.hf_internimage, name).default
@@ -116,27 +111,28 @@ def linear(states: torch.Tensor, layer: nn.Module) -> torch.Tensor | None:
 
     Return None for another layer, and for what PyTorch's own does as fast.
     """
-    if not (
-        isinstance(layer, nn.Linear)
-        and _LINEAR is not None
-        and states.dtype == torch.float32
-        and (torch.compiler.is_compiling() or _is_fast(states, layer.out_features))
-        and can_fuse(states, layer)
-    ):
+    if not (isinstance(layer, nn.Linear) and _is_fast(states, layer.out_features) and can_fuse(states, layer)):
         return None
     weight, bias = _weights(layer)
     if not (
         _is_like(weight, states, layer.out_features, states.shape[-1]) and _is_like(bias, states, layer.out_features)
     ):
         return None
-    if torch.compiler.is_compiling() or _tracked(states, weight, bias):
+    if torch.compiler.is_compiling() or eager.is_tracked(states, weight, bias):
         return torch.ops.hf_internimage.linear.default(states, weight, bias)
     return _product(states, weight, bias)  # type: ignore[arg-type]  # `_is_like` has looked
 
 
 def _is_fast(states: torch.Tensor, out_features: int) -> bool:
-    """Return True if oneDNN computes a linear layer faster than PyTorch's own way: from a number of products on."""
-    return _LINEAR is not None and states.dtype == torch.float32 and states.numel() * out_features >= _LEAST_PRODUCTS
+    """Return True if oneDNN computes a linear layer faster than PyTorch's own way: from a number of products on.
+
+    Under torch.compile always: the operator in the graph asks again, with the sizes of the call.
+    """
+    return (
+        _LINEAR is not None
+        and states.dtype == torch.float32
+        and (torch.compiler.is_compiling() or states.numel() * out_features >= _LEAST_PRODUCTS)
+    )
 
 
 def _product(
@@ -208,7 +204,7 @@ def _norm(
         or not _is_like(bias, states, channels)
         or not (scale is None or _is_like(scale, states, channels))
         or not (residual is None or _is_like(residual, states, *states.shape))
-        or _tracked(states, weight, bias, scale, residual)
+        or eager.is_tracked(states, weight, bias, scale, residual)
     ):
         return None
     return torch.ops.hf_internimage.norm.default(
@@ -249,7 +245,7 @@ def mlp(
         and _is_like(bias2, states, second.out_features)
     ):
         return None
-    if _tracked(states, *parameters):
+    if eager.is_tracked(states, *parameters):
         hidden = linear(states, first)
         hidden = first(states) if hidden is None else hidden
         return torch.ops.hf_internimage.gelu_linear.default(hidden, weight2, bias2)
@@ -288,7 +284,7 @@ def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Ten
         _is_like(vector, states, channels) for vector in vectors
     ):
         return None
-    return _call(_tracked(states, *parameters), "depthwise_norm_gelu", states, *parameters, norm.eps)
+    return _call(eager.is_tracked(states, *parameters), "depthwise_norm_gelu", states, *parameters, norm.eps)
 
 
 # The operators. The library has the CPU kernels of those without a Python function here.

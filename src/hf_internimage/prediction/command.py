@@ -9,7 +9,8 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..ops.dcnv3 import backend_for
-from .output import Files, count_of, files_for, new_folder
+from ..plain_text import count_of, show
+from .output import Files, files_for, new_folder
 from .predictor import Predictor, progress_bar
 from .sources import list_inputs
 
@@ -35,7 +36,7 @@ def predict_to_folder(model: str, images: list[str], output: str | None = None, 
     logging.disable_progress_bar()  # of loading the weights
     predictor = Predictor(model, **settings)
     device, dtype = predictor.model.device, str(predictor.model.dtype).removeprefix("torch.")
-    _say(
+    show(
         f"{type(predictor.model).__name__} from {model}: {len(predictor.label_names):,} classes, "
         f"{predictor.model.num_parameters() / 1e6:.1f} M parameters, on {device} in {dtype}"
     )
@@ -62,20 +63,15 @@ def predict_to_folder(model: str, images: list[str], output: str | None = None, 
         raise ValueError(
             f"No image could be read of {count_of(len(left_out), 'file')}, named above; nothing was written."
         )
-    _say(
+    show(
         f"{count_of(files.count, 'image')} in {seconds:.1f} s: {files.count / seconds:.1f} images/s, "
         f"with backend {backend_for(device.type, dtype)} of the operator"
     )
-    _say(files.summary())
+    show(files.summary())
     if left_out:
-        _say(f"left out: {count_of(len(left_out), 'file')} that could not be used, named above")
-    _say(f"written to {folder}: {', '.join(written)}")
+        show(f"left out: {count_of(len(left_out), 'file')} that could not be used, named above")
+    show(f"written to {folder}: {', '.join(written)}")
     return 1 if left_out else 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 __all__ = ["predict_to_folder"]

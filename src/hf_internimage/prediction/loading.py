@@ -21,6 +21,7 @@ from ..hub.loading import check_folder, loading
 from ..hub.repository import default_image_processor
 from ..models import auto
 from ..models.loading_report import mismatched_modules
+from ..plain_text import listed
 
 logger = logging.get_logger(__name__)
 
@@ -64,15 +65,15 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, revision: str | None 
     except ModuleNotFoundError as error:
         raise ImportError(str(error)) from error  # its message says what to install
     if unexpected := sorted(info["unexpected_keys"]):
-        logger.warning(f"{name}: has weights that {type(model).__name__} has no use for: {_listed(unexpected)}.")
+        logger.warning(f"{name}: has weights that {type(model).__name__} has no use for: {listed(unexpected, 3)}.")
     if modules := mismatched_modules(info):
         raise ValueError(
-            f"{name}: has weights of other shapes than its configuration describes ({_listed(modules)}); is one of the "
-            "two files of another model?"
+            f"{name}: has weights of other shapes than its configuration describes ({listed(modules, 3)}); is one of "
+            "the two files of another model?"
         )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
-            f"{name}: lacks weights of {type(model).__name__} ({_listed(missing)}); train it for a task, or name the "
+            f"{name}: lacks weights of {type(model).__name__} ({listed(missing, 3)}); train it for a task, or name the "
             "folder of a trained model."
         )
     return model.eval()
@@ -133,7 +134,7 @@ def _auto_class(name: str, config: Any) -> Any:
     if config.model_type in auto.model_types("AutoModelForImageClassification"):
         return AutoModelForImageClassification  # the released repositories name another class
     raise ValueError(
-        f"{name}: holds {_listed(classes) or f'a {config.model_type!r}'}, which neither classifies nor segments nor "
+        f"{name}: holds {listed(classes, 3) or f'a {config.model_type!r}'}, which neither classifies nor segments nor "
         "detects; train it for one of these tasks."
     )
 
@@ -148,11 +149,6 @@ def _refuse_text(name: str, config: Any) -> None:
             f"{name}: a {config.model_type} needs a text beside each image, which predict does not take; call the "
             "model itself."
         )
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 __all__ = [

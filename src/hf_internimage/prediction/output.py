@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..atomic_write import atomic_write
+from ..plain_text import count_of
 from . import loading
 from .coco import coco_results
 from .drawing import BACKGROUND, blend, class_colours, draw_contact_sheet, draw_legend, draw_objects, tile
@@ -279,11 +280,6 @@ def files_for(task: str, kind: str) -> type[Files]:
     return SegmentationFiles
 
 
-def count_of(count: int, what: str) -> str:
-    """Return "1 image" or "1,200 images"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def _place(prediction: Classification | Segmentation | Detection) -> dict[str, Any]:
     place: dict[str, Any] = {"path": prediction.path}
     if prediction.frame is not None:
@@ -302,4 +298,4 @@ def _listed(counts: Counter[str]) -> str:
     return (", ".join(parts) or "none") + (f" and {more} more" if more > 0 else "")
 
 
-__all__ = ["DEFAULT_FOLDER", "Files", "count_of", "files_for", "new_folder"]
+__all__ = ["DEFAULT_FOLDER", "Files", "files_for", "new_folder"]

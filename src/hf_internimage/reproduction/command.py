@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..hub.tokens import without_tokens
-from ..text_table import text_table
+from ..plain_text import text_table
 from ..training.json_files import write_json
 from .data import find_data
 from .files import cached_file

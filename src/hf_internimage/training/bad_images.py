@@ -14,8 +14,9 @@ from datasets.distributed import split_dataset_by_node
 from transformers.utils import logging
 
 from ..atomic_write import atomic_write
+from ..plain_text import listed
 from .images import ImageReader, check_images
-from .sources import SPLITS, listed
+from .sources import SPLITS
 
 logger = logging.get_logger(__name__)
 

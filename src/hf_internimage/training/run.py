@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from ..hub.loading import loading
 from ..models import auto
+from ..plain_text import show
 from .bad_images import FILE_NAME, add_left_out_of_stream, card_notes, image_facts, without_bad_images
 from .command_line import UsageError
 from .images import Augmented
@@ -22,7 +23,7 @@ from .interrupt import saving_on_interrupt
 from .plots import draw_training
 from .run_record import RemoveEarlierRunCallback, refuse_other_run, run_record
 from .streams import TrainingStream
-from .summary import TrainingProgress, end_summary, follow, quiet_terminal, show, start_rows, table
+from .summary import TrainingProgress, end_summary, follow, quiet_terminal, start_rows, table
 from .trainer import EpochCallback, RecipeTrainer, last_complete_checkpoint
 
 logger = logging.get_logger(__name__)

@@ -16,6 +16,7 @@ from datasets.table import InMemoryTable
 from transformers.utils import logging
 
 from ..image_files import IMAGE_ENDINGS, MAX_PIXELS, list_files, read_bytes
+from ..plain_text import listed
 
 logger = logging.get_logger(__name__)
 
@@ -371,12 +372,6 @@ def is_image(feature: Any) -> bool:
     return isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """Return the first few names as text for a message, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more
-
-
 __all__ = [
     "SPLITS",
     "SourceArguments",
@@ -388,7 +383,6 @@ __all__ = [
     "image_columns",
     "is_image",
     "keep_stream",
-    "listed",
     "read_folder",
     "read_label_names",
     "read_splits",

@@ -22,11 +22,12 @@ from ..models import auto
 from ..ops import BackendError
 from ..ops.dcnv3 import DCNV3
 from ..ops.registry import Call, environment
+from ..plain_text import count_of, listed, show
 from .command_line import UsageError
 from .evaluation_results import compute_dtype, device_name, has_operator
 from .metric_words import in_words
 from .publish import model_id_of
-from .sources import SPLITS, listed
+from .sources import SPLITS
 
 Rows = list[tuple[str, str]]
 Curves = Callable[[list[dict[str, float]]], list[dict[str, float]]]
@@ -69,12 +70,6 @@ def quiet_terminal() -> Iterator[None]:
         set_tqdm_hook(hook)
         if hides_bars_of_data:
             datasets.enable_progress_bars()
-
-
-def show(text: str) -> None:
-    """Write lines to the terminal."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def table(rows: Iterable[tuple[str, str]]) -> str:
@@ -133,7 +128,7 @@ def _devices(training: Any) -> str:
     count = training.world_size * max(1, training.n_gpu)
     name = device_name(training.device)
     if training.device.type == "cpu":
-        name += f" ({_count(torch.get_num_threads(), 'thread')})"
+        name += f" ({count_of(torch.get_num_threads(), 'thread')})"
     return name if count == 1 else f"{count} x {name}"
 
 
@@ -264,12 +259,8 @@ def _place(state: Any) -> str:
 
 def _length(state: Any) -> str:
     done = f", of which {state.global_step:,} are done" if state.global_step else ""
-    epochs = "" if state.num_train_epochs > 1e6 else f"{_count(state.num_train_epochs, 'epoch')}, "  # of a stream
-    return f"{epochs}{_count(state.max_steps, 'step')}{done}"
-
-
-def _count(number: float, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+    epochs = "" if state.num_train_epochs > 1e6 else f"{count_of(state.num_train_epochs, 'epoch')}, "  # of a stream
+    return f"{epochs}{count_of(state.max_steps, 'step')}{done}"
 
 
 def duration(seconds: float) -> str:
@@ -347,4 +338,4 @@ def end_summary(
     return "\n".join(lines)
 
 
-__all__ = ["TrainingProgress", "end_summary", "follow", "show", "start_rows", "table"]
+__all__ = ["TrainingProgress", "end_summary", "follow", "start_rows", "table"]

@@ -15,6 +15,7 @@ from PIL.Image import Image as PILImage
 from transformers.utils import logging
 
 from ...image_files import MAX_PIXELS, BadImageError
+from ...plain_text import listed
 from ..images import ImageReader, RowTransform
 from ..sources import (
     SourceArguments,
@@ -24,7 +25,6 @@ from ..sources import (
     hold_out_validation,
     is_image,
     keep_stream,
-    listed,
     read_folder,
     read_label_names,
     read_splits,

@@ -12,7 +12,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, concatenate_datasets
 
-from ..sources import find_image_column, image_columns, listed
+from ...plain_text import listed
+from ..sources import find_image_column, image_columns
 
 IMAGES = "images"
 _BOX_NAMES, _CLASS_NAMES = ("bbox", "boxes"), ("category", "categories", "category_id", "label", "labels")

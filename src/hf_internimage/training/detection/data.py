@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from ...image_files import BadImageError, name_of
 from ...models.resizing import multiple_size
+from ...plain_text import listed
 from ..images import ImageReader, RowTransform
 from ..sources import (
     SPLITS,
@@ -27,7 +28,6 @@ from ..sources import (
     are_unnamed,
     choose_samples,
     hold_out_validation,
-    listed,
     read_folder,
     read_splits,
 )

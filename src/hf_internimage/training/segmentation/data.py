@@ -18,6 +18,7 @@ from datasets.table import InMemoryTable
 from PIL import Image
 
 from ...image_files import IMAGE_ENDINGS, BadImageError, list_files, name_of, read_bytes
+from ...plain_text import listed
 from ..images import ImageReader, RowTransform
 from ..sources import (
     SourceArguments,
@@ -25,7 +26,6 @@ from ..sources import (
     choose_samples,
     find_image_column,
     hold_out_validation,
-    listed,
     read_label_names,
     read_splits,
 )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tables as text: columns as wide as their widest entry, numbers to the right, no space at the end of a line."""
 
-from hf_internimage.text_table import text_table
+from hf_internimage.plain_text import text_table
 
 
 def test_text_table():

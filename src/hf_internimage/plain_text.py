@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Lay out a table as plain text for a terminal."""
+"""Words and tables as people read them in messages and on a terminal."""
 
+import sys
 from collections.abc import Sequence
 
 
@@ -24,4 +25,21 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: 
     return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
-__all__ = ["text_table"]
+def count_of(count: int, thing: str) -> str:
+    """Return "1 image" or "1,200 images"."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def listed(names: Sequence[object], most: int = 5) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
+def show(text: str) -> None:
+    """Write lines to the terminal at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+__all__ = ["count_of", "listed", "show", "text_table"]
