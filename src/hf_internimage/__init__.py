@@ -19,6 +19,7 @@ _MODULES = (
     "checkpoints",
     "complexity",
     "conversion",
+    "exporting",
     "heads",
     "hub",
     "image_files",
@@ -31,11 +32,12 @@ _MODULES = (
     "training",
 )
 
-_FUNCTIONS = {"predict": "prediction"}  # name -> its module, which is imported when it is needed
+_FUNCTIONS = {"export": "exporting", "predict": "prediction"}  # name -> its module, which is imported when it is needed
 
 __all__ = [*_CLASSES, *_FUNCTIONS, "__version__", "dcnv3", "list_models"]
 
 if TYPE_CHECKING:  # the classes that `__getattr__` takes from the table of models, for editors and type checkers
+    from .exporting import export as export
     from .models.configuration_cb_internimage import *
     from .models.configuration_internimage import *
     from .models.configuration_internimage_dino import *

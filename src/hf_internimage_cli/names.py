@@ -22,5 +22,6 @@ HEADS = {
 }
 DTYPES = ("float32", "bfloat16", "float16")
 BACKENDS = ("hub", "cuda", "triton", "cpu", "torch")
+EXPORT_TARGETS = ("onnx",)
 
-__all__ = ["BACKENDS", "DTYPES", "HEADS", "SIZES", "TASKS"]
+__all__ = ["BACKENDS", "DTYPES", "EXPORT_TARGETS", "HEADS", "SIZES", "TASKS"]

@@ -4,6 +4,7 @@
 from hf_internimage import InternImageConfig
 from hf_internimage.conversion import SIZES
 from hf_internimage.devices import DTYPES
+from hf_internimage.exporting import TARGETS
 from hf_internimage.ops.dcnv3 import DCNV3
 from hf_internimage.ops.registry import BACKEND_VARIABLE
 from hf_internimage.training.detection.main import HEADS as DETECTORS
@@ -17,5 +18,6 @@ def test_names_are_the_librarys():
     assert all(InternImageConfig.from_size(size) for size in names.SIZES)
     assert {"segmentation": tuple(SEGMENTERS), "detection": tuple(DETECTORS)} == names.HEADS
     assert list(names.DTYPES) == list(DTYPES)
+    assert list(names.EXPORT_TARGETS) == list(TARGETS)
     assert list(names.BACKENDS) == list(DCNV3.backends)
     assert _BACKEND_VARIABLE == BACKEND_VARIABLE

@@ -234,10 +234,11 @@ def test_loop_for_devices_without_embedding_bag(monkeypatch):
         def __init__(self, table):
             self.new_zeros, self.index_select, self.shape = table.new_zeros, table.index_select, table.shape
 
-    sampled = reference._weighted_sum
+    def weighted_sum(table, *others):
+        return reference._weighted_sum(Elsewhere(table), *others)
 
-    monkeypatch.setattr(reference, "_weighted_sum", lambda table, *others: sampled(Elsewhere(table), *others))
-    got = reference._sample(*inputs, reference.check_dcnv3(*inputs, **LOPSIDED), False, plain=False)
+    geometry = reference.check_dcnv3(*inputs, **LOPSIDED)
+    got = reference._sample(*inputs, geometry, False, plain=False, weighted_sum=weighted_sum)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 

@@ -110,7 +110,20 @@ def dcnv3_reference(
     )
     if _is_plain_eager(value):
         return _Sampling.apply(value, offset, mask, geometry, softmax)
-    return _sample(value, offset, mask, geometry, softmax, plain=False, any_order=is_transformed()).to(value.dtype)
+    if torch.compiler.is_exporting():
+        return dcnv3_by_gather(value, offset, mask, geometry, softmax)
+    weighted_sum = _weighted_sum_of_any_order if is_transformed() else _weighted_sum
+    return _sample(value, offset, mask, geometry, softmax, plain=False, weighted_sum=weighted_sum).to(value.dtype)
+
+
+def dcnv3_by_gather(
+    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: DCNv3Geometry, softmax: bool
+) -> torch.Tensor:
+    """Compute the operator by operators that every runtime has, such as ONNX's Gather and MatMul, for exported models.
+
+    Arguments are not checked. The gathered rows are stored: it needs much memory.
+    """
+    return _sample(value, offset, mask, geometry, softmax, plain=False, weighted_sum=_gathered_sum).to(value.dtype)
 
 
 def check_dcnv3(
@@ -237,7 +250,11 @@ def _sampling_grid(
     Rows (Ho, 1, 1, 1, 2) and columns with taps (Wo, 1, P, 2); pairs are (x, y).
     """
     # Integers until the end: float32 has too few digits for a large stride times an index.
-    taps = torch.tensor(geometry.taps(), dtype=torch.int64, device=device).view(-1, 2)  # (P, 2)
+    kernel_height, kernel_width = geometry.kernel_size
+    taps = torch.arange(geometry.num_taps(), device=device)  # no `torch.tensor`, which torch.export cannot decompose
+    if geometry.remove_center:
+        taps = taps + (taps >= kernel_width // 2 * kernel_height + kernel_height // 2)
+    taps = torch.stack((taps.div(kernel_height, rounding_mode="floor"), taps.remainder(kernel_height)), -1)  # (P, 2)
     zero = torch.zeros((), dtype=dtype, device=device)
     axes = []
     for axis, length in ((1, size[1]), (0, size[0])):  # x, then y
@@ -330,15 +347,20 @@ def _tap_gradients(
     return grad_offset, grad_mask
 
 
-def _weighted_sum(
-    table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, any_order: bool = False
-) -> torch.Tensor:
-    """Return sum_k weights[r, k] * table[rows[r, k]]; (M, D), (R, K), (R, K) -> (R, D).
+def _weighted_sum(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return sum_k weights[r, k] * table[rows[r, k]]; (M, D), (R, K), (R, K) -> (R, D)."""
+    if table.device.type == "mps":  # it has no embedding_bag in some supported releases
+        return _weighted_sum_of_any_order(table, rows, weights)
+    return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
 
-    With `any_order`, by operators that have derivatives of any order, forward mode and batching rules.
-    """
-    if not any_order and table.device.type != "mps":  # MPS has no embedding_bag in some supported releases
-        return F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
+
+def _gathered_sum(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the same as `_weighted_sum`, by a gather and a product of matrices."""
+    return (weights.unsqueeze(1) @ F.embedding(rows, table)).squeeze(1)
+
+
+def _weighted_sum_of_any_order(table: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the same as `_weighted_sum`, by operators with derivatives of any order, forward mode, batching rules."""
     result = table.new_zeros(rows.shape[0], table.shape[1])
     for row, weight in zip(rows.unbind(1), weights.unbind(1), strict=True):
         result = torch.addcmul(result, table.index_select(0, row), weight.unsqueeze(1))
@@ -353,7 +375,7 @@ def _sample(
     softmax: bool,
     *,
     plain: bool,
-    any_order: bool = False,
+    weighted_sum: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = _weighted_sum,
 ) -> torch.Tensor:
     """Compute the operator in one piece; the result is in the dtype of the computation."""
     dtype, taps = compute_dtype(value.dtype), geometry.num_taps()
@@ -378,7 +400,7 @@ def _sample(
         ),
         table_size,
     )
-    summed = _weighted_sum(table.view(-1, value.shape[3] // geometry.groups), rows, weights, any_order)
+    summed = weighted_sum(table.view(-1, value.shape[3] // geometry.groups), rows, weights)
     return summed.view(batch, height, width, value.shape[3])
 
 
@@ -444,7 +466,8 @@ def dcnv3_gradients(
     """Return the gradients of value, offset and mask in one piece; see `recorded_gradients`."""
 
     def forward(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return _sample(value, offset, mask, geometry, softmax, plain=False, any_order=True).to(value.dtype)
+        sample = _sample(value, offset, mask, geometry, softmax, plain=False, weighted_sum=_weighted_sum_of_any_order)
+        return sample.to(value.dtype)
 
     grad_value, grad_offset, grad_mask = recorded_gradients(forward, (value, offset, mask), grad_output)
     return grad_value, grad_offset, grad_mask

@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 
-from ..models.dcnv3_reference import DCNv3Geometry, check_dcnv3, dcnv3_gradients, dcnv3_reference, is_recorded
+from ..models.dcnv3_reference import (
+    DCNv3Geometry,
+    check_dcnv3,
+    dcnv3_by_gather,
+    dcnv3_gradients,
+    dcnv3_reference,
+    is_recorded,
+)
 from . import eager, native
 from .operands import save_operands, saved_operands
 from .registry import Backend, Call, Registry, environment
@@ -391,3 +398,14 @@ for _overload in ("", ".backend"):
         f"hf_internimage::dcnv3{_overload}", _gradient, setup_context=_setup_context, lib=_LIBRARY
     )
     torch.library.register_autograd(f"hf_internimage::dcnv3_backward{_overload}", _no_second_order, lib=_LIBRARY)
+
+
+def _by_gather(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """Compute a call of the operator by PyTorch's own operators."""
+    geometry, softmax, _ = _geometry(arguments)
+    return dcnv3_by_gather(value, offset, mask, geometry, softmax)
+
+
+# torch.onnx.export knows no operator of ours, and looks here for others that do the same. (torch.compile does not.)
+for _operator in (torch.ops.hf_internimage.dcnv3.default, torch.ops.hf_internimage.dcnv3.backend):
+    torch._decomp.register_decomposition(_operator)(_by_gather)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""Export a model to a folder for another runtime; the folder appears only if the file computes what the model does."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..atomic_write import atomic_write
+from ..prediction.loading import load, load_processor
+from .options import Options
+from .proof import ExportError, compare, measure, random_pixels
+from .report import ExportReport
+from .system import System
+
+_DEFAULT_SIDE = 512  # pixels, of models whose image processor names no size
+_LEAST_SIDE = 32
+
+
+class Target(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        module: of the package `targets`.
+        tolerance: greatest relative error in float32.
+    """
+
+    module: str
+    tolerance: float = 1e-4
+
+
+TARGETS: Mapping[str, Target] = {"onnx": Target("onnx")}
+
+
+def export(
+    model: PreTrainedModel | str,
+    output: str | Path,
+    *,
+    target: str = "onnx",
+    image_processor: Any = None,
+    size: int | tuple[int, int] | None = None,
+    static: bool = False,
+) -> ExportReport:
+    """Write a model as a file of another runtime, and compare the file with the model.
+
+    The comparison runs random pixels, of two other sizes and batches if the file takes any. The folder gets the file,
+    config.json, preprocessor_config.json and export.json, the report.
+
+    Args:
+        model: a model on the CPU in float32, or the name of a folder or repository.
+        output: folder to make; it must not exist, or be empty.
+        target: a name in `TARGETS`.
+        image_processor: saved beside the file; None for that of the folder or repository.
+        size: side, or (height, width), in pixels; None for that of the image processor.
+        static: write a file for one image of this size, in place of one for any size and batch.
+
+    Raises:
+        ExportError: if the model cannot be exported so, or the file's results differ from the model's.
+        ValueError: for an unknown target, size or model, or if the folder has files.
+        ImportError: if the target needs a package that is not installed.
+
+    >>> hf_internimage.export(model, "exported", target="onnx")  # doctest: +SKIP
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target is {target!r}, expected one of {', '.join(TARGETS)}.")
+    folder = Path(output)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is no empty folder; name a new one, or remove it first.")
+    if isinstance(model, str):
+        name, model = model, load(model)
+        image_processor = image_processor or load_processor(model, name)
+    writer: ModuleType = import_module(f".targets.{TARGETS[target].module}", __package__)
+    options = Options(_image_size(size, model, image_processor), dynamic=not static)
+    system = System(model)
+    system.name_outputs(random_pixels((1, system.num_channels, *options.image_size)))
+
+    with atomic_write(folder) as path:
+        path.mkdir()
+        file = writer.write(system, path, options)
+        details = writer.describe(file)
+        run = writer.load(file)
+        tolerance = TARGETS[target].tolerance
+        comparisons = compare(system, run, _shapes(system, options), tolerance)
+        milliseconds, eager_milliseconds = measure(system, run, (1, system.num_channels, *options.image_size))
+        model.config.to_json_file(path / "config.json")
+        if image_processor is not None:
+            image_processor.save_pretrained(path)
+        report = ExportReport(
+            model=type(model).__name__,
+            target=target,
+            file=folder / file.relative_to(path),
+            megabytes=sum(part.stat().st_size for part in path.rglob("*") if part.is_file()) / 1e6,
+            dynamic=options.dynamic,
+            image_size=options.image_size,
+            tolerance=tolerance,
+            comparisons=comparisons,
+            milliseconds=milliseconds,
+            eager_milliseconds=eager_milliseconds,
+            threads=torch.get_num_threads(),
+            details=details,
+            notes=tuple(_notes(model)),
+        )
+        report.write_json(path / "export.json")
+    return report
+
+
+def _image_size(size: int | tuple[int, int] | None, model: PreTrainedModel, processor: Any) -> tuple[int, int]:
+    """Return (height, width): the given one, else what the image processor resizes to, or crops."""
+    if size is None:
+        sizes = [getattr(processor, name, None) for name in ("crop_size", "size")]
+        known = next((s for s in sizes if s and {"height", "width"} <= set(s)), None)
+        shortest = next((s["shortest_edge"] for s in sizes if s and s.get("shortest_edge")), None)
+        if known is not None:
+            return int(known["height"]), int(known["width"])
+        return (int(shortest or getattr(model.config, "image_size", None) or _DEFAULT_SIDE),) * 2
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < _LEAST_SIDE:
+        raise ValueError(f"size is {height}x{width}, expected at least {_LEAST_SIDE}x{_LEAST_SIDE} pixels.")
+    return height, width
+
+
+def _shapes(system: System, options: Options) -> list[tuple[int, int, int, int]]:
+    """Return the shapes of the comparison: two that the exporter has not seen, or the only one."""
+    height, width = options.image_size
+    if not options.dynamic:
+        return [(1, system.num_channels, height, width)]
+    return [
+        (1, system.num_channels, height + height // 4 + 3, width - width // 8),
+        (3, system.num_channels, height - height // 8, width + width // 4 + 1),
+    ]
+
+
+def _notes(model: nn.Module) -> list[str]:
+    offsets = [part for name, part in model.named_modules() if name.endswith("dcn.offset")]
+    if offsets and not any(parameter.any() for part in offsets for parameter in part.parameters()):
+        return ["all offsets are zero, as in a model without training: the comparison says little about sampling"]
+    return []
+
+
+__all__ = ["TARGETS", "ExportError", "export"]

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""Make ONNX programs of models with PyTorch's exporter."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from .options import Options
+from .proof import ExportError, random_pixels
+from .system import System
+
+
+def export_onnx(
+    system: System, options: Options, *, opset: int, translations: Mapping[Callable[..., Any], Callable[..., Any]]
+) -> Any:
+    """Return the `torch.onnx.ONNXProgram` of a system.
+
+    Args:
+        system: with `output_names`.
+        options: `image_size` and `dynamic`.
+        opset: version of ONNX's operators.
+        translations: PyTorch's operators -> functions that write them as ONNX's.
+
+    Raises:
+        ExportError: if PyTorch cannot export the model; above all with dynamic sizes.
+    """
+    # Two images if the number is free: 1 would become a constant.
+    pixels = random_pixels((2 if options.dynamic else 1, system.num_channels, *options.image_size))
+    try:
+        with quiet_exporter(), torch.no_grad():
+            return torch.onnx.export(
+                system,
+                (pixels,),
+                input_names=["pixel_values"],
+                output_names=list(system.output_names),
+                opset_version=opset,
+                dynamo=True,
+                dynamic_shapes=({0: "batch", 2: "height", 3: "width"},) if options.dynamic else None,
+                custom_translation_table=dict(translations),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises many kinds
+        raise ExportError(_reason(error, options.dynamic)) from error
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's warnings about PyTorch's own future, and about a missing torchvision, off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _reason(error: BaseException, dynamic: bool) -> str:
+    """Return one line that says why PyTorch could not export, and what to do."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    advice = " A file for one size may work: --static." if dynamic else ""
+    return f"PyTorch cannot export this model: {lines[0].strip().rstrip('.')}.{advice}"
+
+
+__all__ = ["export_onnx", "quiet_exporter"]

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""Compare an exported file with its model, and measure both."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .report import Comparison
+from .system import System
+
+Run = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+_ROUNDS, _MOST_SECONDS = 7, 5.0
+
+
+class ExportError(ValueError):
+    """A model cannot be exported as asked, or the file does not compute what the model does."""
+
+
+def random_pixels(shape: Sequence[int]) -> torch.Tensor:
+    """Return normal pixels (N, C, H, W), the same for a shape at every call."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def compare(system: System, run: Run, shapes: Sequence[Sequence[int]], tolerance: float) -> tuple[Comparison, ...]:
+    """Run the model and the file on random pixels of each shape.
+
+    Raises:
+        ExportError: if the file cannot run a shape, returns another number of tensors or another shape, or one that
+            differs by more than `tolerance` times the greatest absolute value of the model's.
+    """
+    comparisons = []
+    for shape in shapes:
+        pixels = random_pixels(shape)
+        with torch.no_grad():
+            expected = system(pixels)
+        text = "x".join(map(str, shape))
+        try:
+            actual = run(pixels)
+        except Exception as error:  # each runtime has errors of its own
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ExportError(f"the file cannot run pixels of {text}: {reason[-1]}") from error
+        errors, relative = {}, {}
+        for name, tensor, result in zip(system.output_names, expected, actual, strict=True):
+            if tensor.shape != result.shape:
+                raise ExportError(
+                    f"for pixels of {text}, {name} of the file has shape {tuple(result.shape)}, the model's "
+                    f"{tuple(tensor.shape)}."
+                )
+            errors[name] = float((tensor - result).abs().max())
+            relative[name] = errors[name] / max(float(tensor.abs().max()), 1e-12)
+            if not relative[name] <= tolerance:  # NaN compares false
+                raise ExportError(
+                    f"for pixels of {text}, {name} of the file differs from the model's by {errors[name]:.2e} "
+                    f"(relative {relative[name]:.2e}); the tolerance is {tolerance:g}."
+                )
+        comparisons.append(Comparison(tuple(shape), errors, relative))
+    return tuple(comparisons)
+
+
+def measure(system: System, run: Run, shape: Sequence[int]) -> tuple[float, float]:
+    """Return the medians of the milliseconds of the file and of the model, which take turns."""
+    pixels = random_pixels(shape)
+    sides: list[tuple[Run, list[float]]] = [(run, []), (system, [])]
+    end = time.perf_counter() + _MOST_SECONDS
+    with torch.no_grad():
+        for turn in range(_ROUNDS + 1):
+            for function, times in sides:
+                start = time.perf_counter()
+                function(pixels)
+                if turn:  # the first one warms up
+                    times.append(1000 * (time.perf_counter() - start))
+            if turn and time.perf_counter() > end:
+                break
+    (_, file_times), (_, model_times) = sides
+    return statistics.median(file_times), statistics.median(model_times)
+
+
+__all__ = ["ExportError", "Run", "compare", "measure", "random_pixels"]

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""What an export has written, and how it compares with the model."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results of the file beside those of the model, for one batch of random pixels.
+
+    Attributes:
+        shape: (N, C, H, W) of the pixels.
+        error: name of an output -> greatest absolute difference.
+        relative_error: the same over the greatest absolute value of the model's output.
+    """
+
+    shape: tuple[int, ...]
+    error: dict[str, float]
+    relative_error: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """An exported model.
+
+    Attributes:
+        model: name of the model's class.
+        target: name of the target.
+        file: the file to load.
+        megabytes: of all files of the model, 10^6 bytes.
+        dynamic: whether batches and images may have any size; else they have `image_size`, and one image a batch.
+        image_size: (height, width) in pixels of the export.
+        tolerance: greatest relative error that was allowed.
+        comparisons: one or more.
+        milliseconds: of one image of `image_size` in the file's runtime, the median.
+        eager_milliseconds: of the model in PyTorch, in turns with the file.
+        threads: that both used.
+        details: more about the file, such as the number of nodes.
+        notes: what the user should know.
+    """
+
+    model: str
+    target: str
+    file: Path
+    megabytes: float
+    dynamic: bool
+    image_size: tuple[int, int]
+    tolerance: float
+    comparisons: tuple[Comparison, ...]
+    milliseconds: float
+    eager_milliseconds: float
+    threads: int
+    details: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def relative_error(self) -> float:
+        """Greatest relative error of all outputs and comparisons."""
+        return max(error for comparison in self.comparisons for error in comparison.relative_error.values())
+
+    def write_json(self, path: Path) -> None:
+        """Write all of it to a file."""
+        fields = {**asdict(self), "file": self.file.name}
+        path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        height, width = self.image_size
+        sizes = "any size and batch" if self.dynamic else f"one image of {height}x{width}"
+        details = ", ".join(f"{name} {value}" for name, value in self.details.items())
+        lines = [
+            f"{self.model} for {self.target}: {self.file}, {self.megabytes:.1f} MB, {sizes}",
+            *([details] if details else []),
+            *(
+                f"compared with the model on {'x'.join(map(str, comparison.shape))}: "
+                + ", ".join(
+                    f"{name} differs by {comparison.error[name]:.1e} (relative {comparison.relative_error[name]:.1e})"
+                    for name in comparison.error
+                )
+                for comparison in self.comparisons
+            ),
+            f"one image of {height}x{width}: {self.milliseconds:.4g} ms, PyTorch {self.eager_milliseconds:.4g} ms "
+            f"({self.threads} thread{'s' if self.threads != 1 else ''})",
+            *(f"note: {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+
+__all__ = ["Comparison", "ExportReport"]

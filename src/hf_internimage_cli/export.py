@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""`hf-internimage export`: write a model for another runtime."""
+
+import argparse
+import re
+from pathlib import Path
+
+from .names import EXPORT_TARGETS
+from .settings import check_model_name
+from .usage import UsageError
+
+HELP = "write a model for ONNX Runtime and other runtimes, and compare the file with the model"
+INTERRUPTED = "; nothing was written"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model, the folder and the options."""
+    parser.usage = f"{parser.prog} MODEL OUT [options]"
+    parser.epilog = f"""targets:
+  onnx  model.onnx of standard operators (opset 20), for ONNX Runtime from version 1.20 on
+
+The folder gets the file, config.json, preprocessor_config.json and export.json. It appears only
+if the file computes what the model does.
+
+examples:
+  {parser.prog} internimage-t exported
+  {parser.prog} upernet-t exported --size 512x1024 --static"""
+    parser.add_argument("model", metavar="MODEL", help="folder of a model, or a repository on the Hub")
+    parser.add_argument("output", metavar="OUT", type=Path, help="folder to make; must not exist, or be empty")
+    parser.add_argument("--target", choices=EXPORT_TARGETS, default="onnx", help="what to write")
+    size_help = "height x width in pixels, such as 512x1024, or one side; default: the image processor's"
+    parser.add_argument("--size", type=_size, metavar="HxW", help=size_help)
+    parser.add_argument("--static", action="store_true", help="for one image of --size, not for any size and batch")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, and print the report."""
+    check_model_name(args.model)
+    if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
+        raise UsageError(f"{args.output} is no empty folder; name a new one, or remove it first.")
+    from hf_internimage.exporting import export
+
+    print(export(args.model, args.output, target=args.target, size=args.size, static=args.static))
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    sides = tuple(int(side or match[1]) for side in match.groups()) if match else (0,)
+    if min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give height x width, such as 512x1024, or one side")
+    return sides[0], sides[-1]
