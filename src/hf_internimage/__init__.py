@@ -30,6 +30,7 @@ _MODULES = (
     "segmentation",
     "speed",
     "training",
+    "visualize",
 )
 
 _FUNCTIONS = {"export": "exporting", "predict": "prediction"}  # name -> its module, which is imported when it is needed

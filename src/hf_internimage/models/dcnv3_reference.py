@@ -269,6 +269,16 @@ def _sampling_grid(
     return rows, columns
 
 
+def sampling_positions(offset: torch.Tensor, geometry: DCNv3Geometry) -> torch.Tensor:
+    """Return where each tap samples, (N, Ho, Wo, G, P, 2), as pairs (x, y) in pixels of `value`; the first one is 0.
+
+    Computed in float64; `offset` (N, Ho, Wo, G*P*2) is not checked.
+    """
+    rows, columns = _sampling_grid(geometry, (offset.shape[1], offset.shape[2]), torch.float64, offset.device)
+    offsets = offset.to(torch.float64).unflatten(3, (geometry.groups, geometry.num_taps(), 2))
+    return rows + columns - _BORDER + offsets * geometry.offset_scale
+
+
 # For plain eager calls only: tensors made under a tracer or a transform must not be kept after it.
 _kept_sampling_grid = lru_cache(maxsize=64)(_sampling_grid)
 

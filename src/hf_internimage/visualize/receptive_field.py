@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""The effective receptive field: how much each pixel of the image moves the centre of a feature map."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..models.modeling_internimage import InternImageTrunk
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """The effective receptive field of a feature pixel, averaged over images.
+
+    Attributes:
+        energy: (H, W), not negative; the sum is 1.
+        centre: (x, y) of the feature pixel in the image, in pixels.
+    """
+
+    energy: np.ndarray
+    centre: tuple[float, float]
+
+    def share_within(self, radius: float) -> float:
+        """Return the share of the energy at a distance of at most `radius` pixels from the centre."""
+        return float(self.energy[self._distances() <= radius].sum())
+
+    def radius_of(self, share: float) -> float:
+        """Return the least radius in pixels within which that share of the energy lies.
+
+        Raises:
+            ValueError: for a share that is not between 0 and 1.
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share is {share}, expected a number above 0, at most 1.")
+        distances = self._distances().ravel()
+        order = np.argsort(distances, kind="stable")
+        sums = np.cumsum(self.energy.ravel()[order])
+        return float(distances[order][min(np.searchsorted(sums, share * sums[-1]), len(sums) - 1)])
+
+    def _distances(self) -> np.ndarray:
+        height, width = self.energy.shape
+        lines, columns = np.mgrid[:height, :width]
+        return np.hypot(columns - self.centre[0], lines - self.centre[1])
+
+
+def effective_receptive_field(
+    model: nn.Module | Callable[[torch.Tensor], torch.Tensor],
+    pixel_values: torch.Tensor,
+    *,
+    stage: int = 4,
+    batch_size: int = 1,
+) -> ReceptiveField:
+    """Return how much each pixel moves the feature pixel at the centre of a stage.
+
+    That is the absolute gradient of the sum of the feature pixel's channels with respect to the pixels, summed over
+    colours and averaged over images.
+
+    Args:
+        model: a model with an InternImage in it; another model whose output has the `hidden_states` of the stem and the
+            stages, (N, C, h, w) each, such as ConvNeXt; or a function from pixels to a feature map.
+        pixel_values: images, (N, C, H, W). Random pixels show the architecture, real images what it does with them.
+        stage: from 1; ignored for a function.
+        batch_size: images at a time.
+
+    Source: Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", 2016.
+
+    Raises:
+        ValueError: for a stage that is not there, or a model without feature maps.
+
+    >>> field = effective_receptive_field(model, torch.randn(8, 3, 224, 224), stage=3)  # doctest: +SKIP
+    >>> field.radius_of(0.5)  # doctest: +SKIP
+    """
+    features_of = _features_of(model, stage) if isinstance(model, nn.Module) else model
+    training = getattr(model, "training", False)
+    energy = np.zeros(pixel_values.shape[2:])
+    size = (1, 1)
+    try:
+        if isinstance(model, nn.Module):
+            model.eval()
+        with torch.enable_grad():
+            for pixels in pixel_values.split(batch_size):
+                leaf = pixels.detach().clone().requires_grad_()
+                features = features_of(leaf)
+                size = (features.shape[2], features.shape[3])
+                (gradient,) = torch.autograd.grad(features[:, :, size[0] // 2, size[1] // 2].sum(), leaf)
+                energy += gradient.abs().sum((0, 1)).double().cpu().numpy()
+    finally:
+        if isinstance(model, nn.Module):
+            model.train(training)
+    strides = [side / count for side, count in zip(pixel_values.shape[2:], size, strict=True)]
+    # With 3x3 convolutions of padding 1, feature pixel i lies over image pixel i * stride.
+    stride_y, stride_x = (2 ** round(np.log2(stride)) if stride > 1 else 1 for stride in strides)
+    return ReceptiveField(energy / max(energy.sum(), 1e-300), (size[1] // 2 * stride_x, size[0] // 2 * stride_y))
+
+
+def _features_of(model: nn.Module, stage: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    trunk = next((part for part in model.modules() if isinstance(part, InternImageTrunk)), None)
+    if trunk is not None:
+        if not 1 <= stage <= len(trunk.levels):
+            raise ValueError(f"stage is {stage}, expected 1 to {len(trunk.levels)}.")
+        return lambda pixels: trunk.encode(pixels)[stage]
+
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        states = model(pixels, output_hidden_states=True, return_dict=True).get("hidden_states")
+        if not states or any(state.dim() != 4 for state in states):
+            raise ValueError(f"{type(model).__name__} returns no feature maps (N, C, h, w) as `hidden_states`.")
+        if not 1 <= stage < len(states):
+            raise ValueError(f"stage is {stage}, expected 1 to {len(states) - 1}.")
+        return states[stage]
+
+    return features
+
+
+__all__ = ["ReceptiveField", "effective_receptive_field"]
