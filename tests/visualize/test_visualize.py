@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 from support.golden_data import TINY, awaken, golden_model, model_input, tiny_config
+from support.golden_detectors import golden_dino, golden_images
 from torch import nn
 from transformers import ConvNextConfig, ConvNextModel
 
 from hf_internimage import InternImageForImageClassification, dcnv3, visualize
+from hf_internimage.models.modeling_internimage_dino import InternImageDinoSampling
 from hf_internimage.visualize.blocks import find_trunk, recorded_taps, run
 
 
@@ -254,3 +256,44 @@ def test_mistakes_are_named(model, pixels, arguments, message):
 def test_models_without_an_internimage_are_refused():
     with pytest.raises(ValueError, match="Linear holds no InternImage"):
         visualize.offset_statistics(nn.Linear(1, 1), torch.randn(1, 3, 64, 64))
+
+
+def test_queries_sample_where_the_decoder_does():
+    """DINO's own sampling reads the mean of a query's points off maps of coordinates, where samples are exact."""
+    detector, pixels = golden_dino(), golden_images()[0][:1]
+    sampling = next(part for part in detector.decoder.layers[1].modules() if isinstance(part, InternImageDinoSampling))
+    kept = []
+    handle = sampling.register_forward_pre_hook(lambda module, inputs: kept.append(inputs))
+    detected = detector(pixels)
+    handle.remove()
+    value, shapes, shapes_list, starts, locations, weights, step = kept[0]
+    maps = []
+    for height, width in shapes_list:
+        y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+        maps.append(torch.stack((x, y), -1).view(-1, 2))
+    coordinates = torch.cat(maps)[None, :, None].repeat(1, 1, value.shape[2], 1)
+    with torch.no_grad():
+        read = sampling(coordinates, shapes, shapes_list, starts, locations, weights, step)[0]
+    edge = 0.5 / shapes[:, [1, 0]].view(1, 1, -1, 1, 2)  # (x, y) of the outer pixels' centres
+    inside = ((locations[0] >= edge) & (locations[0] <= 1 - edge)).flatten(1).all(1)
+    assert inside.any()
+    height, width = pixels.shape[2:]
+    for query in inside.nonzero().flatten().tolist():
+        points = visualize.query_points(detector, pixels, query=query, layer=1)
+        np.testing.assert_allclose(points.weights.sum(-1), 1, atol=1e-6)
+        mean = (points.positions * points.weights[..., None]).sum(1)
+        expected = read[query].view(-1, 2).numpy() * [width, height] - 0.5
+        np.testing.assert_allclose(mean, expected, atol=1e-3)
+        box = detected.pred_boxes[0, query].detach().numpy()
+        np.testing.assert_allclose(points.centre, box[:2] * [width, height] - 0.5, rtol=1e-5)
+    best = detected.logits[0].amax(-1).argmax()
+    named = visualize.query_points(detector, pixels, query=int(best))
+    np.testing.assert_array_equal(visualize.query_points(detector, pixels).positions, named.positions)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"query": 20}, "query is 20, expected 0 to 19"), ({"layer": 9}, "layer is 9, expected")]
+)
+def test_queries_that_are_not_there(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        visualize.query_points(golden_dino(), golden_images()[0][:1], **arguments)

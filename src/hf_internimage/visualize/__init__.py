@@ -11,6 +11,7 @@ from .figures import (
     to_images,
 )
 from .offset_statistics import BlockOffsets, offset_statistics
+from .queries import query_points
 from .receptive_field import ReceptiveField, effective_receptive_field
 from .sampling import SamplingPoints, sampling_points
 
@@ -27,6 +28,7 @@ __all__ = [
     "effective_receptive_field",
     "feature_colours",
     "offset_statistics",
+    "query_points",
     "sampling_points",
     "to_images",
 ]
