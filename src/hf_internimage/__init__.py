@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _CLASSES = auto.public_classes()
 _OPTIONAL_CLASSES = auto.optional_classes()
 _MODULES = (
+    "app",
     "checkpoints",
     "complexity",
     "conversion",

@@ -19,11 +19,24 @@ from typing import Any
 from .usage import Parser, UsageError
 
 PROGRAM = "hf-internimage"
-COMMANDS = ("train", "evaluate", "predict", "convert", "export", "push", "models", "env", "benchmark", "reproduce")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "app",
+    "convert",
+    "export",
+    "push",
+    "models",
+    "env",
+    "benchmark",
+    "reproduce",
+)
 # Errors with a message for the user. Those of other packages by their names, since their classes would import torch.
 _EXPECTED = (OSError, ValueError)
 _EXPECTED_NAMES = {"BackendError", "OutOfMemoryError", "PushError", "SafetensorError"}
 _EXTRAS = {
+    "gradio": "app",
     "kernels": "hub-kernel",
     "torchvision": "torchvision",
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "export"),
