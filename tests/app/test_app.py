@@ -84,14 +84,16 @@ def test_sampling_points_and_fields_are_drawn(classifier, folders):
     photo = upload(folders / "photo.png")
     view = classifier.predict(photo, api_name="/model_view")
     assert Image.open(view).size == (64, 64)
-    first, second = (
-        classifier.predict(photo, x, 20, 3, 1, 1, "all", api_name="/sampling_points")["plot"] for x in (10, 50)
-    )
-    assert first.startswith("data:image")
-    assert first != second
-    assert classifier.predict(photo, 10, 20, 3, 2, 2, "1", api_name="/sampling_points")["plot"].startswith("data:image")
-    assert classifier.predict(photo, 2, api_name="/receptive_field")["plot"].startswith("data:image")
-    assert classifier.predict(photo, "cow", api_name="/class_activation")["plot"].startswith("data:image")
+
+    def points(*values):
+        return np.asarray(Image.open(classifier.predict(photo, *values, api_name="/sampling_points")))
+
+    assert points(10, 20, 3, 1, 1, "all").shape == (450, 450, 3)
+    assert (points(10, 20, 3, 1, 1, "all") != points(50, 20, 3, 1, 1, "all")).any()
+    assert (points(10, 20, 3, 2, 2, "all") != points(10, 20, 3, 2, 1, "all")).any()
+    fields = Image.open(classifier.predict(photo, 2, api_name="/receptive_field"))
+    assert fields.width > 2 * fields.height
+    assert Image.open(classifier.predict(photo, "cow", api_name="/class_activation")).size == (450, 450)
 
 
 @pytest.mark.slow

@@ -133,6 +133,7 @@ def test_fields_of_stages_are_about_their_centre(model, stage):
     mean = ((field.energy * columns).sum(), (field.energy * lines).sum())
     stride = 4 * 2 ** (stage - 1)
     assert field.centre == (128 // stride // 2 * stride, 96 // stride // 2 * stride)
+    assert 0 < field.radius_of(0.5) < 2 * stride + 4
     np.testing.assert_allclose(mean, field.centre, atol=stride / 4)
     with pytest.raises(ValueError, match="stage is 5, expected 1 to 4"):
         visualize.effective_receptive_field(model, torch.randn(1, 3, 64, 64), stage=5)
@@ -143,6 +144,7 @@ def test_other_models_have_fields_too():
     field = visualize.effective_receptive_field(model, torch.randn(1, 3, 64, 64), stage=2)
     assert field.energy.sum() == pytest.approx(1)
     assert 0 < field.radius_of(0.5) < field.radius_of(0.9) < 40
+    assert field.centre == (35.5, 35.5)  # the middle of the fifth patch of 8 pixels
     assert model.training is ConvNextModel(model.config).training
 
 

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
+from ..plain_text import show
 from ..prediction.output import files_for
 from .viewer import Viewer
 
@@ -18,83 +22,35 @@ _KEPT_UPLOADS = (600, 3600)  # seconds: look every 10 minutes, delete what is ol
 _TITLE = "InternImage"
 
 
-class _Upload(gradio.Image):
-    """An image that stays an uploaded file: this package decodes it, and says what is wrong with it."""
-
-    is_template = True  # for Gradio, it is its base class
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
-
-
 def build(viewers: list[Viewer]) -> gradio.Blocks:
     """Return the application for one model, or for two side by side, such as before and after a fine-tuning.
 
     The first model is the one of the pages about sampling points and receptive fields.
     """
     first = viewers[0]
-    stages = len(first.depths)
     with gradio.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=_KEPT_UPLOADS) as app:
         gradio.Markdown(f"# {_TITLE}\n" + "\n".join(f"**{viewer.name}**: {viewer.description}  " for viewer in viewers))
         with gradio.Row():
-            image = _Upload(sources=["upload", "clipboard"], label="Image", height=320)
-            threshold = gradio.Slider(
-                0.05, 1, 0.3, step=0.05, label="Least score", visible=first.predictor.task == "object-detection"
-            )
-        with gradio.Tab("Predict"), gradio.Row():
-            for number, viewer in enumerate(viewers):
-                with gradio.Column():
-                    _prediction(viewer, image, threshold, "predict" if number == 0 else f"predict_{number + 1}")
-        with gradio.Tab("Sampling points"):
-            gradio.Markdown(
-                "Click into the left picture, which is what the model sees. Points are larger with their weight; "
-                "colours are groups."
-            )
-            with gradio.Row():
-                stage = gradio.Slider(1, stages, min(3, stages), step=1, label="Stage")
-                block = gradio.Slider(1, max(first.depths), 1, step=1, label="Block (the last one if there are fewer)")
-                layers = gradio.Slider(1, 4, 1, step=1, label="Layers composed")
-                group = gradio.Dropdown(["all", *map(str, range(max(first.groups)))], value="all", label="Group")
-            with gradio.Row():
-                view = gradio.Image(type="pil", label="What the model sees", interactive=False)
-                points = gradio.Plot(label="Sampling points")
-            with gradio.Row():
-                x = gradio.Number(0, label="x", precision=0, minimum=0)
-                y = gradio.Number(0, label="y", precision=0, minimum=0)
-            inputs = [image, x, y, stage, block, layers, group]
-            image.change(_caught(lambda path: first.model_view(path)), image, view, api_name="model_view")
-            view.select(_clicked, None, [x, y], api_visibility="private").then(
-                _caught(lambda *values: _sampling(first, *values)), inputs, points, api_name="sampling_points"
-            )
-            for control in (stage, block, layers, group):
-                control.change(
-                    _caught(lambda *values: _sampling(first, *values)), inputs, points, api_visibility="private"
-                )
-        with gradio.Tab("Receptive field"):
-            gradio.Markdown("How much each pixel moves the centre of a stage's features, on this image.")
-            field_stage = gradio.Slider(1, stages, min(3, stages), step=1, label="Stage")
-            fields = gradio.Plot(label="Effective receptive field")
-            gradio.Button("Compute").click(
-                _caught(lambda path, number: first.receptive_fields(path, int(number))),
-                [image, field_stage],
-                fields,
-                api_name="receptive_field",
-            )
-        if first.predictor.task == "image-classification":
-            with gradio.Tab("Class activation"):
-                names = first.predictor.label_names
-                label = gradio.Dropdown(names, value=None, label="Class (none: the most probable one)")
-                activation = gradio.Plot(label="Where the last stage speaks for the class")
-                gradio.Button("Compute").click(
-                    _caught(first.activation), [image, label], activation, api_name="class_activation"
-                )
-        with gradio.Tab("Many images"):
-            files = gradio.File(file_count="multiple", label=f"Images, at most {_MOST_FILES}", type="filepath")
-            archive = gradio.File(label="Tables and pictures")
-            notes = gradio.Textbox(label="Notes", lines=3)
-            gradio.Button("Predict all").click(
-                lambda paths: _predict_many(first, paths), files, [archive, notes], api_name="predict_many"
-            )
+            with gradio.Column(scale=1, min_width=280):
+                image = gradio.Image(sources=["upload", "clipboard"], label="Image", height=320, type="filepath")
+                # This package decodes the file, and says what is wrong with it.
+                image.preprocess = _path_of  # type: ignore[method-assign]
+                is_detector = any(viewer.predictor.task == "object-detection" for viewer in viewers)
+                threshold = gradio.Slider(0.05, 1, 0.3, step=0.05, label="Least score", visible=is_detector)
+            with gradio.Column(scale=3):
+                with gradio.Tab("Predict"), gradio.Row():
+                    for number, viewer in enumerate(viewers, start=1):
+                        with gradio.Column(min_width=280):
+                            _prediction(viewer, image, threshold, "predict" if number == 1 else f"predict_{number}")
+                with gradio.Tab("Sampling points"):
+                    _sampling_page(first, image)
+                with gradio.Tab("Receptive field"):
+                    _field_page(first, image)
+                if first.predictor.task == "image-classification":
+                    with gradio.Tab("Class activation"):
+                        _activation_page(first, image)
+                with gradio.Tab("Many images"):
+                    _archive_page(first)
     return app
 
 
@@ -106,14 +62,19 @@ def serve(viewers: list[Viewer], *, port: int | None = None, open_browser: bool 
         port: None for the first free one from 7860 on.
         open_browser: show it at once.
     """
-    build(viewers).queue(max_size=32).launch(
+    app = build(viewers).queue(max_size=32)
+    _, address, _ = app.launch(
         server_name="127.0.0.1",
         server_port=port,
         inbrowser=open_browser,
         share=False,
         max_file_size=_UPLOAD_LIMIT,
         show_error=True,
+        prevent_thread_lock=True,
+        quiet=True,
     )
+    show(f"{address} (Ctrl-C ends it)")
+    app.block_thread()
 
 
 def _prediction(viewer: Viewer, image: Any, threshold: Any, api_name: str) -> None:
@@ -135,9 +96,85 @@ def _prediction(viewer: Viewer, image: Any, threshold: Any, api_name: str) -> No
     threshold.release(_caught(predict, len(outputs)), [image, threshold], outputs, api_visibility="private")
 
 
-def _sampling(viewer: Viewer, path: str, x: int, y: int, stage: float, block: float, layers: float, group: str) -> Any:
-    number = None if group == "all" else int(group)
-    return viewer.sampling(path, (x, y), int(stage), int(block), int(layers), number)
+def _sampling_page(viewer: Viewer, image: Any) -> None:
+    gradio.Markdown(
+        "Click into the left picture, which is what the model sees. Points are larger with their weight; colours are "
+        "groups."
+    )
+    with gradio.Row():
+        view = gradio.Image(type="pil", label="What the model sees", interactive=False)
+        points = gradio.Image(label="Sampling points", interactive=False)
+    stages = len(viewer.depths)
+    with gradio.Row():
+        stage = gradio.Slider(1, stages, min(3, stages), step=1, label="Stage")
+        block = gradio.Slider(1, max(viewer.depths), 1, step=1, label="Block (or the last one)")
+        layers = gradio.Slider(1, 4, 1, step=1, label="Layers composed")
+    with gradio.Row():
+        group = gradio.Dropdown(["all", *map(str, range(max(viewer.groups)))], value="all", label="Group")
+        x = gradio.Number(0, label="x", precision=0, minimum=0)
+        y = gradio.Number(0, label="y", precision=0, minimum=0)
+
+    def draw(path: str, x: int, y: int, stage: float, block: float, layers: float, group: str) -> Any:
+        number = None if group == "all" else int(group)
+        return _picture(viewer.sampling(path, (x, y), int(stage), int(block), int(layers), number))
+
+    draw_or_tell, inputs = _caught(draw), [image, x, y, stage, block, layers, group]
+    image.change(_caught(viewer.model_view), image, view, api_name="model_view")
+    view.select(_clicked, None, [x, y], api_visibility="private").then(
+        draw_or_tell, inputs, points, api_name="sampling_points"
+    )
+    for control in (stage, block, layers, group):
+        control.change(draw_or_tell, inputs, points, api_visibility="private")
+
+
+def _field_page(viewer: Viewer, image: Any) -> None:
+    gradio.Markdown(
+        "How much each pixel moves the feature pixel at the centre, on this image at 224x224. The circle holds half "
+        "of it."
+    )
+    stages = len(viewer.depths)
+    stage = gradio.Slider(1, stages, min(3, stages), step=1, label="Stage")
+    fields = gradio.Image(label="Effective receptive field", show_label=False, interactive=False)
+    gradio.Button("Compute").click(
+        _caught(lambda path, number: _picture(viewer.receptive_fields(path, int(number)))),
+        [image, stage],
+        fields,
+        api_name="receptive_field",
+    )
+
+
+def _activation_page(viewer: Viewer, image: Any) -> None:
+    label = gradio.Dropdown(viewer.predictor.label_names, value=None, label="Class (none: the most probable one)")
+    activation = gradio.Image(
+        label="Where the last stage's features speak for the class", show_label=False, interactive=False
+    )
+    gradio.Button("Compute").click(
+        _caught(lambda path, name: _picture(viewer.activation(path, name))),
+        [image, label],
+        activation,
+        api_name="class_activation",
+    )
+
+
+def _archive_page(viewer: Viewer) -> None:
+    files = gradio.File(file_count="multiple", label=f"Images, at most {_MOST_FILES}", type="filepath")
+    archive = gradio.File(label="Tables and pictures")
+    notes = gradio.Textbox(label="Notes", lines=3)
+    gradio.Button("Predict all").click(
+        lambda paths: _predict_many(viewer, paths), files, [archive, notes], api_name="predict_many"
+    )
+
+
+def _picture(figure: Figure) -> np.ndarray:
+    """Return a figure as pixels (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _path_of(payload: Any) -> str | None:
+    """Return the path of an uploaded file."""
+    return None if payload is None else payload.path
 
 
 def _clicked(event: gradio.SelectData) -> tuple[int, int]:

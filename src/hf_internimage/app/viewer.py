@@ -5,12 +5,14 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import nn
+from transformers import ConvNextConfig, ConvNextModel
 
 from .. import visualize
 from ..ops.dcnv3 import backend_for
@@ -128,14 +130,23 @@ class Viewer:
         return visualize.draw_sampling_points(image, points, group=group)
 
     def receptive_fields(self, path: str, stage: int) -> Figure:
-        """Draw the receptive field of a stage on the image, beside that of a ConvNeXt with random weights."""
-        pixels = torch.nn.functional.interpolate(
-            self._pixels(path), (_FIELD_SIDE, _FIELD_SIDE), mode="bilinear", antialias=True
-        )
+        """Draw the receptive field of a stage on the image, beside those of two models with random weights."""
+        pixels = F.interpolate(self._pixels(path), (_FIELD_SIDE, _FIELD_SIDE), mode="bilinear", antialias=True)
+        trunk = find_trunk(self.predictor.model)
         with self._lock:
-            own = visualize.effective_receptive_field(self.predictor.model, pixels, stage=stage)
-            other = visualize.effective_receptive_field(self._convnext().to(pixels.device), pixels, stage=stage)
-        return visualize.draw_receptive_fields({"this model": own, "ConvNeXt-T, random weights": other})
+            fields = {"this model": visualize.effective_receptive_field(trunk, pixels, stage=stage)}
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                others: dict[str, nn.Module] = {
+                    "its architecture,\nrandom weights": type(trunk)(trunk.config),
+                    # a layer scale of 1e-6, as for training, would show the downsampling alone
+                    "ConvNeXt-T,\nrandom weights": ConvNextModel(ConvNextConfig(layer_scale_init_value=1.0)),
+                }
+            for title, model in others.items():
+                fields[title] = visualize.effective_receptive_field(
+                    model.to(pixels.device, pixels.dtype), pixels, stage=min(stage, 4)
+                )
+        return visualize.draw_receptive_fields(fields)
 
     def activation(self, path: str, label: str | None) -> Figure:
         """Draw where the features of a classifier's last stage speak for a class; None for the most probable one.
@@ -158,14 +169,6 @@ class Viewer:
         model = self.predictor.model
         pixels = self.predictor.image_processor(source.image, return_tensors="pt")["pixel_values"]
         return pixels.to(model.device, model.dtype)
-
-    def _convnext(self) -> Any:
-        if not hasattr(self, "_other"):
-            from transformers import ConvNextConfig, ConvNextModel
-
-            torch.manual_seed(0)
-            self._other = ConvNextModel(ConvNextConfig()).eval()
-        return self._other
 
 
 def above(detection: Detection, threshold: float) -> Detection:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The effective receptive field: how much each pixel of the image moves the centre of a feature map."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,11 +53,13 @@ def effective_receptive_field(
     *,
     stage: int = 4,
     batch_size: int = 1,
+    mixtures: int = 4,
 ) -> ReceptiveField:
     """Return how much each pixel moves the feature pixel at the centre of a stage.
 
-    That is the absolute gradient of the sum of the feature pixel's channels with respect to the pixels, summed over
-    colours and averaged over images.
+    That is the size of the derivative of the feature pixel's channels with respect to a pixel: the root of the sum of
+    squares over channels and colours, estimated from random mixtures of the channels, and averaged over images. (The
+    plain sum of the channels would not do: after a LayerNorm it is constant.)
 
     Args:
         model: a model with an InternImage in it; another model whose output has the `hidden_states` of the stem and the
@@ -64,6 +67,9 @@ def effective_receptive_field(
         pixel_values: images, (N, C, H, W). Random pixels show the architecture, real images what it does with them.
         stage: from 1; ignored for a function.
         batch_size: images at a time.
+        mixtures: of the channels, which are the same at each call.
+
+    The centre is where an InternImage's feature pixel lies, and the middle of the patch for other models.
 
     Source: Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", 2016.
 
@@ -85,19 +91,43 @@ def effective_receptive_field(
                 leaf = pixels.detach().clone().requires_grad_()
                 features = features_of(leaf)
                 size = (features.shape[2], features.shape[3])
-                (gradient,) = torch.autograd.grad(features[:, :, size[0] // 2, size[1] // 2].sum(), leaf)
-                energy += gradient.abs().sum((0, 1)).double().cpu().numpy()
+                channels = features[:, :, size[0] // 2, size[1] // 2]
+                squares = torch.zeros_like(leaf[:, 0])
+                for mixture in _mixtures(channels, mixtures):
+                    (gradient,) = torch.autograd.grad((channels * mixture).sum(), leaf, retain_graph=True)
+                    squares += gradient.square().sum(1)
+                energy += squares.sqrt().sum(0).double().cpu().numpy()
     finally:
         if isinstance(model, nn.Module):
             model.train(training)
-    strides = [side / count for side, count in zip(pixel_values.shape[2:], size, strict=True)]
-    # With 3x3 convolutions of padding 1, feature pixel i lies over image pixel i * stride.
-    stride_y, stride_x = (2 ** round(np.log2(stride)) if stride > 1 else 1 for stride in strides)
-    return ReceptiveField(energy / max(energy.sum(), 1e-300), (size[1] // 2 * stride_x, size[0] // 2 * stride_y))
+    return ReceptiveField(energy / max(energy.sum(), 1e-300), _centre(model, energy.shape, size))
+
+
+def _mixtures(channels: torch.Tensor, count: int) -> torch.Tensor:
+    """Return weights of the channels (N, C), normal and always the same: (count, C)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, channels.shape[1], generator=generator).to(channels)
+
+
+def _centre(model: Any, image_size: Sequence[int], size: tuple[int, int]) -> tuple[float, float]:
+    """Return the (x, y) of the image over which the feature pixel at the centre of a map lies."""
+    y, x = (_position(count // 2, side / count, model) for count, side in zip(size, image_size, strict=True))
+    return x, y
+
+
+def _position(index: int, pixels: float, model: Any) -> float:
+    stride = 2 ** round(np.log2(pixels)) if pixels > 1 else 1  # the map's size may be rounded up
+    if isinstance(model, nn.Module) and _trunk(model) is not None:
+        return float(index * stride)  # by its 3x3 convolutions of stride 2 and padding 1
+    return index * stride + (stride - 1) / 2  # the middle of the patch of `stride` pixels
+
+
+def _trunk(model: nn.Module) -> InternImageTrunk | None:
+    return next((part for part in model.modules() if isinstance(part, InternImageTrunk)), None)
 
 
 def _features_of(model: nn.Module, stage: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    trunk = next((part for part in model.modules() if isinstance(part, InternImageTrunk)), None)
+    trunk = _trunk(model)
     if trunk is not None:
         if not 1 <= stage <= len(trunk.levels):
             raise ValueError(f"stage is {stage}, expected 1 to {len(trunk.levels)}.")
