@@ -20,6 +20,7 @@ import packaging.utils
 import pytest
 from PIL import Image
 from support.loading import run_python
+from support.loopback_hub import LoopbackHub
 from support.operator_cases import CPU_FALLBACK
 from support.paths import ROOT
 
@@ -395,11 +396,10 @@ def command(sdist, tmp_path_factory):
     (folder / "work").mkdir()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
 
-    def run(*arguments, status=0):
+    def run(*arguments, status=0, variables=None):
         line = [programs / "hf-internimage", *map(str, arguments)]
-        done = subprocess.run(
-            line, cwd=folder / "work", env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
+        options = {"capture_output": True, "text": True, "timeout": 300, "check": False}
+        done = subprocess.run(line, cwd=folder / "work", env=environment | (variables or {}), **options)
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -408,8 +408,8 @@ def command(sdist, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_command_of_a_wheel_runs_the_quickstart(command):
-    """Train by a recipe, evaluate, and write what a push would upload; nothing comes from the checkout."""
+def test_the_command_of_a_wheel_runs_the_quickstart(command, tmp_path):
+    """Train by a recipe, predict a folder, evaluate, and push to a Hub; nothing comes from the checkout."""
     generator = np.random.default_rng(0)
     for name, colour in (("red", (200, 40, 40)), ("blue", (40, 40, 200))):
         (command.folder / "photos" / name).mkdir(parents=True)
@@ -425,10 +425,21 @@ def test_the_command_of_a_wheel_runs_the_quickstart(command):
     command("evaluate", "out", "--validation_dir", "photos", "--device", "cpu", "--output_dir", "scores")
     result = json.loads((command.folder / "scores" / "eval_evaluation.json").read_text())
     assert result["samples"] == 16
-    pushed = ["--result", Path("scores", "eval_evaluation.json"), "--dry-run", "--output-dir", "repository"]
-    assert command("push", "out", "me/photos", *pushed) == "written to repository\n"
-    assert "modeling_internimage.py" in os.listdir(command.folder / "repository")
-    assert (command.folder / "repository" / "README.md").stat().st_size > 500
+    said = command("predict", "out", "photos", "--output", "predictions", "--device", "cpu")
+    assert "16 images in " in said
+    assert "written to predictions: " in said
+    predictions = command.folder / "predictions"
+    assert len((predictions / "predictions.csv").read_text().splitlines()) >= 17
+    with Image.open(predictions / "contact_sheet.jpg") as sheet:
+        assert min(sheet.size) > 100
+    with LoopbackHub(tmp_path / "hub") as hub:
+        card = ["--result", Path("scores", "eval_evaluation.json")]
+        said = command("push", "out", "tester/photos", *card, variables=hub.environment(tmp_path / "home"))
+        assert said.startswith(f"pushed: {hub.url}/tester/photos/")
+        files = hub.files("tester/photos")
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_internimage.py"} <= set(files)
+    assert files["model.safetensors"] == (command.folder / "out" / "model.safetensors").read_bytes()
+    assert f"{100 * result['metrics']['top1']:.1f}" in files["README.md"].decode()
 
 
 @pytest.mark.slow
