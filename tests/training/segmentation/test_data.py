@@ -128,17 +128,23 @@ def test_maps_of_any_kind_are_numbers(tmp_path):
         assert (decoded == classes.astype(int) + shift).all()
 
 
-def test_images_of_a_batch_have_one_size():
+def test_images_of_several_sizes_are_padded():
     examples = [
-        {"pixel_values": torch.zeros(3, *size), "labels": torch.zeros(size, dtype=torch.int64)}
-        for size in ((4, 6), (4, 6), (4, 5))
+        {"pixel_values": torch.ones(3, *size), "labels": torch.zeros(size, dtype=torch.int64)}
+        for size in ((4, 6), (4, 6), (5, 3))
     ]
     assert {name: tuple(values.shape) for name, values in collate(examples[:2]).items()} == {
         "pixel_values": (2, 3, 4, 6),
         "labels": (2, 4, 6),
     }
-    with pytest.raises(ValueError, match=r"sizes, such as \(4, 5\) and \(4, 6\): set per_device_eval_batch_size to 1"):
-        collate(examples)
+    batch = collate(examples)
+    assert batch["sizes"].tolist() == [[4, 6], [4, 6], [5, 3]]
+    for pixels, labels, (height, width) in zip(batch["pixel_values"], batch["labels"], batch["sizes"], strict=True):
+        assert (pixels.shape, labels.shape) == ((3, 5, 6), (5, 6))
+        assert pixels[:, :height, :width].all()
+        assert pixels.sum() == 3 * height * width
+        assert not labels[:height, :width].any()
+        assert (labels == 255).sum() == 30 - height * width
 
 
 def test_reduced_labels(scenes):

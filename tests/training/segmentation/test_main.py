@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from support.paths import RECIPE_FOLDER
-from support.segmentation_scenes import NAMES, scene, write_all
+from support.segmentation_scenes import NAMES, scene, write, write_all
 from support.segmentation_scenes import arguments as data_arguments
 from support.training_scripts import as_arguments, only_labels
 from transformers import (
@@ -345,6 +345,32 @@ def test_an_image_without_a_labelled_pixel_costs_nothing(trained, tmp_path):
     assert all((parameter.grad == 0).all() for parameter in model.parameters())
     labels[0, 0, 0] = 1
     assert run.compute_loss(model, {"pixel_values": torch.randn(2, 3, 32, 32), "labels": labels}) > 0
+
+
+def test_a_batch_of_several_sizes_is_evaluated_as_single_images(trained, tmp_path, caplog):
+    for index, (height, width) in enumerate([(40, 48), (48, 40), (40, 48), (40, 64), (48, 40)]):
+        write(tmp_path / str(index), 1, index, height=height, width=width)
+        for kind in ("images", "masks"):
+            (tmp_path / "scenes" / kind).mkdir(parents=True, exist_ok=True)
+            shutil.move(tmp_path / str(index) / kind / f"{index:02d}.png", tmp_path / "scenes" / kind)
+    results = []
+    for batch_size in (1, 4):
+        arguments = script.read_arguments(
+            [
+                *(f"--model_name_or_path={trained}", f"--validation_dir={tmp_path / 'scenes'}", "--do_eval"),
+                *("--use_cpu=true", "--report_to=none", f"--output_dir={tmp_path / 'out'}"),
+                f"--per_device_eval_batch_size={batch_size}",
+            ]
+        )
+        data = load_data(arguments.data, splits=("validation",), label_names=NAMES)
+        model = AutoModelForSemanticSegmentation.from_pretrained(trained)
+        processor = script.build_processor(arguments, model)
+        trainer = script.build_trainer(arguments, data, model, processor)
+        results.append(trainer.evaluate())
+    for name in ("eval_loss", "eval_mean_iou", "eval_overall_accuracy"):
+        assert results[0][name] == pytest.approx(results[1][name], abs=1e-5), name
+    assert results[0]["eval_mean_iou"] > 0.3
+    assert caplog.text.count("have several sizes: each size is evaluated by itself") == 1
 
 
 def test_evaluation_refuses_other_classes(trained, scenes, tmp_path, capsys):

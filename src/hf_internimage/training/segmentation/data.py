@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from datasets import Dataset, DatasetInfo, Features
 from datasets import Image as ImageFeature
 from datasets.table import InMemoryTable
@@ -162,16 +163,17 @@ class ProcessorTransform:
 def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Stack examples to a batch: `pixel_values` (N, 3, H, W) and `labels` (N, H, W).
 
-    Raises:
-        ValueError: if they have several sizes.
+    Examples of several sizes, as evaluation has them, are padded to the right and below to the largest one, with labels
+    of no class; `sizes` (N, 2) then holds the height and width of each.
     """
-    sizes = sorted({tuple(example["labels"].shape) for example in examples})
-    if len(sizes) > 1:
-        raise ValueError(
-            f"Images of a batch come out in several sizes, such as {sizes[0]} and {sizes[1]}: set "
-            "per_device_eval_batch_size to 1."
-        )
-    return {name: torch.stack([example[name] for example in examples]) for name in ("pixel_values", "labels")}
+    sizes = torch.tensor([example["labels"].shape for example in examples])
+    height, width = sizes.amax(0).tolist()
+    pads = [(0, width - w, 0, height - h) for h, w in sizes.tolist()]
+    batch = {
+        name: torch.stack([F.pad(example[name], pad, value=value) for example, pad in zip(examples, pads, strict=True)])
+        for name, value in (("pixel_values", 0), ("labels", IGNORED_LABEL))
+    }
+    return batch if (sizes == sizes[0]).all() else {**batch, "sizes": sizes}
 
 
 @dataclass

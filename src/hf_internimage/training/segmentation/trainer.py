@@ -2,17 +2,21 @@
 """Train semantic segmentation with any head of transformers, scored by mean IoU in bounded memory."""
 
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import EvalPrediction
+from transformers.utils import logging
 
 from ...models.semantic_maps import label_map, semantic_scores
 from ..metric_modules import load_metric_module
 from ..system_trainer import SystemTrainer
 from .augmentation import IGNORED_LABEL
+
+logger = logging.get_logger(__name__)
 
 MEAN_IOU = Path(__file__).with_name("mean_iou.py")
 
@@ -57,21 +61,47 @@ class SegmentationTrainer(SystemTrainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Return the loss, predicted classes (N, H, W) and labels (N, H, W); scores of all classes are not kept."""
+        """Return the loss, predicted classes (N, H, W) and labels (N, H, W); scores of all classes are not kept.
+
+        Images of a batch that have one size go through the model together.
+        """
         inputs: dict[str, Any] = self._prepare_inputs(inputs)  # type: ignore[no-redef]
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-            loss = loss.detach().float()
-            if prediction_loss_only:
-                return loss, None, None
-            labels = inputs["labels"]
-            classes = torch.stack([label_map(scores, [labels.shape[1:]]) for scores in semantic_scores(outputs)])
+        labels = inputs["labels"]
+        classes, losses = torch.full_like(labels, IGNORED_LABEL), []
+        for rows, height, width in self._images_of_one_size(inputs):
+            part = {name: inputs[name][rows][..., :height, :width] for name in ("pixel_values", "labels")}
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss, outputs = self.compute_loss(model, part, return_outputs=True)
+            losses.append(loss.detach().float() * len(rows) / len(labels))
+            if not prediction_loss_only:
+                maps = [label_map(scores, [(height, width)]) for scores in semantic_scores(outputs)]
+                classes[rows, :height, :width] = torch.stack(maps)
+        loss = torch.stack(losses).sum()
+        if prediction_loss_only:
+            return loss, None, None
         for dimension in (1, 2):  # other processes may have images of another size; Trainer pads the first one only
             classes, labels = (
                 self.accelerator.pad_across_processes(maps, dimension, pad_index=IGNORED_LABEL)
                 for maps in (classes, labels)
             )
         return loss, classes, labels
+
+    def _images_of_one_size(self, inputs: dict[str, torch.Tensor]) -> Iterator[tuple[list[int], int, int]]:
+        """Yield the rows of a batch that have the same size, with their height and width.
+
+        Processes that share one model have to call it equally often: there, each row comes by itself.
+        """
+        labels, sizes = inputs["labels"], inputs.get("sizes")
+        if sizes is None:
+            sizes = torch.tensor(labels.shape[1:]).expand(len(labels), 2)
+        else:
+            logger.warning_once("The images of the evaluation have several sizes: each size is evaluated by itself.")
+        is_shared = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        rows_of: dict[tuple[int, ...], list[int]] = {}
+        for row, (height, width) in enumerate(sizes.tolist()):
+            rows_of.setdefault((height, width, row if is_shared else 0), []).append(row)
+        for (height, width, _), rows in rows_of.items():
+            yield rows, height, width
 
 
 def query_labels(labels: torch.Tensor) -> dict[str, list[torch.Tensor]]:
