@@ -24,6 +24,7 @@ from hf_internimage import InternImageForImageClassification
 from hf_internimage.conversion import convert as conversion
 from hf_internimage.hub import PushError, save_for_hub
 from hf_internimage.hub import upload as hub
+from hf_internimage.image_files import BadImageError
 from hf_internimage.training.classification import evaluate_checkpoint
 from hf_internimage.training.classification import main as classification
 from hf_internimage.training.classification.trainer import ClassificationRecipe, ClassificationTrainer
@@ -375,6 +376,14 @@ def test_errors_are_one_line_except_for_debugging(error, tmp_path, capsys):
         (
             ValueError("Caught ValueError in DataLoader worker process 0.\nTraceback\npackage.BadImageError: a.png"),
             "a.png",
+        ),
+        (
+            BadImageError("a.png: is empty; replace or remove the file."),
+            "a.png: is empty; replace or remove the file, or leave out such images with --bad_images skip.",
+        ),
+        (
+            BadImageError("Caught BadImageError in DataLoader worker process 0.\nTraceback\npackage.BadImageError: a: b."),
+            "a: b, or leave out such images with --bad_images skip.",
         ),
     ],
 )

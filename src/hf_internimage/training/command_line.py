@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from ..hub.repository import PushError
 from ..hub.tokens import without_tokens
+from ..image_files import BadImageError
 from .trainer import accumulation_steps, last_complete_checkpoint
 
 SETTINGS_ENDINGS = (".yaml", ".yml", ".json")
@@ -196,11 +197,7 @@ def run_script(
         if arguments is not None and arguments.training.log_level == "debug":
             raise
         token = None if arguments is None else arguments.training.hub_token
-        lines = without_tokens(str(error), token).strip().splitlines() or [type(error).__name__]
-        # The error of a worker process comes as its traceback, whose last line is the message.
-        if "DataLoader worker" in lines[0]:
-            lines = [re.sub(r"^[\w.]+: ", "", lines[-1])]  # without the name of the error's class
-        sys.stderr.write("error: " + "\n".join(lines) + "\n")
+        sys.stderr.write(f"error: {error_text(error, token)}\n")
         return 1
     except RuntimeError as error:
         if "to be installed" in str(error):  # a logger of report_to
@@ -215,6 +212,20 @@ def run_script(
         )
         return 1
     return 0
+
+
+def error_text(error: Exception, token: str | bool | None = None) -> str:
+    """Return the message of an error for the terminal, without access tokens.
+
+    The error of a worker process comes as its traceback, of which the last line is taken. That of an image names the
+    option that leaves such images out.
+    """
+    lines = without_tokens(str(error), token).strip().splitlines() or [type(error).__name__]
+    if "DataLoader worker" in lines[0]:
+        lines = [re.sub(r"^[\w.]+: ", "", lines[-1])]  # without the name of the error's class
+    if isinstance(error, BadImageError):
+        lines[-1] = f"{lines[-1].rstrip('.')}, or leave out such images with --bad_images skip."
+    return "\n".join(lines)
 
 
 def missing_extra(error: Exception) -> str:
@@ -241,6 +252,7 @@ __all__ = [
     "ScriptArguments",
     "UsageError",
     "count_devices",
+    "error_text",
     "json_object",
     "missing_extra",
     "parse",

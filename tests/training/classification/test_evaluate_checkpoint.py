@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import datetime
@@ -93,7 +94,9 @@ def test_result(work, images, tmp_path, capsys):
     assert status == 0, capsys.readouterr().err
     result = json.loads(output.read_text())
     per_class = result.pop("per_class")
-    assert json.loads(capsys.readouterr().out) == result
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == result
+    assert printed.err.endswith(f"written to {output} and {tmp_path / 'result_classes.png'}\n")
     assert len(per_class) == CLASSES
     assert sum(row["images"] for row in per_class) == COUNT
     hits = sum(row["images"] * row["recall"] for row in per_class if row["images"])
@@ -236,8 +239,13 @@ def test_bad_image_is_named(images, work, tmp_path, capsys):
     (tmp_path / "data" / NAMES[1]).mkdir()
     images[0][0].save(tmp_path / "data" / NAMES[0] / "good.png")
     (tmp_path / "data" / NAMES[1] / "bad.png").write_bytes(b"x")
-    assert run("--model", work / "model", "--validation_dir", tmp_path / "data") == 1
-    assert "bad.png: cannot be decoded" in capsys.readouterr().err
+    for workers in (0, 1):
+        options = ["--validation_dir", tmp_path / "data", "--num_workers", workers]
+        assert run("--model", work / "model", *options) == 1
+        error = capsys.readouterr().err
+        assert re.search(r"bad\.png: cannot be decoded \(.*\); replace or remove the file, or leave out such ", error)
+        assert error.endswith("images with --bad_images skip.\n")
+        assert error.count("\n") == 1
 
 
 def test_labels_as_numbers(work, images, tmp_path):
@@ -353,7 +361,9 @@ def test_one_process_prints_and_writes(rank, shown, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(script, "evaluate_model", lambda options, data: {"loss": float("nan")})
     output = tmp_path / "a.json"
     assert run("--model", "a", "--validation_dir", "b", "--output", output) == 0
-    assert capsys.readouterr().out == ('{\n  "loss": null\n}\n' if shown else "")
+    printed = capsys.readouterr()
+    assert printed.out == ('{\n  "loss": null\n}\n' if shown else "")
+    assert printed.err == (f"written to {output}\n" if shown else "")
     assert output.exists() is shown
 
 

@@ -31,12 +31,11 @@ from transformers.utils import logging
 
 from ...devices import DTYPES, find_device
 from ...hub.loading import loading
-from ...hub.tokens import without_tokens
 from ...models import auto
 from ...ops import BackendError
 from ...ops.registry import BACKEND_VARIABLE
 from ..bad_images import image_facts, without_bad_images
-from ..command_line import missing_extra
+from ..command_line import error_text, missing_extra
 from ..evaluation_results import evaluation_result
 from ..json_files import json_text, write_json
 from ..plots import draw_classes
@@ -246,17 +245,20 @@ def evaluate_model(options: EvaluationArguments, data_options: ClassificationDat
     )
 
 
-def write_result(result: dict[str, Any], path: Path) -> None:
-    """Write a result as JSON, and its precision and recall of each class as a picture beside it.
+def write_result(result: dict[str, Any], path: Path) -> list[Path]:
+    """Write a result as JSON, and its precision and recall of each class as a picture beside it; return the files.
 
     The picture of `x_evaluation.json` is `x_classes.png`, that of `x.json` also.
     """
     write_json(result, path)
+    files = [path]
     rows = result.get("per_class", [])
     if rows:
         measures = {name: [row[name] for row in rows] for name in ("recall", "precision")}
         picture = path.with_name(f"{path.stem.removesuffix('_evaluation')}_classes.png")
         draw_classes([row["class"] for row in rows], measures, picture)
+        files.append(picture)
+    return files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -273,7 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = evaluate_model(options, data_options)
         if int(os.environ.get("RANK", "0")) == 0:
             if options.output is not None:
-                write_result(result, Path(options.output))
+                files = write_result(result, Path(options.output))
+                sys.stderr.write(f"written to {' and '.join(map(str, files))}\n")  # standard output is JSON
                 result.pop("per_class", None)  # may be long, and is in the file
             sys.stdout.write(json_text(result))
     except KeyboardInterrupt:
@@ -283,6 +286,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {missing_extra(error)}\n")
         return 1
     except (ValueError, OSError, BackendError, SafetensorError) as error:
-        sys.stderr.write(f"error: {without_tokens(' '.join(str(error).split()))}\n")
+        sys.stderr.write(f"error: {' '.join(error_text(error).split())}\n")
         return 1
     return 0
