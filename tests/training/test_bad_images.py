@@ -385,8 +385,8 @@ def test_images_of_other_pixels_are_told_once_and_counted(workers, tmp_path, mon
     messages = log.read_text().splitlines()
     assert len(messages) <= max(1, workers)  # workers may come upon the first one at the same time
     for message in messages:
-        assert any(f"{name}: is of 16 bits or transparent." in message for name in ("a/1.png", "b/2.png"))
-        assert "hf_internimage.models.rgb_images.to_rgb" in message
+        assert any(f"{name} has 16 bits or transparency" in message for name in ("a/1.png", "b/2.png"))
+        assert "rgb_images.to_rgb(image)" in message
     assert json.loads((output / "eval_evaluation.json").read_text())["images_read_otherwise"] == 2
     card = (output / "README.md").read_text()
     assert "Images of 16 bits or with transparency among the data: 2." in card

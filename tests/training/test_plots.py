@@ -176,6 +176,20 @@ def test_sheet_of_mistakes(kind, figures, tmp_path):
     assert middle.tolist() == [30, 0, 0]
 
 
+def test_a_sheet_of_few_mistakes_has_no_blank_room(figures, tmp_path):
+    sizes = {}
+    for count in (1, 3, 6, 7):
+        images, numbers = [Image.new("RGB", (40, 40))] * count, [0] * count
+        classification_plots.draw_mistakes(
+            images, ["a.png"] * count, numbers, numbers, [0.5] * count, ["a", "b"], tmp_path / "a.png", "title"
+        )
+        assert len(figures[-1].axes) == (count if count < 7 else 12)
+        sizes[count] = Image.open(tmp_path / "a.png").width
+    assert sizes[1] < sizes[6] / 4
+    assert sizes[3] < sizes[6] * 0.6
+    assert sizes[6] == sizes[7]
+
+
 def test_no_mistakes(tmp_path):
     classification_plots.draw_mistakes([], [], [], [], [], ["a", "b"], tmp_path / "a.png", "No mistakes.")
     assert Image.open(tmp_path / "a.png").width > 50

@@ -64,13 +64,13 @@ class ImageReader:
         upright, rgb = decode_in_both_modes(data, name, self.max_pixels)
         check_resized(rgb.size, self.short_side, name, self.max_pixels)
         if is_read_otherwise(upright, rgb):
-            if not self.read_otherwise.any():
-                logger.warning(
-                    f"{name}: is of 16 bits or transparent. Pipelines of transformers read such images as other pixels "
-                    "than this script and our image processors: give them what "
-                    "hf_internimage.models.rgb_images.to_rgb makes of Pillow's image."
-                )
+            is_first = not self.read_otherwise.any()
             self.read_otherwise[zlib.crc32(data) % len(self.read_otherwise)] = 1
+            if is_first:
+                logger.warning(
+                    f"{name} has 16 bits or transparency, which pipelines of transformers read differently: give them "
+                    "rgb_images.to_rgb(image)."
+                )
         return rgb, data
 
 

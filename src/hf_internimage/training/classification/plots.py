@@ -126,6 +126,7 @@ def draw_mistakes(
         path: PNG file to write.
         title: line above the images.
     """
+    columns = min(len(images), _COLUMNS)
     rows = math.ceil(len(images) / _COLUMNS)
     with style([*names, *files]) as drawable:
         labels = drawable[: len(names)]
@@ -133,9 +134,9 @@ def draw_mistakes(
             shown if shown == " ".join(file.split()) else f"image {index + 1}"  # no font has its characters
             for index, (shown, file) in enumerate(zip(drawable[len(names) :], files, strict=True))
         ]
-        figure = Figure(figsize=(2.0 * _COLUMNS + 0.4, 2.9 * rows + 0.6), dpi=110, layout="constrained")
-        figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=13)
-        axes: Any = figure.subplots(rows, _COLUMNS, squeeze=False).ravel() if rows else []
+        figure = Figure(figsize=(2.0 * columns + 0.4, 2.9 * rows + 0.6), dpi=110, layout="constrained")
+        figure.suptitle(title, x=0.028 / max(columns, 1), ha="left", color=INK, fontsize=13)
+        axes: Any = figure.subplots(rows, columns, squeeze=False).ravel() if rows else []
         for axis in axes:
             axis.set_axis_off()
         for axis, image, file, right, wrong, score in zip(axes, images, files, truth, predicted, scores, strict=False):
