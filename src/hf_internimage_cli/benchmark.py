@@ -4,15 +4,16 @@
 import argparse
 import sys
 
-from .names import BACKENDS, DTYPES
+from .names import BACKENDS, DTYPES, SIZES
+from .settings import check_model_name
 from .usage import positive_integer, positive_number
 
 HELP = "measure milliseconds and images a second of a model on this machine"
 _EPILOG = """\
 examples:
   hf-internimage benchmark t
-  hf-internimage benchmark b --batch-size 1 8 32 --dtype bfloat16 --backend cuda triton
-  hf-internimage benchmark my-detector --image-size 800 1280 --compile --json
+  hf-internimage benchmark b --batch_size 1 8 32 --dtype bfloat16 --backend cuda triton
+  hf-internimage benchmark my-detector --image_size 800 1280 --compile --json
 """
 
 
@@ -25,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or repository on the Hub; or t, s, b, l, xl, h or g for a classifier with random weights",
     )
     batch_help = "images at a time, one number or several (default: 1)"
-    parser.add_argument("--batch-size", type=positive_integer, nargs="+", metavar="N", help=batch_help)
+    parser.add_argument("--batch_size", type=positive_integer, nargs="+", metavar="N", help=batch_help)
     parser.add_argument(
-        "--image-size",
+        "--image_size",
         type=positive_integer,
         nargs="+",
         metavar="N",
@@ -49,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
     from .usage import UsageError
 
     if args.image_size is not None and len(args.image_size) > 2:
-        raise UsageError(f"--image-size has {len(args.image_size)} numbers; give one side, or height and width")
+        raise UsageError(f"--image_size has {len(args.image_size)} numbers; give one side, or height and width")
+    if args.model.lower() not in SIZES:
+        check_model_name(args.model)
     import json
     from dataclasses import asdict
 

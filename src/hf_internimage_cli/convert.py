@@ -19,7 +19,7 @@ appears complete or not at all.
 
 examples:
   {parser.prog} internimage_t_1k_224.pth internimage-t
-  {parser.prog} internimage_l_22k_192to384.pth internimage-l-1k --head-map map22kto1k.txt
+  {parser.prog} internimage_l_22k_192to384.pth internimage-l-1k --head_map map22kto1k.txt
   {parser.prog} upernet_internimage_t_512_160k_ade20k.pth upernet-internimage-t"""
     parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint: .pth, .pt, .bin or .safetensors")
     parser.add_argument("destination", type=Path, metavar="DST", help="folder to make; must not exist, or be empty")
@@ -34,12 +34,12 @@ examples:
     )
     classes.add_argument("--labels", type=Path, metavar="FILE", help=labels_help)
     number_help = "UperNet: keep only the first N classes, such as 19 of the 150 rows of the Cityscapes checkpoints"
-    classes.add_argument("--num-labels", type=positive_integer, metavar="N", help=number_help)
+    classes.add_argument("--num_labels", type=positive_integer, metavar="N", help=number_help)
     map_help = "classifiers: rows of the head to keep, one index a line, such as the original's map22kto1k.txt"
-    classes.add_argument("--head-map", type=Path, metavar="FILE", help=map_help)
+    classes.add_argument("--head_map", type=Path, metavar="FILE", help=map_help)
     images = parser.add_argument_group("image processor")
     size_help = "classifiers: height and width in pixels; default: the published checkpoint's, or the configuration's"
-    images.add_argument("--image-size", type=positive_integer, metavar="N", help=size_help)
+    images.add_argument("--image_size", type=positive_integer, metavar="N", help=size_help)
     checkpoint_help = (
         "segmentation and detection: the published checkpoint whose test settings it gets; default: that of the "
         "file's name"

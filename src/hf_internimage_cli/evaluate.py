@@ -41,7 +41,7 @@ examples:
     # MODEL is no argument of this parser, which would take the values of options that it does not know for it.
     parser.description = "Measure a MODEL, a folder or a repository on the Hub, on a data set. MODEL comes first."
     parser.add_argument("--model", metavar="MODEL", help=argparse.SUPPRESS)
-    parser.add_argument("--help-all", action="store_true", help="show all settings of the model's task")
+    parser.add_argument("--help_all", action="store_true", help="show all settings of the model's task")
     parser.add_argument("--task", choices=TASKS, help="what the model is for; default: what its configuration says")
     data = parser.add_argument_group("data")
     data.add_argument("--validation_dir", metavar="DIR", help="folder of images, as in training")
@@ -111,9 +111,11 @@ def _check(args: argparse.Namespace, task: str) -> None:
     further = option_values(args.rest)
     if args.rest and not args.rest[0].startswith("-"):
         raise UsageError(f"{args.rest[0]} is one argument too many; give data as --validation_dir DIR.")
-    check_names([f"--{name}" for name in further], task)
+    check_names([f"--{name}" for name in further], task, usual=args.usual)
     given = {name: value for name, value in vars(args).items() if value is not None}
     check_data({**further, **given}, "--validation_dir DIR")
+    if Path(args.output_dir).suffix == ".json" or Path(args.output_dir).is_file():
+        raise UsageError(f"--output_dir {args.output_dir} is a file; give a folder, for {_RESULT} and pictures.")
     if task != "classification" and args.device not in (None, "cpu"):
         raise UsageError(f"--device {args.device}: for {task}, set CUDA_VISIBLE_DEVICES to the GPU instead.")
     if task != "detection" and args.validation_annotations is not None:
@@ -126,9 +128,8 @@ def _arguments(args: argparse.Namespace, task: str, model: str) -> list[str]:
     if task == "classification":
         argv += [f"--model={model}", f"--dtype={args.dtype}"]
         argv += [f"--{name}={value}" for name in ("batch_size", "device") if (value := getattr(args, name)) is not None]
-        if not any(argument.partition("=")[0] == "--output" for argument in args.rest):
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            argv.append(f"--output={Path(args.output_dir, _RESULT)}")
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        argv.append(f"--output={Path(args.output_dir, _RESULT)}")
         return [*argv, *args.rest]
     argv += ["--do_eval", f"--model_name_or_path={model}", f"--output_dir={args.output_dir}"]
     if args.batch_size is not None:

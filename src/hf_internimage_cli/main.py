@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .library import LIBRARY, source_folder
 from .usage import Parser, UsageError
 
 PROGRAM = "hf-internimage"
@@ -80,8 +80,7 @@ class _Version(argparse.Action):
     """Show the version, which is read in the sources, since importing the library takes seconds."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
-        spec = find_spec("hf_internimage")
-        text = Path(str(spec and spec.origin)).read_text(encoding="utf-8")
+        text = (source_folder(LIBRARY) / "__init__.py").read_text(encoding="utf-8")
         version = re.search(r'^__version__ = "(.+)"', text, re.MULTILINE)
         print(f"{PROGRAM} {version and version.group(1)}")
         parser.exit()

@@ -5,6 +5,7 @@ import argparse
 import sys
 from typing import Any
 
+from .library import import_alone
 from .names import SIZES, TASKS
 
 HELP = "list the published models, or the recipes to train with"
@@ -61,13 +62,11 @@ def _print_recipes(args: argparse.Namespace) -> None:
 def _print_models(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from hf_internimage import list_models
-    from hf_internimage.plain_text import text_table
-
-    models = list_models(task=args.task, size=args.size)
+    models = import_alone("checkpoints").list_models(task=args.task, size=args.size)
     if args.json:
         _print_json([asdict(model) for model in models])
         return
+    text_table = import_alone("plain_text").text_table
     columns = ("name", "size", "input", "parameters", "trained on", "reported, %", "licence", "note")
     for task in dict.fromkeys(model.task for model in models):
         rows = [_row(model) for model in models if model.task == task]

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from .names import BACKENDS, DTYPES
-from .settings import check_model_name
+from .settings import check_model_name, check_new_folder
 from .usage import UsageError, positive_integer
 
 HELP = "classify, segment or detect in images and videos, and write tables and pictures"
@@ -30,22 +30,22 @@ A file that cannot be used is named and left out, and the exit status is then 1.
 
 examples:
   {parser.prog} out photos/
-  {parser.prog} out "photos/**/*.jpg" --output results --batch-size 32 --device cuda --dtype float16
-  {parser.prog} upernet-t street.jpg --crop-size 1024 --stride 512
+  {parser.prog} out "photos/**/*.jpg" --output_dir results --batch_size 32 --device cuda --dtype float16
+  {parser.prog} upernet-t street.jpg --crop_size 1024 --stride 512
   {parser.prog} dino-t traffic.mp4 --every 30 --threshold 0.4"""
     parser.add_argument("model", metavar="MODEL", help="folder of a model, or a repository on the Hub")
     inputs_help = 'images, videos, folders (with all folders in them), and patterns such as "photos/*.jpg"'
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help=inputs_help)
     output = parser.add_argument_group("output")
     output_help = "new or empty folder to write to; default: predictions, or predictions-2, ... where there is one"
-    output.add_argument("--output", metavar="DIR", help=output_help)
+    output.add_argument("--output_dir", metavar="DIR", help=output_help)
     top_help = "most classes of an image (default: 5), or most objects (default: as the image processor says)"
-    output.add_argument("--top-k", type=positive_integer, metavar="N", help=top_help)
+    output.add_argument("--top_k", type=positive_integer, metavar="N", help=top_help)
     threshold_help = "least probability of a class (default: 0), score of an object (0.3) or of a segment (0.5)"
     output.add_argument("--threshold", type=_share, metavar="P", help=threshold_help)
     computation = parser.add_argument_group("computation")
     batch_help = "images at a time, in segmentation windows; default: 8 for classification, 1 for others"
-    computation.add_argument("--batch-size", type=positive_integer, metavar="N", help=batch_help)
+    computation.add_argument("--batch_size", type=positive_integer, metavar="N", help=batch_help)
     computation.add_argument("--device", metavar="NAME", help="such as cpu or cuda:1; default: the best there is")
     computation.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the computation")
     computation.add_argument("--backend", choices=BACKENDS, help="demand this backend of InternImage's operator")
@@ -55,16 +55,16 @@ examples:
         "--segmentation", choices=("semantic", "instance", "panoptic"), default="semantic", help=kind_help
     )
     crop_help = "see images through windows of this side in pixels; needs --stride"
-    segmentation.add_argument("--crop-size", type=positive_integer, metavar="N", help=crop_help)
+    segmentation.add_argument("--crop_size", type=positive_integer, metavar="N", help=crop_help)
     segmentation.add_argument("--stride", type=positive_integer, metavar="N", help="pixels from window to window")
     scales_help = "average over these multiples of the image's size; default: 1"
-    segmentation.add_argument("--scale-ratios", type=_positive_number, nargs="+", metavar="R", help=scales_help)
+    segmentation.add_argument("--scale_ratios", type=_positive_number, nargs="+", metavar="R", help=scales_help)
     segmentation.add_argument("--flip", action="store_true", help="average over each image and its mirror image")
     reading = parser.add_argument_group("reading")
     every_help = "of a video, take every so many frames"
     reading.add_argument("--every", type=positive_integer, metavar="N", default=1, help=every_help)
     pixels_help = "a larger JPEG is read at a reduced size, other larger images are left out; default: 178956970"
-    reading.add_argument("--max-image-pixels", type=positive_integer, metavar="N", help=pixels_help)
+    reading.add_argument("--max_image_pixels", type=positive_integer, metavar="N", help=pixels_help)
     reading.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a repository on the Hub")
 
 
@@ -72,21 +72,18 @@ def run(args: argparse.Namespace) -> int:
     """Check what can be checked without torch, and predict."""
     check_model_name(args.model)
     for name in args.inputs:
+        if not name:
+            raise UsageError("an INPUT is an empty text; give images, folders or patterns.")
         if not Path(name).exists() and not (glob.has_magic(name) and glob.glob(name, recursive=True)):
             raise UsageError(f"{name}: there is no such file or folder, and no file of such a pattern.")
-    if args.output is not None and not _is_free(Path(args.output)):
-        raise UsageError(f"--output {args.output} is not an empty folder; name a new one, or remove it first.")
+    if args.output_dir is not None:
+        check_new_folder(Path(args.output_dir), "--output_dir")
     if (args.crop_size is None) != (args.stride is None):
-        raise UsageError("sliding windows need both --crop-size and --stride.")
+        raise UsageError("sliding windows need both --crop_size and --stride.")
     from hf_internimage.prediction.command import predict_to_folder
 
     settings = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
-    return predict_to_folder(args.model, args.inputs, args.output, **settings)
-
-
-def _is_free(path: Path) -> bool:
-    """Return True for an empty folder, and for none."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    return predict_to_folder(args.model, args.inputs, args.output_dir, **settings)
 
 
 def _positive_number(text: str) -> float:

@@ -17,8 +17,8 @@ data sets, in DIR or in DIR/imagenet, DIR/ade20k, DIR/cityscapes and DIR/coco:
   COCO         val2017, annotations/instances_val2017.json
 
 examples:
-  hf-internimage reproduce internimage_t_1k_224 --data imagenet --batch-size 64 --workers 8 --output t.json
-  hf-internimage reproduce upernet_internimage_t_512_160k_ade20k --data ADEChallengeData2016 --multi-scale
+  hf-internimage reproduce internimage_t_1k_224 --data imagenet --batch_size 64 --workers 8 --output t.json
+  hf-internimage reproduce upernet_internimage_t_512_160k_ade20k --data ADEChallengeData2016 --multi_scale
   hf-internimage reproduce dino_4scale_internimage_t_1x_coco --data coco --file dino_4scale_internimage_t_1x_coco.pth
   hf-internimage reproduce --all --data datasets --file checkpoints --output all.json
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to measure")
     what.add_argument("name", nargs="?", metavar="NAME", help="published checkpoint, such as internimage_t_1k_224")
     what.add_argument("--all", action="store_true", help="all checkpoints whose files and data are there")
-    what.add_argument("--multi-scale", action="store_true", help="mIoU with several scales and mirror images")
+    what.add_argument("--multi_scale", action="store_true", help="mIoU with several scales and mirror images")
     source = parser.add_argument_group("data and files")
     source.add_argument("--data", type=Path, metavar="DIR", required=True, help="folder of the data set")
     source.add_argument(
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--sha256", metavar="HEX", help="hash of the file; if not given, the one the Hub states")
     source.add_argument("--output", type=Path, metavar="JSON", help="file for the result, which model cards quote")
     run = parser.add_argument_group("run")
-    run.add_argument("--batch-size", type=positive_integer, default=1, metavar="N", help="images at a time")
+    run.add_argument("--batch_size", type=positive_integer, default=1, metavar="N", help="images at a time")
     run.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images")
     run.add_argument("--cpu", action="store_true", help="do not use a GPU")
     run.add_argument("--limit", type=positive_integer, metavar="N", help="only N images, to try the command")

@@ -6,13 +6,12 @@ The tasks check everything again, and completely, when they read their arguments
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .library import LIBRARY, import_alone, source_folder
 from .names import SIZES
-from .usage import UsageError
+from .usage import UsageError, did_you_mean
 
 SETTINGS_ENDINGS = (".yaml", ".yml", ".json")
 _MODEL_SOURCES = ("model_name_or_path", "backbone", "size")
@@ -20,19 +19,12 @@ _MODEL_SOURCES = ("model_name_or_path", "backbone", "size")
 
 def setting_names(task: str) -> set[str]:
     """Return the names of all settings of a task: the fields of dataclasses in the sources that have a help text."""
-    sources = [_source_folder("transformers") / "training_args.py"]
-    training = _source_folder("hf_internimage") / "training"
+    sources = [source_folder("transformers") / "training_args.py"]
+    training = source_folder(LIBRARY) / "training"
     sources += [*training.glob("*.py"), *(training / task).glob("*.py")]
     if task == "classification":
         sources = [source for source in sources if not source.name.startswith("system_")]
     return {name for source in sources for name in _fields(ast.parse(source.read_text(encoding="utf-8")))}
-
-
-def _source_folder(package: str) -> Path:
-    spec = find_spec(package)  # does not import it
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-    return Path(spec.origin).parent
 
 
 def _fields(tree: ast.Module) -> Iterator[str]:
@@ -44,22 +36,23 @@ def _fields(tree: ast.Module) -> Iterator[str]:
             yield node.target.id
 
 
-def check_names(names: Sequence[str], task: str, *, where: str = "") -> None:
+def check_names(names: Sequence[str], task: str, *, where: str = "", usual: Sequence[str] = ()) -> None:
     """Raise UsageError for the first name that is no setting of the task.
 
     Args:
         names: as in files of settings, or options such as --learning_rate.
         where: what has them, for the message.
+        usual: names of the command's own options, which may be meant.
     """
+    usual = [name.removeprefix("--") for name in usual]
     known = setting_names(task) if names else set()
     for name in names:
         setting = name.removeprefix("--").replace("-", "_")
         if setting in known or (setting.startswith("no_") and setting[3:] in known):
             continue
-        close = get_close_matches(setting, known, n=1)
         dashes = "--" if name.startswith("--") else ""
-        guess = f"did you mean {dashes}{close[0]}? " if close else ""
-        raise UsageError(f"{where}{name} is no setting of {task}; {guess}--help-all lists all.")
+        guess = did_you_mean(dashes + setting, [dashes + name for name in {*known, *usual}])
+        raise UsageError(f"{where}{name} is no setting of {task}; {guess}{' ' if guess else ''}--help_all lists all.")
 
 
 def read_settings(path: str | Path, task: str) -> dict[str, Any]:
@@ -100,11 +93,24 @@ def check_model(settings: Mapping[str, Any], where: str) -> None:
 
 
 def check_model_name(name: Any, where: str = "") -> None:
-    """Raise UsageError for a name that can only be that of a folder, and there is none."""
-    if not isinstance(name, str) or Path(name).exists():
+    """Raise UsageError for a name that is neither that of a folder or file here, nor owner/name, as on the Hub."""
+    if not isinstance(name, str) or (name and Path(name).exists()):
         return
-    if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:
-        raise UsageError(f"{where}{name} is no folder; give that of a saved model, or a repository such as me/model.")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or name.endswith("/") or "\\" in name:
+        names = [path.name for path in Path().iterdir() if path.is_dir()]
+        names += [f"OpenGVLab/{checkpoint.name}" for checkpoint in import_alone("checkpoints").CHECKPOINTS]
+        guess = did_you_mean(name, names)
+        advice = guess or "give that of a saved model, or a repository on the Hub, owner/name."
+        raise UsageError(f"{where}{name or repr(name)} is no folder; {advice}")
+
+
+def check_new_folder(path: Path, option: str) -> None:
+    """Raise UsageError for a folder to write to that holds something, or that cannot be made."""
+    if path.is_dir() and any(path.iterdir()):
+        raise UsageError(f"{option} {path} is not an empty folder; name a new one, or remove it first.")
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise UsageError(f"{option} {path} cannot be a folder: {part} is a file; name another one.")
 
 
 def check_data(settings: Mapping[str, Any], folders_of: str = "--train_dir DIR (and --validation_dir DIR)") -> None:
@@ -144,6 +150,7 @@ __all__ = [
     "check_model",
     "check_model_name",
     "check_names",
+    "check_new_folder",
     "option_values",
     "read_settings",
     "setting_names",

@@ -2,7 +2,7 @@
 """`hf-internimage train`: train a model for one of the tasks.
 
 Each task has a parser of its usual options, for `--help` and for errors at once. The task's own parser in
-`hf_internimage.training`, which knows all of them (`--help-all`), then reads the same command line.
+`hf_internimage.training`, which knows all of them (`--help_all`), then reads the same command line.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def _recipe_lines(task: str) -> str:
 
 
 def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
-    parser.add_argument("--help-all", action="store_true", help="show all settings, those of transformers included")
+    parser.add_argument("--help_all", action="store_true", help="show all settings, those of transformers included")
     parser.add_argument("--recipe", action="append", default=[], metavar="NAME", help="settings by name, see below")
 
     data = _Group(parser, "data")
@@ -156,8 +156,9 @@ def _split(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
     """
     files = [find_recipe(args.task, name) for name in args.recipe]
     recipes = Parser(add_help=False)
+    recipes.forwards = True
     recipes.add_argument("--recipe", action="append")
-    options = recipes.parse_known_args(args.argv)[1]
+    options = recipes.parse_args(args.argv).rest
     while options and options[0].endswith(SETTINGS_ENDINGS):
         files.append(Path(options.pop(0)))
     if options and not options[0].startswith("-"):
@@ -176,7 +177,7 @@ def _check(args: argparse.Namespace, files: Sequence[Path]) -> None:
         settings = read_settings(file, args.task)
         check_model(settings, f"{file}: ")
         merged |= settings
-    check_names([f"--{name}" for name in further], args.task)
+    check_names([f"--{name}" for name in further], args.task, usual=args.usual)
     check_model(given, "")
     if not files and not _CHOICES & given.keys():
         names = ", ".join(name for name, _ in list_recipes(args.task))

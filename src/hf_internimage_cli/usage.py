@@ -2,7 +2,7 @@
 """Parse command lines: a parser with errors of one line, types of arguments, and the error of a wrong use."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,11 +22,15 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and which takes `--image-size` and `--image_size` for the same option.
+    """A parser whose errors are one line with the closest name there is.
+
+    Options are called as settings are, with underscores, and also taken with hyphens. `--output` is also taken for
+    `--output_dir`.
 
     Attributes:
         forwards: set it for a parser of the usual options of a command whose full parser needs torch. A parsed command
-            line then has all its arguments as `argv`, and those that belong to no usual option as `rest`.
+            line then has all its arguments as `argv`, those that belong to no usual option as `rest`, and the names of
+            the usual options as `usual`.
     """
 
     forwards = False
@@ -37,17 +41,23 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = None if args is None else self._with_known_names(args)
         parsed, rest = super().parse_known_args(args, namespace)
+        options = [name for name in self._option_string_actions if name.startswith("--")]
         if self.forwards:
-            parsed.argv, parsed.rest, rest = args, rest, []
+            parsed.argv, parsed.rest, parsed.usual, rest = args, rest, options, []
+        elif rest:  # here and not in the parser of all commands, which does not know this one's options
+            name = rest[0].partition("=")[0]
+            guess = did_you_mean(name.replace("-", "_"), options) if name.startswith("-") else ""
+            self.error(f"unrecognized arguments: {' '.join(rest)}{guess and f'; {guess}'}")
         return parsed, rest
 
     def _with_known_names(self, args: Sequence[str]) -> list[str]:
-        """Return the arguments with each unknown option replaced that is known with the other separator of words."""
+        """Return the arguments with the known spelling of each option."""
         known, changed = self._option_string_actions, []
         for argument in args:
             name, equals, value = argument.partition("=")
             if name.startswith("--") and name not in known:
-                spellings = ("--" + name[2:].replace("_", "-"), "--" + name[2:].replace("-", "_"))
+                spellings = ["--" + name[2:].replace("-", "_"), "--" + name[2:].replace("_", "-")]
+                spellings += ["--output_dir"] if name == "--output" else []
                 name = next((spelling for spelling in spellings if spelling in known), name)
             changed.append(name + equals + value)
         return changed
@@ -55,12 +65,18 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
-        close = get_close_matches(str(value), map(str, action.choices), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(map(str, action.choices))}"
+        choices = [str(choice) for choice in action.choices]
+        hint = did_you_mean(str(value), choices) or f"expected one of {', '.join(choices)}"
         raise argparse.ArgumentError(action, f"invalid choice: {value!r}, {hint}")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a question for the one of `names` that is closest to a mistyped name; an empty text if none is close."""
+    close = get_close_matches(name, list(names), n=1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def positive_integer(text: str) -> int:
@@ -114,6 +130,7 @@ __all__ = [
     "Parser",
     "UsageError",
     "boolean",
+    "did_you_mean",
     "existing_folder",
     "existing_path",
     "positive_integer",

@@ -34,7 +34,7 @@ def test_json(model, capsys):
 
 def test_errors(model, capsys):
     assert main(["benchmark", model, "--image-size", "1", "2", "3"]) == 2
-    assert "--image-size has 3 numbers; give one side, or height and width" in capsys.readouterr().err
+    assert "--image_size has 3 numbers; give one side, or height and width" in capsys.readouterr().err
     assert main(["benchmark", model, "--batch-size", "0"]) == 2
     for seconds in ("nan", "0", "-1", "inf", "x"):
         assert main(["benchmark", model, f"--seconds={seconds}"]) == 2

@@ -4,6 +4,7 @@
 import argparse
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -27,9 +28,9 @@ TRAIN = ["train", "classification", "--train_dir=."]
 # Command lines, and what the one line on stderr says after "error: ".
 MISTAKES = {
     "": "the following arguments are required: COMMAND",
-    "trian": "argument COMMAND: invalid choice: 'trian', did you mean 'train'?",
+    "trian": "argument COMMAND: invalid choice: 'trian', did you mean train?",
     "train": "the following arguments are required: TASK",
-    "train classifcation": "argument TASK: invalid choice: 'classifcation', did you mean 'classification'?",
+    "train classifcation": "argument TASK: invalid choice: 'classifcation', did you mean classification?",
     "train classification --size q --train_dir .": "argument --size: invalid choice: 'q', expected one of t, s, b,",
     "train classification --num_train_epochs many": "argument --num_train_epochs: invalid float value: 'many'",
     "train classification --train_dir .": "choose what to train: --recipe NAME (finetune, few_images, scratch,",
@@ -43,15 +44,23 @@ MISTAKES = {
     "did you mean --learning_rate?",
     "train classification --size t --model_name_or_path me/model --train_dir .": "model_name_or_path and size are both",
     "train classification --model_name_or_path ./absent --train_dir .": "model_name_or_path ./absent is no folder",
+    "train classification --size t --train_dir . --recipee x": "--recipee is no setting of classification; "
+    "did you mean --recipe? --help_all lists all",
+    "train classification --backbone outt --train_dir .": "--backbone is no setting of classification",
+    "train detection --backbone outt --train_dir .": "backbone outt is no folder; did you mean out?",
     "train classification absent.yaml": "there is no file of settings absent.yaml",
     "train classification unknown.yaml --train_dir .": "unknown.yaml: learning_rat is no setting of",
     "train classification size.yaml --train_dir .": "size.yaml: size is 'q', expected one of t, s, b, l, xl, h, g.",
     "train classification photos": "photos is no file of settings (.yaml, .yml, .json); give data as --train_dir DIR",
-    "train detection --head rtdetr --train_dir .": "argument --head: invalid choice: 'rtdetr', did you mean 'rt_detr'?",
+    "train detection --head rtdetr --train_dir .": "argument --head: invalid choice: 'rtdetr', did you mean rt_detr?",
     "train detection --recipe dino_t --train_dir . --train_annotations a.json": "train_annotations is a.json, which is",
     "evaluate": "give a MODEL first: a folder, or a repository on the Hub",
     "evaluate ./absent --validation_dir .": "./absent is no folder; give that of a saved model, or a repository",
     "evaluate . --validation_dir .": ". has no config.json; give the folder of a saved model",
+    "evaluate outt --validation_dir .": "outt is no folder; did you mean out?",
+    "evaluate model_of_mine --validation_dir .": "model_of_mine is no folder; give that of a saved model",
+    "evaluate a/b --task detection --validation_dir . --devic cpu": "--devic is no setting of detection; did you mean",
+    "evaluate me/model --task classification --validation_dir . --output a.json": "--output_dir a.json is a file; ",
     "evaluate me/model --task classification": "there are no data: give --validation_dir DIR, or --dataset_name NAME.",
     "evaluate me/model --task segmentation --validation_dir . --device cuda:1": "--device cuda:1: for segm",
     "evaluate me/model --task segmentation --validation_dir . --validation_annotations size.yaml": "--validation_ann",
@@ -59,10 +68,19 @@ MISTAKES = {
     "evaluate me/model photos --task detection --validation_dir .": "photos is one argument too many",
     "evaluate me/model --validation_dir . --dtype int8": "argument --dtype: invalid choice: 'int8', expected one of",
     "convert a.pth": "the following arguments are required: DST",
-    "convert a.pth b --image-size 0": "argument --image-size: '0' is not a positive number",
+    "convert a.pth b --image-size 0": "argument --image_size: '0' is not a positive number",
+    "convert a.pth b --image-siz=8": "unrecognized arguments: --image-siz=8; did you mean --image_size?",
     "push ./absent me/x": "./absent is no folder; give that of a saved model",
-    "push . me/x --dry-run": "--dry-run needs --output-dir DIR",
-    "push . me/x --base-model me/y": "--base-model needs --result FILE",
+    "push . me/x --dry-run": "--dry_run needs --output_dir DIR",
+    "push . me/x --base-model me/y": "--base_model needs --result FILE",
+    "push . me/x --dry-run --output-dir .": "--output_dir . is not an empty folder; name a new one",
+    "push . a/b/c --dry-run --output-dir new": "REPO_ID 'a/b/c' is no name for a repository; give NAME or OWNER/NAME",
+    "push . me/-x": "REPO_ID 'me/-x' is no name for a repository",
+    "push . me/x --privat": "unrecognized arguments: --privat; did you mean --private?",
+    "predict out . --output size.yaml/x": "--output_dir size.yaml/x cannot be a folder: size.yaml is a file",
+    "predict outt .": "outt is no folder; did you mean out?",
+    "predict internimage_t_1k_224 .": "internimage_t_1k_224 is no folder; did you mean OpenGVLab/internimage_t_1k_224?",
+    "benchmark outt": "outt is no folder; did you mean out?",
     "env all": "unrecognized arguments: all",
 }
 
@@ -73,6 +91,7 @@ def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
     (folder / "unknown.yaml").write_text("learning_rat: 1.0e-4\n")
     (folder / "size.yaml").write_text("size: q\n")
+    (folder / "out").mkdir()
     commands = [name for action in build_parser()._actions for name in action.choices or ()]
     lines = ["--help", *(f"{name} --help" for name in commands)]
     lines += [f"train {task} --help" for task in ("classification", "segmentation", "detection")]
@@ -100,7 +119,7 @@ def test_help_of_every_command(answers):
         assert out.startswith(f"usage: hf-internimage {line.removesuffix('--help').strip()}".strip()), line
     for task in ("classification", "segmentation", "detection"):
         text = helps[f"train {task} --help"][1]
-        for part in ("data:", "model:", "training:", "output:", "--help-all", "recipes:", "examples:", "(default: 3)"):
+        for part in ("data:", "model:", "training:", "output:", "--help_all", "recipes:", "examples:", "(default: 3)"):
             assert part in text, (task, part)
 
 
@@ -176,6 +195,38 @@ def test_the_package_is_the_command():
     done = subprocess.run([sys.executable, "-m", "hf_internimage", "env"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("hf_internimage ")
     assert done.stderr == ""
+
+
+def test_an_empty_name_is_none(capsys):
+    assert main(["predict", "", "."]) == 2
+    assert main(["predict", ".", ""]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0].startswith("hf-internimage predict: error: '' is no folder; give that of a saved model")
+    assert errors[1].startswith("hf-internimage predict: error: an INPUT is an empty text; give images")
+
+
+def all_parsers(parser):
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from all_parsers(command)
+
+
+def test_every_option_has_one_spelling_and_takes_both():
+    options = 0
+    for parser in all_parsers(build_parser()):
+        for action in parser._actions:
+            names = [name for name in action.option_strings if name.startswith("--")]
+            assert len(names) == bool(action.option_strings), names
+            for name in names:
+                for separator in "-_":
+                    spelled = "--" + re.sub("[-_]", separator, name[2:])
+                    assert parser._with_known_names([f"{spelled}=x"]) == [f"{name}=x"]
+                    options += 1
+            if "--output_dir" in names:
+                assert parser._with_known_names(["--output", "x"]) == ["--output_dir", "x"]
+    assert options > 150
 
 
 @pytest.mark.parametrize("spelling", ["--image-size=8", "--image_size=8"])

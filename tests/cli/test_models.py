@@ -4,6 +4,7 @@
 import json
 
 import pytest
+from support.loading import run_python
 
 from hf_internimage import list_models
 from hf_internimage_cli.main import main
@@ -12,6 +13,21 @@ from hf_internimage_cli.main import main
 def run(capsys, *arguments):
     assert main(["models", *arguments]) == 0
     return capsys.readouterr().out
+
+
+def test_models_need_no_torch():
+    code = """
+import contextlib, io, sys
+from hf_internimage_cli.main import main
+
+with contextlib.redirect_stdout(io.StringIO()) as out:
+    assert main(["models"]) == 0
+print({"hf_internimage", "torch", "transformers"} & set(sys.modules))
+print(out.getvalue(), end="")
+"""
+    first, *table = run_python(code, fork=False).splitlines()
+    assert first == "set()"
+    assert sum(line.split()[:1] == [model.name] for model in list_models() for line in table) == len(list_models())
 
 
 def test_table(capsys):

@@ -101,10 +101,11 @@ def test_the_task_gets_recipes_then_files_then_options(handed_on, tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_help_all_is_the_tasks(task, capsys):
-    assert main(["train", task, "--help-all"]) == 0
+    assert main(["train", task, "--help_all"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: hf-internimage train {task} [SETTINGS.yaml ...] [options]")
     assert "--adam_beta1" in printed
+    assert "--adam-beta1" not in printed
 
 
 @pytest.mark.parametrize(

@@ -120,12 +120,15 @@ def test_frames_of_a_video(models, photos):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["out", "gone.png"], "gone.png: there is no such file or folder, and no file of such a pattern."),
-        (["./gone", "."], "./gone is no folder; give that of a saved model, or a repository such as me/model."),
-        (["out", ".", "--output", "."], "--output . is not an empty folder; name a new one, or remove it first."),
-        (["out", ".", "--crop-size", "512"], "sliding windows need both --crop-size and --stride."),
+        (["me/out", "gone.png"], "gone.png: there is no such file or folder, and no file of such a pattern."),
+        (["./gone", "."], "./gone is no folder; give that of a saved model, or a repository on the Hub, owner/name."),
+        (
+            ["me/out", ".", "--output", "."],
+            "--output_dir . is not an empty folder; name a new one, or remove it first.",
+        ),
+        (["me/out", ".", "--crop-size", "512"], "sliding windows need both --crop_size and --stride."),
         (["out", ".", "--threshold", "50"], "argument --threshold: '50' is not a number from 0 to 1"),
-        (["out", ".", "--scale-ratios", "1", "nan"], "argument --scale-ratios: 'nan' is not a number above 0"),
+        (["out", ".", "--scale-ratios", "1", "nan"], "argument --scale_ratios: 'nan' is not a number above 0"),
         (["out", ".", "--every", "0"], "argument --every: '0' is not a positive number"),
         (["out", ".", "--dtype", "half"], "argument --dtype: invalid choice: 'half'"),
     ],

@@ -382,7 +382,9 @@ def test_errors_are_one_line_except_for_debugging(error, tmp_path, capsys):
             "a.png: is empty; replace or remove the file, or leave out such images with --bad_images skip.",
         ),
         (
-            BadImageError("Caught BadImageError in DataLoader worker process 0.\nTraceback\npackage.BadImageError: a: b."),
+            BadImageError(
+                "Caught BadImageError in DataLoader worker process 0.\nTraceback\npackage.BadImageError: a: b."
+            ),
             "a: b, or leave out such images with --bad_images skip.",
         ),
     ],

@@ -87,7 +87,7 @@ def _set_image_size(config: Any, image_size: int | None) -> tuple[int, int]:
     # The stage before the last has a stride of 16.
     if config.use_clip_projector and any(-(-side // 16) % 2 for side in (height, width)):
         raise InputError(
-            f"The image size is {height}x{width}, which the head of this model cannot take; choose an --image-size that"
+            f"The image size is {height}x{width}, which the head of this model cannot take; choose an --image_size that"
             " is a multiple of 32."
         )
     return height, width

@@ -135,7 +135,7 @@ def _classes(checkpoint: SystemCheckpoint) -> str:
         return str(checkpoint.num_labels)
     return (
         f"{checkpoint.num_labels} outputs, but only the first {checkpoint.real_labels} occur; "
-        f"`--num-labels {checkpoint.real_labels}` keeps only those"
+        f"`--num_labels {checkpoint.real_labels}` keeps only those"
     )
 
 

@@ -5,8 +5,9 @@ import json
 import os
 import re
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Action, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -61,6 +62,15 @@ class ScriptArguments(Protocol):
 AnyArguments = TypeVar("AnyArguments", bound=ScriptArguments)
 
 
+class SettingsHelpFormatter(RawDescriptionHelpFormatter):
+    """Show one spelling of each option, that of files of settings; with hyphens it is taken as well."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        shown = copy(action)
+        shown.option_strings = [name for name in action.option_strings if "-" not in name.strip("-")]
+        return super()._format_action_invocation(shown)
+
+
 def parse(
     kind: type[AnyArguments], argv: list[str], command: str, description: str | None, defaults: Mapping[str, Any]
 ) -> AnyArguments:
@@ -86,7 +96,7 @@ def parse(
         prog=command,
         usage="%(prog)s [SETTINGS.yaml ...] [options]",
         description=description,
-        formatter_class=RawDescriptionHelpFormatter,
+        formatter_class=SettingsHelpFormatter,
     )
     parser.set_defaults(**{**DEFAULTS, **defaults})
     known = {action.dest for action in parser._actions}
@@ -101,7 +111,7 @@ def parse(
         if not isinstance(settings, dict):
             raise UsageError(f"{path} holds no settings, expected lines such as `learning_rate: 1e-4`.")
         if unknown := sorted(set(settings) - known):
-            raise UsageError(f"{path} has the unknown setting {unknown[0]!r}; --help-all lists all.")
+            raise UsageError(f"{path} has the unknown setting {unknown[0]!r}; --help_all lists all.")
         _forget_replaced(parser, {name for name, value in settings.items() if value is not None}, initial)
         # As text, so that the parser converts and checks them as it does the command line's.
         parser.set_defaults(**{name: _as_argument(value) for name, value in settings.items()})
@@ -250,6 +260,7 @@ __all__ = [
     "DEFAULTS",
     "AnyArguments",
     "ScriptArguments",
+    "SettingsHelpFormatter",
     "UsageError",
     "count_devices",
     "error_text",

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Recipes of trainings: a folder of files of settings for each task, called by the name of the file."""
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from ..names import TASKS
-from ..usage import UsageError
+from ..usage import UsageError, did_you_mean
 
 _FOLDER = Path(__file__).parent
 _FIRST = ("finetune", "few_images", "scratch")  # those for a user's own data
@@ -33,9 +32,8 @@ def find_recipe(task: str, name: str) -> Path:
     for other in TASKS:
         if other != task and (_FOLDER / other / f"{name}.yaml").is_file():
             raise UsageError(f"--recipe {name} is for {other}; the recipes for {task} are {', '.join(names)}.")
-    close = get_close_matches(name, names, n=1)
-    guess = f"; did you mean {close[0]}?" if close else "."
-    raise UsageError(f"--recipe {name} is unknown{guess} The recipes are {', '.join(names)}.")
+    guess = did_you_mean(name, names)
+    raise UsageError(f"--recipe {name} is unknown{f'; {guess}' if guess else '.'} The recipes are {', '.join(names)}.")
 
 
 def _first_line(path: Path) -> str:

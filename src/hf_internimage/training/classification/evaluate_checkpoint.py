@@ -12,7 +12,6 @@ Classes of the data are matched to the model's classes by name (see --match_labe
 import os
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from ...models import auto
 from ...ops import BackendError
 from ...ops.registry import BACKEND_VARIABLE
 from ..bad_images import image_facts, without_bad_images
-from ..command_line import error_text, missing_extra
+from ..command_line import SettingsHelpFormatter, error_text, missing_extra
 from ..evaluation_results import evaluation_result
 from ..json_files import json_text, write_json
 from ..plots import draw_classes
@@ -267,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         (EvaluationArguments, ClassificationDataArguments),  # type: ignore[arg-type]
         prog="hf-internimage evaluate",
         description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
+        formatter_class=SettingsHelpFormatter,
     )
     logging.disable_progress_bar()
     try:
