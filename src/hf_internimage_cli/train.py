@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from .names import HEADS, SIZES, TASKS
@@ -71,8 +70,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _recipe_lines(task: str) -> str:
-    lines = ((name, shorten(line, 100, placeholder=" ...")) for name, line in list_recipes(task))
-    return "".join(f"\n  {name:20}{line}" for name, line in lines)
+    return "".join(f"\n  {name:20}{line}" for name, line in list_recipes(task))
 
 
 def _add_options(parser: argparse.ArgumentParser, task: str) -> None:

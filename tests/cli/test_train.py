@@ -74,7 +74,12 @@ def test_recipes_have_a_name_and_a_line(task):
     assert next(iter(recipes)) == "finetune"
     for name, line in recipes.items():
         assert find_recipe(task, name) == RECIPE_FOLDER / task / f"{name}.yaml"
-        assert re.match(r"[A-Z].*[.:]$", line), line
+        assert re.match(r"[A-Z].*[^.]\.$", line), line
+        assert len(line) <= 80, line  # a line of the terminal, beside the name
+        text = (RECIPE_FOLDER / task / f"{name}.yaml").read_text()
+        assert "scripts/" not in text  # they are not in a wheel
+        for module in re.findall(r"python -m (hf_internimage[.\w]+)", text):
+            assert importlib.util.find_spec(module), module
 
 
 # ---- Handing on ----

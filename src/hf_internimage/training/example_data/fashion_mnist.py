@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Turn the files of Fashion-MNIST into data for scripts/run_image_classification.py.
+"""Turn the files of Fashion-MNIST into data for `hf-internimage train classification`.
 
-    python scripts/prepare_fashion_mnist.py /usr/share/datasets/fashion-mnist fashion_mnist
+    python -m hf_internimage.training.example_data.fashion_mnist /usr/share/datasets/fashion-mnist fashion_mnist
 
 Writes OUTPUT/train and OUTPUT/test: Parquet files of 60,000 and 10,000 PNG images of 28x28 pixels, or with
 `--format folder` a folder of images for each class. The four .gz files come with Debian's package
@@ -114,3 +114,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 __all__ = ["CLASS_NAMES", "main", "read_idx", "read_split", "write_folder", "write_parquet"]
+
+if __name__ == "__main__":
+    sys.exit(main())

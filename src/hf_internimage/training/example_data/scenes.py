@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Compose small scenes with known masks and boxes, to train segmentation and detection on a computer without a GPU.
 
-    python scripts/prepare_scenes.py scenes
-    python scripts/prepare_scenes.py scenes --source_dir /usr/share/datasets/fashion-mnist
-    python scripts/prepare_scenes.py scenes --source digits
+    python -m hf_internimage.training.example_data.scenes scenes
+    python -m hf_internimage.training.example_data.scenes scenes --source_dir /usr/share/datasets/fashion-mnist
+    python -m hf_internimage.training.example_data.scenes scenes --source digits
 
-Items of Fashion-MNIST (see prepare_fashion_mnist.py), the handwritten digits of scikit-learn, or drawn shapes, which
+Items of Fashion-MNIST (see fashion_mnist.py), the handwritten digits of scikit-learn, or drawn shapes, which
 need no data set, are scaled, tinted and placed on textured backgrounds. Five tints have two classes each, so that
 neither shape nor colour alone is enough. Training and validation scenes share no item. The same settings give the same
 scenes.
@@ -235,3 +235,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 __all__ = ["Scene", "annotate", "class_names", "compose", "main", "read_items"]
+
+if __name__ == "__main__":
+    sys.exit(main())
