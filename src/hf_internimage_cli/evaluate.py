@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
     parser.usage = f"{parser.prog} MODEL (--validation_dir DIR | --dataset_name NAME) [options]"
     parser.epilog = f"""results:
   {_RESULT} in the output folder holds the scores and all that is needed to repeat the evaluation;
-  `hf-internimage push --result` takes it for the card of a classifier.
+  `hf-internimage push --result` takes it for the model's card.
 
 examples:
   {parser.prog} out --validation_dir photos/validation

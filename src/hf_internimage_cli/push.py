@@ -8,7 +8,7 @@ from pathlib import Path
 from .settings import check_model_name, check_new_folder
 from .usage import UsageError
 
-HELP = "upload a model to the Hugging Face Hub, as a repository that works with and without this package"
+HELP = "upload a classifier, segmenter, detector or backbone to the Hugging Face Hub, with its card"
 INTERRUPTED = "; the same command starts again"
 
 
@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, the repository and the options."""
     parser.epilog = f"""The token is that of `hf auth login`, or HF_TOKEN. An image processor in the model's
 folder is uploaded, too, and a README.md there is the model's card, unless --result or
---license ask for a new one.
+--license ask for a new one. Classifiers, DINO and backbones get their source files, too,
+and work without this package; heads of transformers need it.
 
 examples:
   {parser.prog} out my-internimage --private

@@ -27,6 +27,7 @@ from support.golden_data import (
     tiny_config,
     write_official_folder,
 )
+from support.golden_detectors import golden_dino
 from support.island import ISLAND, MODELS_FOLDER
 from support.loading import WITHOUT_THE_PACKAGE, assert_loaded_fully, every_class, run_python
 from support.loopback_hub import LoopbackHub
@@ -37,7 +38,10 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     CLIPImageProcessorPil,
+    DetrForObjectDetection,
+    Mask2FormerForUniversalSegmentation,
     PreTrainedModel,
+    UperNetForSemanticSegmentation,
     ViTImageProcessorPil,
 )
 from transformers.utils import is_torchvision_available
@@ -45,9 +49,12 @@ from transformers.utils import is_torchvision_available
 from hf_internimage import (
     InternImageBackbone,
     InternImageConfig,
+    InternImageDetectionImageProcessor,
     InternImageForImageClassification,
     InternImageImageProcessorPil,
     InternImageModel,
+    InternImageSegmentationImageProcessor,
+    heads,
 )
 from hf_internimage.hub import repository as hub
 from hf_internimage.hub.tokens import without_tokens
@@ -909,6 +916,98 @@ def test_script_puts_the_numbers_into_the_card(tmp_path, capsys):
     assert card.data.model_name == "newts"
 
 
+def small_upernet():
+    config = heads.head_config("upernet", tiny_config(), hidden_size=16, auxiliary_channels=8, num_labels=3)
+    return UperNetForSemanticSegmentation(config), InternImageSegmentationImageProcessor()
+
+
+def small_mask2former():
+    fields = {"hidden_dim": 32, "feature_size": 32, "mask_feature_size": 32, "encoder_feedforward_dim": 16}
+    fields |= {"encoder_layers": 1, "decoder_layers": 2, "dim_feedforward": 16, "num_attention_heads": 2}
+    config = heads.head_config("mask2former", tiny_config(), num_queries=5, num_labels=3, **fields)
+    return Mask2FormerForUniversalSegmentation(config), InternImageSegmentationImageProcessor()
+
+
+def small_detr():
+    fields = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    fields |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 5, "num_labels": 3}
+    config = heads.head_config("detr", tiny_config(), **fields)
+    return DetrForObjectDetection(config), InternImageDetectionImageProcessor()
+
+
+def small_dino():
+    return golden_dino(), InternImageDetectionImageProcessor()
+
+
+SYSTEMS = {  # what makes the model -> its task, tag on the Hub, and the main metric of its evaluation
+    small_upernet: ("semantic-segmentation", "image-segmentation", "mean_iou"),
+    small_mask2former: ("semantic-segmentation", "image-segmentation", "mean_iou"),
+    small_detr: ("object-detection", "object-detection", "map"),
+    small_dino: ("object-detection", "object-detection", "map"),
+}
+
+
+@pytest.mark.parametrize("make", SYSTEMS, ids=lambda make: make.__name__)
+def test_script_makes_repositories_of_segmenters_and_detectors(make, tmp_path, capsys):
+    """With the numbers of an evaluation, and with a short card; they load again with this package."""
+    task, tag, metric = SYSTEMS[make]
+    model, processor = make()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    (tmp_path / "result.json").write_text(json.dumps({**RESULT, "metrics": {metric: 0.625}}))
+    arguments = ["--result", tmp_path / "result.json", "--license", "mit", "--dry-run", "--output-dir"]
+    assert run_script(capsys, tmp_path / "model", "me/new", *arguments, tmp_path / "out") == (
+        0,
+        f"written to {tmp_path / 'out'}\n",
+        "",
+    )
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.pipeline_tag, card.data.license) == (tag, "mit")
+    assert task in card.data.tags
+    assert card.data.eval_results[0].metric_value == 0.625
+    assert "62.5 %" in card.text
+    is_head = make is not small_dino
+    assert ("Without `import hf_internimage`" in card.text) == is_head
+    assert any(name.endswith(".py") for name in os.listdir(tmp_path / "out")) != is_head
+    assert ("auto_map" in read_json(tmp_path / "out" / "config.json")) != is_head
+    reloaded, info = type(model).from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert_loaded_fully(info)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(reloaded.state_dict()[key], tensor), key
+    assert type(AutoImageProcessor.from_pretrained(tmp_path / "out")) is type(processor)
+
+    (tmp_path / "result.json").write_text(json.dumps(RESULT))
+    status, _, error = run_script(capsys, tmp_path / "model", "me/new", *arguments, tmp_path / "other")
+    assert (status, f"has no metrics.{metric}" in error) == (1, True), error
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    status, _, error = run_script(capsys, tmp_path / "model", "me/new", *arguments[2:], tmp_path / "other")
+    assert (status, "model has no preprocessor_config.json; copy the one of its training" in error) == (1, True), error
+    assert not (tmp_path / "other").exists()
+
+
+def test_script_pushes_a_segmenter_that_loads_from_the_hub(pushed, tmp_path):
+    for part in small_upernet():
+        part.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "optimizer.pt").write_text("not for the Hub")
+    printed = pushed.run(
+        f"""
+        from hf_internimage_cli.main import main
+        assert main(["push", {str(tmp_path / "model")!r}, "tester/segmenter", "--license", "mit"]) == 0
+        from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+        print(type(AutoModelForSemanticSegmentation.from_pretrained("tester/segmenter")).__name__)
+        print(type(AutoImageProcessor.from_pretrained("tester/segmenter")).__name__)
+        """,
+        home="segmenter",
+    )
+    assert printed.split()[-2:] == ["UperNetForSemanticSegmentation", "InternImageSegmentationImageProcessor"]
+    files = pushed.files("tester/segmenter")
+    assert set(files) - {".gitattributes"} == {
+        *("README.md", "config.json", "model.safetensors", "preprocessor_config.json")
+    }
+    assert b"UperNetForSemanticSegmentation" in files["README.md"]
+    assert b"license: mit" in files["README.md"]
+
+
 def test_script_pushes_from_the_hub_to_the_hub(pushed, capsys):
     printed = pushed.run(
         f"""
@@ -975,14 +1074,22 @@ def good(folder):
         (lambda folder: None, [], "model has no config.json; give the folder of a saved model"),
         (lambda folder: (folder.rmdir(), folder.write_text("")), [], "model is a file; give the folder it lies in"),
         (with_checkpoints, [], "model has no config.json; give one of the checkpoints in it, such as .*/checkpoint-10"),
-        (other_model, [], "is a model of type 'vit'; give a classifier or backbone"),
+        (
+            other_model,
+            [],
+            "is a model of type 'vit', expected a classifier, .* `hf upload REPO_ID .*model` uploads",
+        ),
         (incomplete, [], r"has no weights for 1 tensors \(such as patch_embed.conv1.weight\); give a complete model"),
         (of_another_size, [], "size"),
         (damaged, [], "[Hh]eader"),
         (nested_too_deeply, [], "model has JSON that is nested too deeply"),
         (good, ["--result", "nowhere.json"], "nowhere.json: .*No such file"),
         (good, ["--result", __file__], "test_repository.py: Expecting value"),
-        (without_a_head, ["--result", "nowhere.json"], "--result is for classifiers, and .* has no head; leave it out"),
+        (
+            without_a_head,
+            ["--result", "nowhere.json"],
+            "--result is for models with a head, and .* has none; leave",
+        ),
     ],
 )
 def test_script_errors_are_one_line(make, arguments, message, tmp_path, capsys):

@@ -3,7 +3,8 @@
 
 A repository holds the weights, the configuration, the preprocessor, a model card, and the source files of the model.
 Where this package is imported, transformers uses its classes; elsewhere it runs those source files with
-`trust_remote_code=True`.
+`trust_remote_code=True`. Segmenters and detectors of transformers on an InternImage are saved without source files, and
+need this package.
 """
 
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from transformers import BaseImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
@@ -25,7 +27,17 @@ from ..atomic_write import atomic_update, atomic_write
 from ..models import auto
 from ..models.image_processing_pil_internimage import image_processor_for
 from ..tensors import check_tensors, shapes_of, writing
-from .card_blocks import INTERNIMAGE, RUNS_OWN_CODE, card_metadata, pipeline_code, plain_card, python_block
+from .card_blocks import (
+    INTERNIMAGE,
+    NEEDS_PACKAGE,
+    RUNS_OWN_CODE,
+    card_metadata,
+    pipeline_code,
+    plain_card,
+    python_block,
+    segmentation_code,
+)
+from .system_cards import PIPELINE_TAGS
 from .tokens import without_tokens
 
 AUTO_MAPS = {model_type: entry.auto_map for model_type, entry in auto.MODELS.items() if entry.travels}
@@ -36,6 +48,12 @@ _CLASSES = {
     for model_type, auto_map in AUTO_MAPS.items()
     for auto_class, name in auto_map.items()
     if auto_class != "AutoConfig"
+}
+# Ends of the names of model classes -> tag of the Hub.
+_TASKS = {
+    "ForSemanticSegmentation": "semantic-segmentation",
+    "ForUniversalSegmentation": "semantic-segmentation",
+    "ForObjectDetection": "object-detection",
 }
 _PIPELINES = {
     "AutoModelForImageClassification": "image-classification",
@@ -70,13 +88,13 @@ def default_image_processor(config: PreTrainedConfig) -> BaseImageProcessor:
     """Return the preprocessing of the released classifiers, at the size `config.image_size`.
 
     Raises:
-        ValueError: for a detector, because its configuration holds no image size, and for a model that does not take
-            three channels.
+        ValueError: for a detector or segmenter, because its configuration holds no image size, and for a model that
+            does not take three channels.
     """
     if not hasattr(config, "image_size"):
         raise ValueError(
-            "A detector's configuration does not say at what size it sees images; give image_processor, an "
-            "InternImageDetectionImageProcessor."
+            "The configuration of a detector or segmenter does not say at what size it sees images; give "
+            "image_processor, an InternImageDetectionImageProcessor or InternImageSegmentationImageProcessor."
         )
     if config.num_channels != 3:
         raise ValueError(
@@ -103,9 +121,10 @@ def save_for_hub(
 
     Args:
         model: a model of a class in `AUTO_MAPS`, of this package or loaded by `trust_remote_code=True`. In both cases
-            the source files written are this package's.
+            the source files written are this package's. Or a segmenter or detector of transformers on an InternImage,
+            which gets no source files.
         folder: the repository's folder; parents are created.
-        image_processor: if None, the one of the released classifiers at `config.image_size`; a detector needs one. Our
+        image_processor: if None, the one of the released classifiers at `config.image_size`; others need one. Our
             processor for classification is saved as transformers' CLIPImageProcessor, which gives the same pixels; for
             the others the source files are saved.
         card: the model card. If None, a card in the folder stays; without one, a short card without a licence is
@@ -204,6 +223,11 @@ def short_card(model: PreTrainedModel, model_id: str, *, license: str | None = N
         license: SPDX identifier in lower case, as the Hub writes it; None to state none.
     """
     name = type(model).__name__
+    if not has_code(model):
+        tag = PIPELINE_TAGS[str(task_of(model))]
+        code = pipeline_code(tag, model_id) if tag in _PIPELINES.values() else segmentation_code(name, model_id)
+        paragraphs = [_first_sentence(model), python_block(code), NEEDS_PACKAGE]
+        return plain_card(card_metadata([tag], license=license), model_id, paragraphs)
     auto_class = _CLASSES[name][1]
     task = _PIPELINES.get(auto_class, "image-feature-extraction")
     if auto_class in _PIPELINES:
@@ -213,12 +237,30 @@ def short_card(model: PreTrainedModel, model_id: str, *, license: str | None = N
 
 processor = AutoImageProcessor.from_pretrained("{model_id}")
 model = {auto_class}.from_pretrained("{model_id}", trust_remote_code=True)"""
-    paragraphs = [
-        f"An {INTERNIMAGE} model (`{name}`) with {model.num_parameters():,} parameters.",
-        python_block(code),
-        RUNS_OWN_CODE,
-    ]
+    paragraphs = [_first_sentence(model), python_block(code), RUNS_OWN_CODE]
     return plain_card(card_metadata([task], license=license), model_id, paragraphs)
+
+
+def _first_sentence(model: PreTrainedModel) -> str:
+    return f"An {INTERNIMAGE} model (`{type(model).__name__}`) with {model.num_parameters():,} parameters."
+
+
+def has_code(model: PreTrainedModel) -> bool:
+    """Return whether a model's source files are saved with it."""
+    return type(model).__name__ in _CLASSES
+
+
+def task_of(model: PreTrainedModel) -> str | None:
+    """Return "semantic-segmentation" or "object-detection"; None for a classifier and a model without a head."""
+    name = type(model).__name__
+    return next((task for ending, task in _TASKS.items() if name.endswith(ending)), None)
+
+
+def is_head(class_name: str, config: dict[str, Any]) -> bool:
+    """Return whether a class is a segmenter or detector of transformers, and its configuration names our backbone."""
+    backbone = config.get("backbone_config") or {}
+    known = class_name.endswith(tuple(_TASKS)) and hasattr(transformers, class_name)
+    return known and backbone.get("model_type") in auto.model_types("AutoBackbone")
 
 
 def _checked(
@@ -239,18 +281,20 @@ def _check_model(model: PreTrainedModel) -> None:
     """Raise ValueError unless the classes of the repository can load this model."""
     name = type(model).__name__
     model_type, _, reference = _CLASSES.get(name, ("", "", ""))
-    if not reference or getattr(getattr(model, "config", None), "model_type", None) != model_type:
+    is_ours = bool(reference) and getattr(getattr(model, "config", None), "model_type", None) == model_type
+    if not is_ours and not (type(model) is getattr(transformers, name, None) and is_head(name, model.config.to_dict())):
         raise ValueError(
-            f"model is a {name}, expected {', '.join(sorted(_CLASSES))}; give the model itself, without wrappers, "
-            "adapters and subclasses."
+            f"model is a {name}, expected {', '.join(sorted(_CLASSES))}, or a segmenter or detector of transformers on "
+            "one of these backbones; give the model itself, without wrappers, adapters and subclasses."
         )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError("model has adapters loaded; merge them into its weights, or remove them.")
     if not hasattr(model, "hf_device_map") and any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("model has no weights, its parameters are on the meta device; load them first.")
     with torch.device("meta"):
-        config = auto.load(auto.MODELS[model_type].config).from_dict(model.config.to_dict())
-        described = auto.load(reference)(config)
+        config_class: Any = auto.load(auto.MODELS[model_type].config) if is_ours else type(model.config)
+        config = config_class.from_dict(model.config.to_dict())
+        described = auto.load(reference)(config) if is_ours else type(model)(config)
     try:
         check_tensors(shapes_of(model.state_dict()), shapes_of(described.state_dict()))
     except ValueError as error:
@@ -285,21 +329,27 @@ def _save(
         for path in new.glob("*.py"):  # a class loaded from a repository brings its own, perhaps older files
             path.unlink()
         processor.save_pretrained(new)
-        model_type, _, model_class = _CLASSES[type(model).__name__]
-        _set_in_json(new / "config.json", "auto_map", AUTO_MAPS[model_type])
-        classes = [model_class]
-        name = type(processor).__name__
-        if name in _BUILT_IN_PROCESSORS:
-            _set_in_json(new / "preprocessor_config.json", "image_processor_type", _BUILT_IN_PROCESSORS[name])
-        elif name in auto.public_classes():
-            processor_class = auto.public_classes()[name]
-            _set_in_json(new / "preprocessor_config.json", "auto_map", {"AutoImageProcessor": processor_class})
-            classes.append(processor_class)
-        for path in auto.source_files(*classes):
-            shutil.copyfile(path, new / path.name)
+        if has_code(model):
+            _add_code(new, type(model).__name__, type(processor).__name__)
         if card is not None:
             (new / _CARD).write_text(card, encoding="utf-8", newline="")
         return sorted(path.name for path in new.iterdir())
+
+
+def _add_code(folder: Path, model_class: str, processor_class: str) -> None:
+    """Add the source files of a model and its image processor to a saved model, and name them in its files."""
+    model_type, _, reference = _CLASSES[model_class]
+    _set_in_json(folder / "config.json", "auto_map", AUTO_MAPS[model_type])
+    references = [reference]
+    if processor_class in _BUILT_IN_PROCESSORS:
+        built_in = _BUILT_IN_PROCESSORS[processor_class]
+        _set_in_json(folder / "preprocessor_config.json", "image_processor_type", built_in)
+    elif processor_class in auto.public_classes():
+        reference = auto.public_classes()[processor_class]
+        _set_in_json(folder / "preprocessor_config.json", "auto_map", {"AutoImageProcessor": reference})
+        references.append(reference)
+    for path in auto.source_files(*references):
+        shutil.copyfile(path, folder / path.name)
 
 
 def is_weights(name: str) -> bool:
@@ -345,9 +395,12 @@ __all__ = [
     "MAX_SHARD_SIZE",
     "PushError",
     "default_image_processor",
+    "has_code",
     "image_processor_for",
+    "is_head",
     "is_weights",
     "push",
     "save_for_hub",
     "short_card",
+    "task_of",
 ]

@@ -7,7 +7,9 @@ model's folder is pushed too. A README.md there becomes the model card, unless a
 
 import json
 from pathlib import Path
+from typing import Any
 
+import transformers
 from huggingface_hub import CommitInfo, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
@@ -15,9 +17,12 @@ from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfi
 from ..models import auto
 from . import repository
 from .cards import evaluated_card
+from .evaluation_blocks import number
 from .loading import check_folder
+from .trained_cards import trained_card
 
 _PREPROCESSOR = "preprocessor_config.json"
+_MAIN_METRICS = {"semantic-segmentation": "mean_iou", "object-detection": "map"}  # task -> what its evaluation has
 
 
 def upload(
@@ -50,6 +55,8 @@ def upload(
     try:
         check_folder(name)
         model, processor = _load_model(name), _load_processor(name)
+        if processor is None and repository.task_of(model) is not None:
+            raise ValueError(f"{name} has no {_PREPROCESSOR}; copy the one of its training into the folder.")
         card = _make_card(name, repo_id, model, result, license, base_model)
     except RecursionError as error:
         raise ValueError(f"{name} has JSON that is nested too deeply.") from error
@@ -73,27 +80,35 @@ def upload(
 
 
 def _load_model(name: str) -> PreTrainedModel:
-    """Load a classifier, a backbone or a model without a head.
+    """Load a classifier, a segmenter, a detector, a backbone or a model without a head.
 
     Raises: ValueError for another type of model, and for weights that lack tensors.
     """
-    fields = PreTrainedConfig.get_config_dict(name)[0]
-    model_type = fields.get("model_type")
-    if model_type not in auto.model_types("AutoModelForImageClassification"):
-        raise ValueError(
-            f"{name} is a model of type {model_type!r}; give a classifier or backbone. "
-            "Detectors: hf_internimage.hub.push; heads of transformers: their own push_to_hub."
-        )
-    # Official configurations name the class without a head, although their weights have one: try the classifier first.
-    backbone = auto.model_class(model_type, "AutoBackbone")
-    is_backbone = fields.get("architectures") == [backbone.__name__]
-    others = [auto.model_class(model_type, name) for name in ("AutoModelForImageClassification", "AutoModel")]
-    for model_class in [backbone] if is_backbone else others:
+    for model_class in _classes(name):
         model, info = model_class.from_pretrained(name, output_loading_info=True)
         if not info["missing_keys"]:
             return model
     missing = sorted(info["missing_keys"])
     raise ValueError(f"{name} has no weights for {len(missing)} tensors (such as {missing[0]}); give a complete model.")
+
+
+def _classes(name: str) -> list[Any]:
+    """Return the classes that may load a model; the first one that misses no weights is right."""
+    fields = PreTrainedConfig.get_config_dict(name)[0]
+    model_type, (saved_class, *_) = fields.get("model_type"), fields.get("architectures") or [""]
+    if model_type in auto.model_types("AutoModelForImageClassification"):
+        # Official configurations name the class without a head, although their weights have one: the classifier first.
+        backbone = auto.model_class(model_type, "AutoBackbone")
+        others = [auto.model_class(model_type, name) for name in ("AutoModelForImageClassification", "AutoModel")]
+        return [backbone] if saved_class == backbone.__name__ else others
+    if model_type in repository.AUTO_MAPS and saved_class in auto.public_classes():
+        return [auto.load(auto.public_classes()[saved_class])]
+    if repository.is_head(saved_class, fields):
+        return [getattr(transformers, saved_class)]
+    raise ValueError(
+        f"{name} is a model of type {model_type!r}, expected a classifier, segmenter, detector or backbone with "
+        f"InternImage; `hf upload REPO_ID {name}` uploads any folder."
+    )
 
 
 def _load_processor(name: str) -> BaseImageProcessor | None:
@@ -119,11 +134,24 @@ def _make_card(
 ) -> ModelCard | str | None:
     """Return a new card if a result or a licence ask for one, else the card in the model's folder, else None."""
     if result is not None:
-        if not isinstance(model, auto.model_class(model.config.model_type, "AutoModelForImageClassification")):
-            raise ValueError(f"--result is for classifiers, and {name} has no head; leave it out.")
+        task = repository.task_of(model)
+        if task is None and not type(model).__name__.endswith("ForImageClassification"):
+            raise ValueError(f"--result is for models with a head, and {name} has none; leave it out.")
         try:
             evaluation = json.loads(result.read_text(encoding="utf-8"))
-            return evaluated_card(evaluation, model_id=repo_id, base_model=base_model, license=license)
+            if task is None:
+                return evaluated_card(evaluation, model_id=repo_id, base_model=base_model, license=license)
+            number(evaluation, "metrics", _MAIN_METRICS[task])
+            return trained_card(
+                model,
+                repo_id,
+                task=task,
+                has_code=repository.has_code(model),
+                base_model=base_model,
+                license=license,
+                evaluation=evaluation,
+                training={},
+            )
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{result}: {error}") from error
     if license:
