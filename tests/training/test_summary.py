@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import transformers
+from support.golden_data import tiny_config
 from support.tiny_tasks import TASKS, arguments
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from hf_internimage import InternImageForImageClassification
 from hf_internimage.ops.registry import Backend, Call, Registry
 from hf_internimage.training import summary
 from hf_internimage.training.classification.data import ClassificationDataArguments
@@ -59,8 +61,6 @@ def expected_lines(task, weights, classes, output):
     ]
     images = "validation" if task == "classification" else "validation/images"
     push = f"hf-internimage push {output} YOUR_NAME/{output}"
-    if task != "classification":
-        push = rf"hf upload YOUR_NAME/{output} {output} \. --exclude 'checkpoint-\*'"
     return [
         rf"Model    {MODELS[task]}, {NUMBER} M parameters", f"Weights  {weights}", f"Classes  {classes}",
         r"Images   train: \d+, validation: \d", r"Device   cpu \(\d+ threads?\), float32", r"DCNv3    backend cpu",
@@ -247,12 +247,16 @@ def test_a_slower_backend_is_a_part_of_the_summary(tmp_path, monkeypatch):
 def test_commands_can_be_copied(data, evaluate, predict, tmp_path):
     training = TrainingArguments(output_dir="my out", use_cpu=True, report_to="none", hub_model_id="me/model")
     arguments = SimpleNamespace(data=ClassificationDataArguments(**data), training=training)
-    model = SimpleNamespace(config=SimpleNamespace(model_type="internimage"))
+    model = InternImageForImageClassification(tiny_config())
     assert summary.next_commands(arguments, model, Path("my out")) == [
         f"hf-internimage evaluate 'my out' {evaluate}",
         f"hf-internimage predict 'my out' {predict}",
         "hf-internimage push 'my out' me/model",
     ]
+    fields = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
+    other = transformers.ConvNextForImageClassification(transformers.ConvNextConfig(**fields))
+    push = summary.next_commands(arguments, other, Path("my out"))[-1]
+    assert push == "hf upload me/model 'my out' . --exclude 'checkpoint-*'"
 
 
 @pytest.mark.parametrize(

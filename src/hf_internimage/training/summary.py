@@ -18,7 +18,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils.logging import set_tqdm_hook
 
-from ..models import auto
+from ..hub.repository import has_code, is_head
 from ..ops import BackendError
 from ..ops.dcnv3 import DCNV3
 from ..ops.registry import Call, environment
@@ -309,7 +309,7 @@ def next_commands(arguments: Any, model: Any, output: Path) -> list[str]:
     name = model_id_of(arguments.training, "model")
     name = name if "/" in name else f"YOUR_NAME/{name}"
     push = f"hf-internimage push {folder} {name}"
-    if model.config.model_type not in auto.model_types("AutoModelForImageClassification"):
+    if not has_code(model) and not is_head(type(model).__name__, model.config.to_dict()):
         push = f"hf upload {name} {folder} . --exclude 'checkpoint-*'"
     return [
         f"hf-internimage evaluate {folder} {options}",
