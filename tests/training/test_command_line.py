@@ -434,7 +434,7 @@ def test_settings_of_files_and_options(tmp_path):
         ("a: [", r"^[^\n]*a\.yaml cannot be read: while parsing[^\n]*$"),
         ("- a", r"a\.yaml holds no settings, expected lines"),
         ("", r"a\.yaml holds no settings, expected lines"),
-        ("zeta: 1\nalpha: 2", r"a\.yaml has the unknown setting 'alpha'; --help-all lists all"),
+        ("zeta: 1\nalpha: 2", r"a\.yaml has the unknown setting 'alpha'; --help_all lists all"),
         ("seed: many", "seed.*many|invalid int"),
     ],
 )
