@@ -303,7 +303,7 @@ def test_unknown_size_and_wrong_size(tiny_t, capsys):
     assert_refused(capsys, before, tiny_t, r"Its 1 tensors \(a\) are not those of an InternImage;", "other.pth")
 
 
-@pytest.mark.parametrize("option", [("--checkpoint", "internimage_t_1k_224"), ("--num-labels", 5)], ids=lambda o: o[0])
+@pytest.mark.parametrize("option", [("--checkpoint", "internimage_t_1k_224"), ("--num_labels", 5)], ids=lambda o: o[0])
 def test_options_of_other_systems(option, tiny_t, capsys):
     before = sorted(tiny_t.iterdir())
     assert convert(tiny_t / "good.pth", tiny_t / "out", "--config", tiny_t / "config.json", *option) == 1

@@ -170,8 +170,8 @@ def refused(capsys, folder, *arguments):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--image-size", 512], "--image-size is not for UperNet checkpoints"),
-        (["--head-map", "map.txt"], "--head-map is not for UperNet checkpoints"),
+        (["--image-size", 512], "--image_size is not for UperNet checkpoints"),
+        (["--head-map", "map.txt"], "--head_map is not for UperNet checkpoints"),
         (["--checkpoint", "upernet_t"], "is no published checkpoint; give one such as upernet_internimage_"),
         (["--checkpoint", ADE20K_T], "and 150 classes, but the file has upernet with size None and 9 classes"),
         (["--num-labels", 10], r"has 9 classes, of which 10 cannot be kept; choose 1 to 9"),
@@ -185,7 +185,7 @@ def test_options_that_do_not_fit(options, message, tiny, capsys):
 
 def test_fewer_labels_are_for_upernet_only(tiny, capsys):
     arguments = (tiny / "mask2former.pth", tiny / "out", "--num-labels", 2)
-    assert "--num-labels is not for Mask2Former checkpoints" in refused(capsys, tiny, *arguments)
+    assert "--num_labels is not for Mask2Former checkpoints" in refused(capsys, tiny, *arguments)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def _check_options(options: Options, system: System) -> None:
     """Raise InputError if an option is given that the system does not have."""
     for name in _OPTIONS_OF_SOME_SYSTEMS:
         if name not in system.options and getattr(options, name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} is not for {system.title} checkpoints; leave it out.")
+            raise InputError(f"--{name} is not for {system.title} checkpoints; leave it out.")
 
 
 def _class_names(meta: object) -> list[str]:
