@@ -174,5 +174,5 @@ def test_a_space_runs_as_it_is(folders, tmp_path, monkeypatch, capsys):
 
 def test_mistakes_are_one_line(capsys):
     assert main(["app", "./absent"]) == 2
-    assert main(["app", ".", "--compare", "b", "--space", "c"]) == 2
+    assert main(["app", ".", "--compare", "me/b", "--space", "c"]) == 2
     assert "--space takes one model" in capsys.readouterr().err
