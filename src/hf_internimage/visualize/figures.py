@@ -88,7 +88,7 @@ def draw_receptive_fields(fields: Mapping[str, ReceptiveField], *, share: float 
         fields: title -> receptive field.
         share: of the energy within the circle, 0 to 1.
     """
-    figure = Figure(figsize=(_SIDE * len(fields), _SIDE + 0.8), layout="constrained")
+    figure = Figure(figsize=(_SIDE * len(fields), _SIDE + 0.9), layout="compressed")
     for axes, (title, field) in zip(np.atleast_1d(figure.subplots(1, len(fields))), fields.items(), strict=True):
         # The fourth root shows small values, too; the energies span many orders of magnitude.
         axes.imshow((field.energy / max(field.energy.max(), 1e-300)) ** 0.25, cmap="magma", vmin=0, vmax=1)
