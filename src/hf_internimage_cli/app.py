@@ -42,8 +42,11 @@ def run(args: argparse.Namespace) -> int:
     if args.space is not None:
         print(f"written to {app.write_space(args.model, args.space)}: app.py, requirements.txt, README.md")
         return 0
+    from transformers.utils import logging
+
     from hf_internimage.app.viewer import Viewer
 
+    logging.disable_progress_bar()  # of loading the weights
     names = [name for name in (args.model, args.compare) if name is not None]
     app.serve([Viewer(name, device=args.device) for name in names], port=args.port, open_browser=args.open)
     return 0

@@ -4,6 +4,7 @@
 import contextlib
 import runpy
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gradio_client
@@ -107,6 +108,20 @@ def test_many_images_come_as_an_archive(classifier, folders):
     assert str(Path(archive).anchor) + "tmp" not in table
     assert notes.startswith("1 images")
     assert "left out: broken.jpg: cannot be decoded" in notes
+
+
+@pytest.mark.slow
+def test_two_users_at_once_get_their_own_answers(classifier, folders, tmp_path):
+    paths = [folders / "photo.png", tmp_path / "other.png"]
+    Image.new("RGB", (70, 50), (250, 120, 10)).save(paths[1])
+    expected = [predict(folders / "classifier", path)[0] for path in paths]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(
+            pool.map(lambda path: classifier.predict(upload(path), 0.3, api_name="/predict")[1], [*paths, *paths])
+        )
+    for answer, prediction in zip(answers, [*expected, *expected], strict=True):
+        got = {entry["label"]: entry["confidence"] for entry in answer["confidences"]}
+        assert got == pytest.approx(dict(zip(prediction.labels, prediction.scores, strict=True)))
 
 
 @pytest.mark.slow

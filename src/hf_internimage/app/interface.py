@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..plain_text import show
+from ..prediction.loading import CLASSIFICATION, DETECTION
 from ..prediction.output import files_for
 from .viewer import Viewer
 
@@ -35,7 +36,7 @@ def build(viewers: list[Viewer]) -> gradio.Blocks:
                 image = gradio.Image(sources=["upload", "clipboard"], label="Image", height=320, type="filepath")
                 # This package decodes the file, and says what is wrong with it.
                 image.preprocess = _path_of  # type: ignore[method-assign]
-                is_detector = any(viewer.predictor.task == "object-detection" for viewer in viewers)
+                is_detector = any(viewer.predictor.task == DETECTION for viewer in viewers)
                 threshold = gradio.Slider(0.05, 1, 0.3, step=0.05, label="Least score", visible=is_detector)
             with gradio.Column(scale=3):
                 with gradio.Tab("Predict"), gradio.Row():
@@ -46,7 +47,7 @@ def build(viewers: list[Viewer]) -> gradio.Blocks:
                     _sampling_page(first, image)
                 with gradio.Tab("Receptive field"):
                     _field_page(first, image)
-                if first.predictor.task == "image-classification":
+                if first.predictor.task == CLASSIFICATION:
                     with gradio.Tab("Class activation"):
                         _activation_page(first, image)
                 with gradio.Tab("Many images"):
@@ -79,7 +80,7 @@ def serve(viewers: list[Viewer], *, port: int | None = None, open_browser: bool 
 
 def _prediction(viewer: Viewer, image: Any, threshold: Any, api_name: str) -> None:
     """Add what a model predicts: a picture, the classes, and the time."""
-    shown = gradio.Image(label=viewer.name, interactive=False, visible=viewer.predictor.task != "image-classification")
+    shown = gradio.Image(label=viewer.name, interactive=False, visible=viewer.predictor.task != CLASSIFICATION)
     classes = gradio.Label(label="Classes", num_top_classes=8)
     time = gradio.Textbox(label="Time", lines=1)
     outputs = [shown, classes, time]

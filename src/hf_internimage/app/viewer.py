@@ -15,8 +15,9 @@ from torch import nn
 from transformers import ConvNextConfig, ConvNextModel
 
 from .. import visualize
+from ..devices import find_device
 from ..ops.dcnv3 import backend_for
-from ..prediction import Classification, Detection, Prediction, Predictor, Segmentation
+from ..prediction import Classification, Detection, Prediction, Predictor, Segmentation, loading
 from ..prediction.drawing import blend, draw_objects
 from ..prediction.sources import Source, read_sources
 from ..visualize.blocks import convolutions, find_stage, find_trunk
@@ -37,11 +38,9 @@ class Viewer:
 
     def __init__(self, model: str, *, device: str | None = None, revision: str | None = None) -> None:
         self.name = model
-        task = Predictor(model, device=device, revision=revision, max_image_pixels=MAX_PIXELS)
-        threshold = _LEAST_SCORE if task.task == "object-detection" else None
-        self.predictor = Predictor(
-            task.model, image_processor=task.image_processor, threshold=threshold, max_image_pixels=MAX_PIXELS
-        )
+        loaded = loading.load(model, revision=revision)
+        threshold = _LEAST_SCORE if loading.task_of(loaded) == loading.DETECTION else None
+        self.predictor = Predictor(loaded, device=find_device(device), threshold=threshold, max_image_pixels=MAX_PIXELS)
         trunk = find_trunk(self.predictor.model)
         stages = [convolutions(find_stage(trunk, stage + 1)) for stage in range(len(trunk.levels))]
         self.depths = [len(stage) for stage in stages]
@@ -154,7 +153,7 @@ class Viewer:
         Raises:
             ValueError: for a model that is no classifier.
         """
-        if self.predictor.task != "image-classification":
+        if self.predictor.task != loading.CLASSIFICATION:
             raise ValueError("Activation maps are of classifiers; this model has another task.")
         pixels = self._pixels(path)
         number = None if not label else self.predictor.label_names.index(label)
