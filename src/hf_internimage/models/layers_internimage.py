@@ -7,6 +7,7 @@ Parameter names are those of OpenGVLab's checkpoints.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,12 +91,6 @@ def _project(layer: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
     return layer(hidden_states) if result is None else result
 
 
-def _normed(norms: nn.Sequential, hidden_states: torch.Tensor) -> torch.Tensor:
-    """Return LayerNorm(hidden_states), (N, H, W, C) -> (N, H, W, C); `norms` is a `layer_norm`."""
-    fused = fused_cpu.norm(hidden_states, norms) if fused_cpu is not None else None
-    return norms(hidden_states) if fused is None else fused
-
-
 def _convolution_normed(norms: nn.Sequential, hidden_states: torch.Tensor) -> torch.Tensor:
     """Return norms(hidden_states), (N, C, H, W) -> (N, H, W, C); `norms` is a `_convolution_norm`, channels last."""
     fused = fused_cpu.norm(hidden_states.permute(0, 2, 3, 1), norms) if fused_cpu is not None else None
@@ -141,9 +136,7 @@ class InternImageStem(nn.Module):
         pixel_values = pixel_values.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         hidden_states = self.conv1(pixel_values)
         fused = (
-            fused_cpu.norm_act(hidden_states.permute(0, 2, 3, 1), self.norm1, self.act)
-            if fused_cpu is not None
-            else None
+            fused_cpu.norm(hidden_states.permute(0, 2, 3, 1), self.norm1, self.act) if fused_cpu is not None else None
         )
         normed = self.act(self.norm1(hidden_states)) if fused is None else _channels_first(fused)
         hidden_states = self.conv2(normed)
@@ -231,6 +224,12 @@ class InternImageMLP(nn.Module):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(hidden_states)))))
 
 
+# What a block's branches are if nobody has replaced them.
+_BRANCHES: dict[type[nn.Module], Any] = {
+    kind: kind.forward for kind in (InternImageDeformableConvolution, InternImageMLP)
+}
+
+
 class InternImageLayer(GradientCheckpointingLayer):
     """One block, a DCNv3 and an MLP branch with residual connections: (N, H, W, C) -> (N, H, W, C)."""
 
@@ -256,28 +255,22 @@ class InternImageLayer(GradientCheckpointingLayer):
         self.uses_res_post_norm = config.res_post_norm and not config.post_norm and config.layer_scale is None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        fused = fused_cpu.block(hidden_states, self, _BRANCHES) if fused_cpu is not None else None
+        if fused is not None:
+            return fused
         for branch, norm, after, scale in (
             (self.dcn, self.norm1, self.res_post_norm1, self.layer_scale1),
             (self.mlp, self.norm2, self.res_post_norm2, self.layer_scale2),
         ):
             if self.post_norm:
-                hidden_states = self._add(hidden_states, branch(hidden_states), norm, scale)
+                branched = norm(branch(hidden_states))
             else:
-                branched = branch(_normed(norm, hidden_states))
-                hidden_states = self._add(hidden_states, branched, after if self.uses_res_post_norm else None, scale)
+                branched = branch(norm(hidden_states))
+                if after is not None and self.uses_res_post_norm:
+                    branched = after(branched)
+            branched = self.drop_path(branched)
+            hidden_states = hidden_states + branched if scale is None else torch.addcmul(hidden_states, branched, scale)
         return hidden_states
-
-    def _add(
-        self, residual: torch.Tensor, branch: torch.Tensor, norm: nn.Sequential | None, scale: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return residual + scale * norm(branch), with stochastic depth; norm and scale are optional."""
-        if norm is not None:
-            fused = fused_cpu.norm_add(branch, norm, scale, residual, self.drop_path) if fused_cpu is not None else None
-            if fused is not None:
-                return fused
-            branch = norm(branch)
-        branch = self.drop_path(branch)
-        return residual + branch if scale is None else torch.addcmul(residual, branch, scale)
 
 
 class InternImageDownsample(nn.Module):

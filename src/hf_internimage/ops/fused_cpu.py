@@ -7,7 +7,7 @@ adapters or another class calls its parts instead: see `can_fuse`, the one condi
 
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def can_fuse(states: torch.Tensor, *modules: nn.Module) -> bool:
     """Return True for CPU tensors outside of transforms and modes, and stock modules without hooks or wrappers.
 
     Modules may also say by `only_permutes` that their result is a permuted view of the input, or the input. What else
-    an operator reads must be compared by `_is_like`. Compiled graphs hold the operators, exported ones the parts.
+    an operator reads must be compared by `_are_like`. Compiled graphs hold the operators, exported ones the parts.
     """
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
@@ -52,10 +52,10 @@ def can_fuse(states: torch.Tensor, *modules: nn.Module) -> bool:
     )
 
 
-def _is_bare(module: nn.Module) -> bool:
+def _is_bare(module: Any, originals: dict[type[nn.Module], Any] = _ORIGINALS) -> bool:
     """Return True if `module` is a stock module, or one that only permutes now, without hooks."""
     kind = type(module)
-    return (_only_permutes(module) or kind.forward is _ORIGINALS.get(kind)) and not (
+    return (_only_permutes(module) or (kind in originals and kind.forward is originals[kind])) and not (
         kind.__call__ is not _CALL
         or "forward" in module.__dict__
         or module._forward_hooks
@@ -70,31 +70,33 @@ def _only_permutes(module: nn.Module) -> bool:
     return "only_permutes" in type(module).__dict__ and bool(module.only_permutes)
 
 
-def _weights(module: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return weight and bias of a stock module. Reading them as its attributes takes ten times as long."""
-    parameters = module._parameters
-    if "weight" in parameters and "bias" in parameters:
-        return parameters["weight"], parameters["bias"]
-    return module.weight, module.bias  # plain tensors in place of parameters
+def _weights(module: Any) -> tuple[Any, Any]:
+    """Return weight and bias of a stock module."""
+    return _tensor(module, "weight"), _tensor(module, "bias")
 
 
-def _is_like(tensor: torch.Tensor | None, states: torch.Tensor, *shape: int) -> bool:
-    """Return True if `tensor` is a plain tensor of this shape, with the dtype and device of `states`."""
-    return (
-        tensor is not None
-        and (torch.compiler.is_compiling() or (eager.ordinary(tensor) and eager.is_in_memory(tensor)))
-        and tensor.dtype == states.dtype
-        and tensor.device == states.device
-        and tensor.shape == shape
-    )
+def _tensor(module: nn.Module, name: str) -> Any:
+    """Return a parameter, or the tensor in its place. Reading it as an attribute takes ten times as long."""
+    return module._parameters[name] if name in module._parameters else getattr(module, name)
 
 
-def _call(tracked: bool, name: str, *arguments: Any) -> torch.Tensor:
-    """Call an operator; past its autograd formula if no gradients are needed."""
-    operator = getattr(torch.ops.hf_internimage, name).default
-    if tracked or torch.compiler.is_compiling():
-        return operator(*arguments)
-    return eager.without_gradients(operator, *arguments)
+def _are_like(states: torch.Tensor, tensors: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Return True if these are plain tensors of these shapes, with the dtype and device of `states`."""
+    compiling, dtype, device = torch.compiler.is_compiling(), states.dtype, states.device
+    for tensor, shape in zip(tensors, shapes, strict=True):
+        if tensor is None or tensor.dtype != dtype or tensor.device != device or tensor.shape != shape:
+            return False
+        if not (compiling or (eager.ordinary(tensor) and eager.is_in_memory(tensor))):
+            return False
+    return True
+
+
+def _is_gelu(act: Any) -> bool:
+    return isinstance(act, nn.GELU) and act.approximate == "none"
+
+
+def _is_layer_norm(norm: Any, channels: int) -> bool:
+    return isinstance(norm, nn.LayerNorm) and norm.normalized_shape == (channels,)
 
 
 # Linear layers. PyTorch's own take longer on x86 where oneDNN could run them: they copy the bias to the result first,
@@ -114,13 +116,11 @@ def linear(states: torch.Tensor, layer: nn.Module) -> torch.Tensor | None:
     if not (isinstance(layer, nn.Linear) and _is_fast(states, layer.out_features) and can_fuse(states, layer)):
         return None
     weight, bias = _weights(layer)
-    if not (
-        _is_like(weight, states, layer.out_features, states.shape[-1]) and _is_like(bias, states, layer.out_features)
-    ):
+    if not _are_like(states, (weight, bias), ((layer.out_features, states.shape[-1]), (layer.out_features,))):
         return None
     if torch.compiler.is_compiling() or eager.is_tracked(states, weight, bias):
         return torch.ops.hf_internimage.linear.default(states, weight, bias)
-    return _product(states, weight, bias)  # type: ignore[arg-type]  # `_is_like` has looked
+    return _product(states, weight, bias)
 
 
 def _is_fast(states: torch.Tensor, out_features: int) -> bool:
@@ -151,70 +151,42 @@ def _with_rows(states: torch.Tensor, compute: Callable[[torch.Tensor], torch.Ten
     return torch.ops.aten._unsafe_view.default(result, (*states.shape[:-1], result.shape[-1]))
 
 
-def norm(states: torch.Tensor, norms: nn.Sequential) -> torch.Tensor | None:
-    """Compute LayerNorm(states), (..., C) -> (..., C); `norms` holds the LayerNorm and possibly permutations.
+def norm(states: torch.Tensor, norms: nn.Sequential, act: nn.Module | None = None) -> torch.Tensor | None:
+    """Compute LayerNorm(states), or GELU of it with `act`, (..., C) -> (..., C); `norms` may also hold permutations.
 
     Return None if the modules cannot be fused, or if gradients are needed.
     """
-    return _norm(states, norms, None, None, None)
-
-
-def norm_act(states: torch.Tensor, norms: nn.Sequential, act: nn.Module) -> torch.Tensor | None:
-    """Compute GELU(LayerNorm(states)), (..., C) -> (..., C); `norms` holds the LayerNorm and possibly permutations.
-
-    Return None if the modules cannot be fused, or if gradients are needed.
-    """
-    if not (isinstance(act, nn.GELU) and act.approximate == "none"):
+    acts = () if act is None else (act,)
+    if not (isinstance(norms, nn.Sequential) and all(map(_is_gelu, acts)) and can_fuse(states, norms, *norms, *acts)):
         return None
-    return _norm(states, norms, act, None, None)
-
-
-def norm_add(
-    states: torch.Tensor,
-    norms: nn.Sequential,
-    scale: torch.Tensor | None,
-    residual: torch.Tensor,
-    drop: nn.Module | None = None,
-) -> torch.Tensor | None:
-    """Compute residual + scale * LayerNorm(states), (..., C) -> (..., C); `norms` holds the LayerNorm.
-
-    `drop` is the stochastic depth after the norm. Return None if the modules cannot be fused, an active `drop` among
-    them, or if gradients are needed.
-    """
-    return _norm(states, norms, drop, scale, residual)
-
-
-def _norm(
-    states: torch.Tensor,
-    norms: nn.Sequential,
-    after: nn.Module | None,
-    scale: torch.Tensor | None,
-    residual: torch.Tensor | None,
-) -> torch.Tensor | None:
-    if not isinstance(norms, nn.Sequential) or not can_fuse(states, norms, *norms, *([] if after is None else [after])):
-        return None
-    computing = [module for module in norms if not _only_permutes(module)]
-    layer_norm = computing[0] if len(computing) == 1 else None
+    computing: list[Any] = [module for module in norms if not _only_permutes(module)]
     channels = states.shape[-1]
-    if not isinstance(layer_norm, nn.LayerNorm) or layer_norm.normalized_shape != (channels,):
+    if len(computing) != 1 or not _is_layer_norm(computing[0], channels):
         return None
-    weight, bias = _weights(layer_norm)
-    if (
-        not _is_like(weight, states, channels)
-        or not _is_like(bias, states, channels)
-        or not (scale is None or _is_like(scale, states, channels))
-        or not (residual is None or _is_like(residual, states, *states.shape))
-        or eager.is_tracked(states, weight, bias, scale, residual)
-    ):
+    weight, bias = _weights(computing[0])
+    if not _are_like(states, (weight, bias), ((channels,),) * 2) or eager.is_tracked(states, weight, bias):
         return None
+    return _normalize(states, weight, bias, computing[0].eps, activate=bool(acts))
+
+
+def _normalize(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    epsilon: float,
+    activate: bool = False,
+    scale: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Compute residual + scale * LayerNorm(states), or GELU(LayerNorm(states))."""
     return torch.ops.hf_internimage.norm.default(
         states,
         weight,
         bias,
         states if scale is None else scale,
         states if residual is None else residual,
-        layer_norm.eps,
-        isinstance(after, nn.GELU),
+        epsilon,
+        activate,
         scale is not None,
         residual is not None,
     )
@@ -230,26 +202,20 @@ def mlp(
     if not (
         isinstance(first, nn.Linear)
         and isinstance(second, nn.Linear)
-        and isinstance(act, nn.GELU)
+        and _is_gelu(act)
         and isinstance(drop, nn.Dropout)
         and can_fuse(states, first, act, second, drop)
-        and act.approximate == "none"
         and not (drop.training and drop.p)
     ):
         return None
-    parameters = weight1, bias1, weight2, bias2 = *_weights(first), *_weights(second)
-    if not (
-        _is_like(weight1, states, first.out_features, states.shape[-1])
-        and _is_like(bias1, states, first.out_features)
-        and _is_like(weight2, states, second.out_features, first.out_features)
-        and _is_like(bias2, states, second.out_features)
-    ):
+    parameters = *_weights(first), *_weights(second)
+    features, out = first.out_features, second.out_features
+    if not _are_like(states, parameters, ((features, states.shape[-1]), (features,), (out, features), (out,))):
         return None
-    if eager.is_tracked(states, *parameters):
-        hidden = linear(states, first)
-        hidden = first(states) if hidden is None else hidden
-        return torch.ops.hf_internimage.gelu_linear.default(hidden, weight2, bias2)
-    return _call(False, "mlp", states, *parameters)
+    if not torch.compiler.is_compiling() and not eager.is_tracked(states, *parameters):
+        return _mlp(states, *parameters)
+    hidden = linear(states, first)
+    return torch.ops.hf_internimage.gelu_linear.default(first(states) if hidden is None else hidden, *parameters[2:])
 
 
 def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Tensor | None:
@@ -258,33 +224,99 @@ def depthwise_norm_gelu(states: torch.Tensor, block: nn.Sequential) -> torch.Ten
     `block` holds the depth-wise convolution, a permutation with the LayerNorm, and the GELU. Return None if the modules
     cannot be fused.
     """
-    if len(block) != 3:
+    channels = states.shape[-1]
+    parts = _depthwise_parts(block, channels) if can_fuse(states, block) else ()
+    if not parts or not all(map(_is_bare, parts)):
         return None
-    conv, norms, act = block
-    norm = norms[-1] if isinstance(norms, nn.Sequential) and len(norms) == 2 else None
-    channels, kernel = states.shape[-1], conv.kernel_size[0] if isinstance(conv, nn.Conv2d) else 0
-    if not (
+    conv, _, _, norm, _ = parts
+    parameters = *_weights(conv), *_weights(norm)
+    if not _are_like(states, parameters, ((channels, 1, *conv.kernel_size), *[(channels,)] * 3)):
+        return None
+    operator = torch.ops.hf_internimage.depthwise_norm_gelu.default
+    if torch.compiler.is_compiling() or eager.is_tracked(states, *parameters):
+        return operator(states, *parameters, norm.eps)
+    return eager.without_gradients(operator, states, *parameters, norm.eps)
+
+
+def _depthwise_parts(block: Any, channels: int) -> tuple[Any, ...]:
+    """Return convolution, norms, permutation, LayerNorm and GELU, or nothing if one of them is another kind."""
+    if not isinstance(block, nn.Sequential) or len(block) != 3:
+        return ()
+    conv, norms, act = block._modules.values()
+    if not isinstance(norms, nn.Sequential) or len(norms) != 2:
+        return ()
+    permutation, norm = norms._modules.values()
+    kernel = conv.kernel_size[0] if isinstance(conv, nn.Conv2d) else 0
+    fits = (
         isinstance(conv, nn.Conv2d)
-        and isinstance(norms, nn.Sequential)
-        and isinstance(norm, nn.LayerNorm)
-        and isinstance(act, nn.GELU)
-        and can_fuse(states, block, conv, norms, *norms, act)
-        and _only_permutes(norms[0])
-        and norm.normalized_shape == (channels,)
-        and act.approximate == "none"
         and conv.padding_mode == "zeros"
         and conv.stride == conv.dilation == (1, 1)
         and conv.groups == channels
+        and conv.kernel_size == (kernel, kernel)
         and conv.padding == (kernel // 2, kernel // 2)
         and kernel % 2 == 1
+        and _only_permutes(permutation)
+        and _is_layer_norm(norm, channels)
+        and _is_gelu(act)
+    )
+    return (conv, norms, permutation, norm, act) if fits else ()
+
+
+def block(states: torch.Tensor, layer: Any, branches: dict[type[nn.Module], Any]) -> torch.Tensor | None:
+    """Compute a whole InternImageLayer, (N, H, W, C) -> (N, H, W, C), without calling its parts.
+
+    `branches` holds the classes of its DCNv3 and MLP with their `forward`. Return None if gradients are needed, and if
+    any part cannot be fused or drops something now.
+    """
+    children, channels = layer._modules, states.shape[-1]
+    dcn, mlp, drop_path = children.get("dcn"), children.get("mlp"), children.get("drop_path")
+    if not (can_fuse(states) and _is_bare(dcn, branches) and _is_bare(mlp, branches)):
+        return None
+    dw_conv, act, drop = dcn._modules.get("dw_conv"), mlp._modules.get("act"), mlp._modules.get("drop")
+    linears = [*map(dcn._modules.get, ("input_proj", "offset", "mask", "output_proj"))]
+    linears += map(mlp._modules.get, ("fc1", "fc2"))
+    norms = [children.get("norm1"), children.get("norm2")]
+    if layer.uses_res_post_norm:
+        norms += children.get("res_post_norm1"), children.get("res_post_norm2")
+    if not all(type(norm) is nn.Sequential and len(norm) == 1 for norm in norms):
+        return None
+    layer_norms = [norm._modules.get("0") for norm in norms]
+    depthwise = _depthwise_parts(dw_conv, channels)
+    if not (
+        depthwise
+        and all(_is_layer_norm(norm, channels) for norm in layer_norms)
+        and all(type(linear) is nn.Linear for linear in linears)
+        and _is_gelu(act)
+        and type(drop) is nn.Dropout
+        and not (drop.training and drop.p)
+        and (type(drop_path) is nn.Identity or _only_permutes(drop_path))
+        and all(map(_is_bare, (*norms, *layer_norms, dw_conv, *depthwise, *linears, act, drop, drop_path)))
     ):
         return None
-    parameters = weight, *vectors = *_weights(conv), *_weights(norm)
-    if not _is_like(weight, states, channels, 1, kernel, kernel) or not all(
-        _is_like(vector, states, channels) for vector in vectors
+    conv, _, _, dw_norm, _ = depthwise
+    kernel, taps = conv.kernel_size[0], dcn.groups * (dcn.kernel_size**2 - dcn.remove_center)
+    hidden, vector = linears[4].out_features, (channels,)
+    parameters = [tensor for part in (conv, dw_norm, *linears, *layer_norms) for tensor in _weights(part)]
+    shapes = [(channels, 1, kernel, kernel), vector, vector, vector]
+    for rows in (channels, 2 * taps, taps, channels, hidden):
+        shapes += (rows, channels), (rows,)
+    shapes += (channels, hidden), *[vector] * (1 + 2 * len(norms))
+    scales = [_tensor(layer, "layer_scale1"), _tensor(layer, "layer_scale2")]
+    scales = [] if scales[0] is scales[1] is None else scales
+    centre = [_tensor(dcn, f"center_feature_scale_proj_{name}") for name in ("weight", "bias")]
+    centre = [] if centre[0] is None else centre
+    tensors = (*parameters, *scales, *centre)
+    if eager.is_tracked(states, *tensors) or not _are_like(
+        states, tensors, (*shapes, *[vector] * len(scales), *[(dcn.groups, channels), (dcn.groups,)][: len(centre)])
     ):
         return None
-    return _call(eager.is_tracked(states, *parameters), "depthwise_norm_gelu", states, *parameters, norm.eps)
+    arguments = (
+        *(states, parameters, scales, centre, [norm.eps for norm in (dw_norm, *layer_norms)]),
+        *(dcn.groups, dcn.kernel_size, dcn.offset_scale, dcn.remove_center, layer.post_norm),
+    )
+    if torch.compiler.is_compiling():
+        return torch.ops.hf_internimage.block.default(*arguments)
+    return _block(*arguments)
 
 
 # The operators. The library has the CPU kernels of those without a Python function here.
@@ -327,13 +359,63 @@ def _mlp(
         active = F.linear(states, weight1, bias1)
         if not in_one_block:
             return _gelu_linear(active, weight2, bias2)
-        return _linear(torch.ops.hf_internimage.gelu.default(active), weight2, bias2)
+        return _eager_linear(torch.ops.hf_internimage.gelu.default(active), weight2, bias2)
     if in_one_block:
         return _product(_product(states, weight1, bias1, "gelu"), weight2, bias2)
     output = states.new_empty((*states.shape[:-1], weight2.shape[0]))
     for part, result in _blocks(hidden, states.contiguous(), output):
         result.copy_(_product(_product(part, weight1, bias1, "gelu"), weight2, bias2))
     return output
+
+
+def _block(
+    states: torch.Tensor,
+    parameters: Sequence[torch.Tensor],
+    scales: Sequence[torch.Tensor],
+    centre: Sequence[torch.Tensor],
+    epsilons: Sequence[float],
+    groups: int,
+    kernel: int,
+    offset_scale: float,
+    remove_center: bool,
+    post_norm: bool,
+) -> torch.Tensor:
+    """Compute a block: a DCNv3 and an MLP branch with residual connections."""
+    dw_conv, value_layer, offset_layer, mask_layer = parameters[:4], parameters[4:6], parameters[6:8], parameters[8:10]
+    output_layer, mlp, norms = parameters[10:12], parameters[12:16], parameters[16:]
+
+    def dcn(states: torch.Tensor) -> torch.Tensor:
+        value = _eager_linear(states, *value_layer)
+        local = torch.ops.hf_internimage.depthwise_norm_gelu.default(states, *dw_conv, epsilons[0])
+        offset, mask = _eager_linear(local, *offset_layer), _eager_linear(local, *mask_layer)
+        geometry = (groups, kernel, kernel, 1, 1, kernel // 2, kernel // 2, 1, 1, offset_scale, remove_center)
+        sampled = torch.ops.hf_internimage.dcnv3.default(value, offset, mask, *geometry, True)
+        if centre:
+            scale, by_group = F.linear(local, *centre).sigmoid(), (groups, -1)
+            blend = torch.lerp(sampled.unflatten(-1, by_group), value.unflatten(-1, by_group), scale.unsqueeze(-1))
+            sampled = blend.flatten(-2)
+        return _eager_linear(sampled, *output_layer)
+
+    def normed(number: int, branch: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+        return _normalize(branch, norms[2 * number], norms[2 * number + 1], epsilons[1 + number], False, *others)
+
+    states = states.contiguous()  # sums keep the memory layout of their operands
+    with torch._C._AutoDispatchBelowAutograd():
+        for number in (0, 1):
+            scale = scales[number] if scales else None
+            inputs = states if post_norm else normed(number, states)
+            branch = _mlp(inputs, *mlp) if number else dcn(inputs)
+            if post_norm:
+                states = normed(number, branch, scale, states)
+            elif len(norms) > 4:  # norms after the branches, too
+                states = normed(2 + number, branch, scale, states)
+            else:
+                states = branch.add_(states) if scale is None else torch.addcmul(states, branch, scale)
+    return states
+
+
+def _eager_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return _product(states, weight, bias) if _is_fast(states, weight.shape[0]) else F.linear(states, weight, bias)
 
 
 def _gelu_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -374,10 +456,6 @@ def _fake_gelu_linear_backward(
     grad_output: torch.Tensor, states: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return states.new_empty(states.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[:1])
-
-
-def _fake_mlp(states: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-    return states.new_empty((*states.shape[:-1], parameters[2].shape[0]))
 
 
 def _fake_depthwise_backward(
@@ -465,7 +543,12 @@ _register(
     "gelu_backward(Tensor grad_output, Tensor states, Tensor(a!) grad_states, Tensor(b!) activated) -> ()",
     lambda *_: None,
 )
-_register("mlp(Tensor states, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2) -> Tensor", _fake_mlp, _mlp)
+_register(
+    "block(Tensor states, Tensor[] parameters, Tensor[] scales, Tensor[] centre, float[] epsilons, int groups, "
+    "int kernel, float offset_scale, bool remove_center, bool post_norm) -> Tensor",
+    _fake_like,
+    _block,
+)
 _register("gelu_linear(Tensor states, Tensor weight, Tensor bias) -> Tensor", _fake_linear, _gelu_linear)
 _register(
     "gelu_linear_backward(Tensor grad_output, Tensor states, Tensor weight) -> (Tensor, Tensor, Tensor)",
