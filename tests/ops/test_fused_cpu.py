@@ -88,6 +88,14 @@ def test_dw_conv_equals_its_modules_in_float64(dtype):
             assert torch.equal(fused_dw_conv(states, block), found["output"])
 
 
+def norm_add(states, parts, scale, residual):
+    """Residual + scale * LayerNorm(states), as a block computes it."""
+    layer_norm = parts["norms"][1]
+    return fused_cpu._normalize(
+        states, layer_norm.weight, layer_norm.bias, layer_norm.eps, scale=scale, residual=residual
+    )
+
+
 @every_dtype
 @pytest.mark.usefixtures("nan_memory", "instruction_set")
 @torch.no_grad()
@@ -98,9 +106,10 @@ def test_norm_equals_its_modules_in_float64(dtype):
         scale, residual = torch.randn(channels).to(dtype), random_states(*shape, channels, dtype=dtype).flip(0)
         normed = copy.deepcopy(parts["norms"][1]).double()(states.double())
         for found, exact in (
-            (fused_cpu.norm_act(states, parts["norms"], parts["act"]), nn.functional.gelu(normed)),
-            (fused_cpu.norm_add(states, parts["norms"], None, residual), residual.double() + normed),
-            (fused_cpu.norm_add(states, parts["norms"], scale, residual), residual.double() + normed * scale.double()),
+            (fused_cpu.norm(states, parts["norms"]), normed),
+            (fused_cpu.norm(states, parts["norms"], parts["act"]), nn.functional.gelu(normed)),
+            (norm_add(states, parts, None, residual), residual.double() + normed),
+            (norm_add(states, parts, scale, residual), residual.double() + normed * scale.double()),
         ):
             assert found.dtype == dtype
             assert_close({"output": found}, {"output": exact}, f"{channels} channels, {shape}")
@@ -116,31 +125,10 @@ def test_norm_in_any_memory():
     for parameter in parts.parameters():
         parameter.data = torch.stack((parameter.data, parameter.data * math.nan), 1)[:, 0]
     for states, others, factor in ((dense, residual, with_gaps), (*transposed, scale)):
-        got = fused_cpu.norm_add(states, parts["norms"], factor, others)
+        got = norm_add(states, parts, factor, others)
         torch.testing.assert_close(got, expected, rtol=0, atol=2e-6)
-    expanded = fused_cpu.norm_add(dense[:1].expand(2, -1, -1, -1), parts["norms"], None, residual)
+    expanded = norm_add(dense[:1].expand(2, -1, -1, -1), parts, None, residual)
     torch.testing.assert_close(expanded, residual + parts["norms"][1](dense[:1]), rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"scale": torch.randn(1)},
-        {"scale": torch.randn(5, 6, 16)},
-        {"scale": torch.randn(16).double()},
-        {"scale": nn.Parameter(torch.randn(16))},
-        {"residual": torch.randn(16)},
-        {"residual": torch.randn(2, 1, 6, 16)},
-        {"residual": torch.randn(2, 5, 6, 16).bfloat16()},
-        {"residual": torch.randn(2, 5, 6, 16, requires_grad=True)},
-    ],
-    ids=lambda change: " ".join(f"{key} {tuple(t.shape)} {t.dtype} {t.requires_grad}" for key, t in change.items()),
-)
-def test_other_operands_of_norm_are_noticed(change):
-    parts, states = norm().requires_grad_(False), random_states(2, 5, 6, 16)
-    good = {"scale": torch.randn(16), "residual": torch.randn(2, 5, 6, 16)}
-    assert fused_cpu.norm_add(states, parts["norms"], **good) is not None
-    assert fused_cpu.norm_add(states, parts["norms"], **good | change) is None
 
 
 @pytest.mark.parametrize(
@@ -163,8 +151,8 @@ def test_other_operands_of_norm_are_noticed(change):
 @torch.no_grad()
 def test_other_norms_are_noticed(norms):
     states = random_states(2, 5, 6, 16)
-    assert fused_cpu.norm_add(states, norms, None, states) is None
-    assert fused_cpu.norm_act(states, norms, nn.GELU()) is None
+    assert fused_cpu.norm(states, norms) is None
+    assert fused_cpu.norm(states, norms, nn.GELU()) is None
 
 
 def noise(found, exact):
@@ -706,7 +694,7 @@ def test_models_compute_the_same(options, monkeypatch):
     model = tiny_model(**options)
     with torch.no_grad(), operators_run() as runs:
         logits = model(images()).logits
-    assert runs.count("depthwise_norm_gelu") == runs.count("mlp") == runs.count("dcnv3") == 5
+    assert runs.count("depthwise_norm_gelu") == runs.count("dcnv3") == 5
     assert runs.count("norm") >= 5
     with operators_run() as runs:
         found = gradients(model)
@@ -889,7 +877,7 @@ def test_the_profiler_sees_the_passes():
         with torch.no_grad():
             model(images())
         gradients(model)
-    forward = {"norm", "mlp", "gelu", "gelu_linear", "depthwise_norm_gelu", "dcnv3"}
+    forward = {"norm", "gelu", "gelu_linear", "depthwise_norm_gelu", "dcnv3"}
     backward = {"gelu_backward", "gelu_linear_backward", "depthwise_norm_gelu_backward", "dcnv3_backward"}
     assert forward | backward <= set(runs)
 
@@ -907,7 +895,16 @@ RULES = {  # of each operator: its arguments, from states, weights of the parts 
     "norm": lambda t: (t(2, 5, 6, 16), t(16), t(16), t(16), t(2, 5, 6, 16), 1e-6, True, True, True),
     "gelu": lambda t: (t(7, 3),),
     "gelu_backward": lambda t: (t(7, 3), t(7, 3), t(7, 3), t(7, 3)),
-    "mlp": lambda t: (t(2, 5, 6, 16), t(24, 16), t(24), t(8, 24), t(8)),
+    "block": lambda t: (
+        t(2, 5, 6, 16),
+        [t(16, 1, 3, 3), t(16), t(16), t(16)]  # depth-wise convolution with its norm, linear layers, norms
+        + [part for rows in (16, 36, 18, 16, 24) for part in (t(rows, 16), t(rows))]
+        + [t(16, 24), *(t(16) for _ in range(9))],
+        [t(16), t(16)],
+        [t(2, 16), t(2)],
+        [1e-6] * 5,
+        *(2, 3, 1.0, False, False),
+    ),
     "linear": lambda t: (t(2, 5, 6, 16), t(8, 16), t(8)),
 }
 TRACKED = ("depthwise_norm_gelu", "gelu_linear", "linear")
@@ -941,12 +938,12 @@ def test_operators_refuse_what_disagrees(name, change):
     operator = getattr(torch.ops.hf_internimage, name).default
     tensors = [place for place, part in enumerate(good) if isinstance(part, torch.Tensor)]
     # Nothing to disagree with, or rows in another shape.
-    alone = {"gelu": {0}, "gelu_linear": {0, 2}, "gelu_linear_backward": {0, 1}, "mlp": {0, 2, 4}}.get(name, set())
+    alone = {"gelu": {0}, "gelu_linear": {0, 2}, "gelu_linear_backward": {0, 1}}.get(name, set())
     for place in tensors:
         if place in alone and (name == "gelu" or change not in (narrow, torch.Tensor.double)) and change is not freed:
             continue
-        if change is freed and name in ("mlp", "gelu_linear", "gelu_linear_backward"):
-            continue  # PyTorch's products read freed memory; `_is_like` and `saved_operands` stand before them
+        if change is freed and name in ("gelu_linear", "gelu_linear_backward"):
+            continue  # PyTorch's products read freed memory; `_are_like` and `saved_operands` stand before them
         bad = [change(part) if at == place else part for at, part in enumerate(good)]
         with pytest.raises((RuntimeError, ValueError)):
             operator(*bad)
@@ -1158,12 +1155,7 @@ def test_a_compiled_model_holds_the_operators(options):
         torch.testing.assert_close(compiled(images()).logits, expected, rtol=0, atol=1e-5)
         with operators_run() as runs:
             compiled(images())
-    assert {name: runs.count(name) for name in ("depthwise_norm_gelu", "dcnv3", "mlp")} == {
-        "depthwise_norm_gelu": 1,
-        "dcnv3": 1,
-        "mlp": 1,
-    }
-    assert runs.count("linear") == (4 if fused_cpu._LINEAR is not None else 0)
+    assert [runs.count(name) for name in ("block", "depthwise_norm_gelu", "dcnv3")] == [1, 1, 1]
     wanted, found = gradients(model), gradients(compiled)
     largest = max(gradient.abs().max() for gradient in wanted.values()).item()
     for name, gradient in wanted.items():

@@ -53,7 +53,7 @@ def norm(channels=16, dtype=torch.float32):
 
 
 def fused_norm(states, parts):
-    return fused_cpu.norm_act(states, parts["norms"], parts["act"])
+    return fused_cpu.norm(states, parts["norms"], parts["act"])
 
 
 def plain_norm(states, parts):
