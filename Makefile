@@ -7,7 +7,7 @@ KERNELS := $(shell find kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
 RELEASE := $(VENV)/release
 LATEST := .venv-latest
 
-.PHONY: demo test test-fast test-latest test-transformers check check-arm64 benchmark wheel clean
+.PHONY: demo test test-fast test-latest test-transformers check check-arm64 check-web benchmark wheel clean
 
 demo: $(VENV)/.demo  ## fine-tune a small InternImage on real images, save, reload, classify (a minute after the installation; downloads no data)
 	$(BIN)/python scripts/demo.py --output-dir demo_output
@@ -50,6 +50,9 @@ check: $(VENV)/.dev  ## lint, format, imports, types, documentation
 
 check-arm64: $(VENV)/.dev  ## the CPU kernels built for arm64, on an emulated processor (needs Debian's cross compiler and qemu-user)
 	PYTHONPATH=tests $(BIN)/python -m arm64
+
+check-web: $(VENV)/.dev  ## a folder of `export --target web` in Node and Chromium (installs npm packages into build/web, 0.5 GB)
+	PYTHONPATH=tests $(BIN)/python -m web
 
 benchmark: $(VENV)/.dev  ## operator and InternImage-T beside ConvNeXt-T and Swin-T on this machine
 	$(BIN)/python benchmarks/benchmark.py

@@ -18,13 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} MODEL OUT [options]"
     parser.epilog = f"""targets:
   onnx  model.onnx of standard operators (opset 20), for ONNX Runtime from version 1.20 on
+  web   a folder for transformers.js, with a page that classifies in the browser; float32 and int8
 
 The folder gets the file, config.json, preprocessor_config.json and export.json. It appears only
 if the file computes what the model does.
 
 examples:
   {parser.prog} internimage-t exported
-  {parser.prog} upernet-t exported --size 512x1024 --static"""
+  {parser.prog} upernet-t exported --size 512x1024 --static
+  {parser.prog} internimage-t page --target web"""
     parser.add_argument("model", metavar="MODEL", help="folder of a model, or a repository on the Hub")
     parser.add_argument("output", metavar="OUT", type=Path, help="folder to make; must not exist, or be empty")
     parser.add_argument("--target", choices=EXPORT_TARGETS, default="onnx", help="what to write")

@@ -34,7 +34,10 @@ class Target(NamedTuple):
     tolerance: float = 1e-4
 
 
-TARGETS: Mapping[str, Target] = {"onnx": Target("onnx")}
+TARGETS: Mapping[str, Target] = {
+    "onnx": Target("onnx"),
+    "web": Target("web"),
+}
 
 
 def export(
@@ -75,7 +78,7 @@ def export(
         name, model = model, load(model)
         image_processor = image_processor or load_processor(model, name)
     writer: ModuleType = import_module(f".targets.{TARGETS[target].module}", __package__)
-    options = Options(_image_size(size, model, image_processor), dynamic=not static)
+    options = Options(_image_size(size, model, image_processor), dynamic=not static, image_processor=image_processor)
     system = System(model)
     system.name_outputs(random_pixels((1, system.num_channels, *options.image_size)))
 
@@ -87,9 +90,10 @@ def export(
         tolerance = TARGETS[target].tolerance
         comparisons = compare(system, run, _shapes(system, options), tolerance)
         milliseconds, eager_milliseconds = measure(system, run, (1, system.num_channels, *options.image_size))
-        model.config.to_json_file(path / "config.json")
-        if image_processor is not None:
-            image_processor.save_pretrained(path)
+        if not (path / "config.json").exists():  # else the target has written its own
+            model.config.to_json_file(path / "config.json")
+            if image_processor is not None:
+                image_processor.save_pretrained(path)
         report = ExportReport(
             model=type(model).__name__,
             target=target,

@@ -2,6 +2,7 @@
 """What the user has asked of an export."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -11,10 +12,12 @@ class Options:
     Attributes:
         image_size: (height, width) in pixels.
         dynamic: whether the file takes any size and batch, else one image of `image_size`.
+        image_processor: the model's, or None.
     """
 
     image_size: tuple[int, int]
     dynamic: bool = True
+    image_processor: Any = None
 
 
 __all__ = ["Options"]
