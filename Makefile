@@ -51,7 +51,7 @@ check: $(VENV)/.dev  ## lint, format, imports, types, documentation
 check-arm64: $(VENV)/.dev  ## the CPU kernels built for arm64, on an emulated processor (needs Debian's cross compiler and qemu-user)
 	PYTHONPATH=tests $(BIN)/python -m arm64
 
-check-web: $(VENV)/.dev  ## a folder of `export --target web` in Node and Chromium (installs npm packages into build/web, 0.5 GB)
+check-web: $(VENV)/.dev  ## a folder of `export --target web`, and the application, in Node and Chromium (installs npm packages into build/web, 0.5 GB)
 	PYTHONPATH=tests $(BIN)/python -m web
 
 benchmark: $(VENV)/.dev  ## operator and InternImage-T beside ConvNeXt-T and Swin-T on this machine

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Run a folder for transformers.js in Node and in Chromium, and compare its results with Python's.
+"""Run a folder for transformers.js in Node and in Chromium, and the application; compare the results with Python's.
 
 The model is the demo's, the images are its held-out digits and two photos. Everything is written to build/web.
 """
@@ -24,6 +24,8 @@ from support.paths import ROOT
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import hf_internimage
+from hf_internimage import app
+from hf_internimage.app.viewer import Viewer
 
 BUILD, HERE = ROOT / "build" / "web", Path(__file__).parent
 PUPPETEER = "puppeteer-core@24.43.1"
@@ -60,6 +62,7 @@ def main():
             right = sum(best(scores) == str(label) for scores, label in zip(got, digits["label"], strict=False))
             print(f"    {right} of {len(digits)} held-out digits are right")
     print(f"picture of the page: {BUILD / 'page.png'}")
+    fine.append(check_app(chromium, images[0], best(expected[0])))
     return 0 if all(fine) else "Some results differ from Python's."
 
 
@@ -142,6 +145,27 @@ def chromium_results(folder, chromium, images, dropped):
         results = node("chromium.mjs", address, chromium, picture, input={"images": images, "dropped": dropped})
         server.shutdown()
     return results
+
+
+def check_app(chromium, image, label):
+    """Run the application in Chromium; return whether it shows what it should."""
+    broken = BUILD / "broken.jpg"
+    broken.write_bytes(b"no image")
+    pages = app.build([Viewer(str(BUILD / "demo" / "model"))])
+    _, address, _ = pages.queue().launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    try:
+        files = {"image": image, "broken": str(broken)}
+        shown = node("app.mjs", address, chromium, str(BUILD / "app.png"), input=files)
+    finally:
+        pages.close()
+    print(f"the application: {shown}; its picture: {BUILD / 'app.png'}")
+    return (
+        shown["first"] == shown["second"] == label
+        and shown["x"] > 0
+        and shown["movedIsAnother"]
+        and shown["downloaded"] > 1000
+        and "broken.jpg: cannot be decoded" in shown["message"]
+    )
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

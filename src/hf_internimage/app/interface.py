@@ -120,7 +120,8 @@ def _sampling_page(viewer: Viewer, image: Any) -> None:
         return _picture(viewer.sampling(path, (x, y), int(stage), int(block), int(layers), number))
 
     draw_or_tell, inputs = _caught(draw), [image, x, y, stage, block, layers, group]
-    image.change(_caught(viewer.model_view), image, view, api_name="model_view")
+    # The page of predictions tells what is wrong with an image.
+    image.change(_caught(viewer.model_view, tell=False), image, view, api_name="model_view")
     view.select(_clicked, None, [x, y], api_visibility="private").then(
         draw_or_tell, inputs, points, api_name="sampling_points"
     )
@@ -182,16 +183,19 @@ def _clicked(event: gradio.SelectData) -> tuple[int, int]:
     return event.index[0], event.index[1]
 
 
-def _caught(function: Callable[..., Any], outputs: int = 1) -> Callable[..., Any]:
-    """Return a function that shows a ValueError as a message, and does nothing without an image."""
+def _caught(function: Callable[..., Any], outputs: int = 1, *, tell: bool = True) -> Callable[..., Any]:
+    """Return a function that shows a ValueError as a message, if it is to `tell`, and does nothing without an image."""
+    nothing = None if outputs == 1 else (None,) * outputs
 
     def call(path: str | None, *values: Any) -> Any:
         if path is None:
-            return None if outputs == 1 else (None,) * outputs
+            return nothing
         try:
             return function(path, *values)
         except ValueError as error:
-            raise gradio.Error(str(error)) from error
+            if not tell:
+                return nothing
+            raise gradio.Error(str(error), print_exception=False) from error
 
     return call
 
@@ -199,9 +203,10 @@ def _caught(function: Callable[..., Any], outputs: int = 1) -> Callable[..., Any
 def _predict_many(viewer: Viewer, paths: list[str] | None) -> tuple[str | None, str]:
     """Write what `hf-internimage predict` writes, as a .zip file."""
     if not paths:
-        raise gradio.Error("Choose images first.")
+        raise gradio.Error("Choose images first.", print_exception=False)
     if len(paths) > _MOST_FILES:
-        raise gradio.Error(f"{len(paths)} images are too many; at most {_MOST_FILES} at once.")
+        message = f"{len(paths)} images are too many; at most {_MOST_FILES} at once."
+        raise gradio.Error(message, print_exception=False)
     left_out: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         files = files_for(viewer.predictor.task, "semantic")(Path(scratch), viewer.name, viewer.predictor.label_names)
@@ -212,7 +217,8 @@ def _predict_many(viewer: Viewer, paths: list[str] | None) -> tuple[str | None, 
                 else:
                     files.add(source, prediction)
         if not files.count:
-            raise gradio.Error("None of the files could be used. " + " ".join(left_out[:3]))
+            message = "None of the files could be used. " + " ".join(left_out[:3])
+            raise gradio.Error(message, print_exception=False)
         files.finish(left_out)
         # Gradio copies the archive to its own folder of downloads.
         archive = shutil.make_archive(str(Path(tempfile.mkdtemp(), "predictions")), "zip", scratch)
