@@ -110,6 +110,7 @@ def build(output: Path = OUTPUT, *, sanitize: bool = False) -> Path:
         ]
         jobs.append(("library.cpp", "library", [f"-DHFI_SETS={listed}", f'-DHFI_SOURCE_HASH="{source_hash()}"']))
         jobs.append(("operators.cpp", "operators", ["-fexceptions"]))  # those of PyTorch pass through
+        jobs.append(("onnxruntime.cpp", "onnxruntime", []))
         with ThreadPoolExecutor(len(jobs)) as pool:
             objects = list(pool.map(lambda job: compile_source(*job), jobs))
         linked = os.path.join(folder, output.name)

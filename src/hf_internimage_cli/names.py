@@ -22,6 +22,6 @@ HEADS = {
 }
 DTYPES = ("float32", "bfloat16", "float16")
 BACKENDS = ("hub", "cuda", "triton", "cpu", "torch")
-EXPORT_TARGETS = ("onnx", "web")
+EXPORT_TARGETS = ("onnx", "onnxruntime", "web")
 
 __all__ = ["BACKENDS", "DTYPES", "EXPORT_TARGETS", "HEADS", "SIZES", "TASKS"]

@@ -12,8 +12,12 @@ from support.operator_cases import CASES, ROUNDING, tensors
 from hf_internimage import dcnv3
 from hf_internimage.exporting.onnx_operators import TRANSLATIONS
 from hf_internimage.exporting.onnx_program import quiet_exporter
+from hf_internimage.exporting.onnxruntime_operators import TRANSLATIONS as OURS
+from hf_internimage.ops import native
 
 LOWERINGS = {"DeformConv": TRANSLATIONS, "Gather": {}}
+if native.is_available():
+    LOWERINGS["DCNv3"] = OURS
 ODD = (float("nan"), float("inf"), float("-inf"), 1e30, -1e30, 3e9, -40.0)  # offsets
 
 
@@ -41,7 +45,10 @@ def calls(dtype, wide):
 
 
 def run(file, inputs):
-    session = onnxruntime.InferenceSession(file)
+    options = onnxruntime.SessionOptions()
+    if native.is_available():
+        options.register_custom_ops_library(str(native.PATH))
+    session = onnxruntime.InferenceSession(file, options)
     names = [parameter.name for parameter in session.get_inputs()]
     feeds = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
     return [torch.from_numpy(output) for output in session.run(None, feeds)]

@@ -40,22 +40,25 @@ struct Team {
 
 static void join(void* pointer) {
     Team& t = *(Team*)pointer;
+    if (__atomic_load_n(&t.units.taken, __ATOMIC_RELAXED) >= t.units.count) return;  // the others were faster
     int64_t slot = __atomic_fetch_add(&t.joined, 1, __ATOMIC_RELAXED);
     t.work->run(t.job, t.units, t.memory + slot * t.per_thread);
 }
 
-// 0, or 1 if there is not enough memory.
-static int run(const Work& work, const void* job, int64_t threads) {
+// 0, or 1 if there is not enough memory. With `pool`, the threads are those of another program.
+static int run(const Work& work, const void* job, int64_t threads, const Pool* pool = nullptr) {
     if (work.units <= 0) return 0;
     int64_t pieces = (work.units + work.grain - 1) / work.grain;
     if (threads > pieces) threads = pieces;
-    if (threads < 1 || !team) threads = 1;
+    if (threads < 1 || !(pool || team)) threads = 1;
     Team t = {&work, job, {work.units, work.grain, 0}, nullptr, (work.memory + 127) / 64 * 64, 0};
     char* memory = (char*)malloc((size_t)(threads * t.per_thread + 64));
     if (!memory) return 1;
     t.memory = memory + (64 - (uintptr_t)memory % 64);
     if (threads == 1)
         join(&t);
+    else if (pool)
+        pool->run(pool->context, join, &t, threads);
     else
         team(join, &t, (unsigned)threads, 0);
     free(memory);
@@ -78,11 +81,17 @@ HFI_EXPORT int hfi_use_instruction_set(const char* name) {
 
 HFI_EXPORT void hfi_use_team(run_team function) { team = function; }
 
+int dcnv3_forward(
+    const hfi_dcnv3& call, const void* value, const void* offset, const void* mask, void* output, int64_t threads,
+    const Pool* pool) {
+    DCNv3Forward job = {&call, value, offset, mask, output};
+    Work work = chosen->dcnv3_forward(job, threads);
+    return run(work, &job, threads, pool);
+}
+
 HFI_EXPORT int hfi_dcnv3_forward(
     const hfi_dcnv3* call, const void* value, const void* offset, const void* mask, void* output, int64_t threads) {
-    DCNv3Forward job = {call, value, offset, mask, output};
-    Work work = chosen->dcnv3_forward(job, threads);
-    return run(work, &job, threads);
+    return dcnv3_forward(*call, value, offset, mask, output, threads, nullptr);
 }
 
 HFI_EXPORT int hfi_dcnv3_backward(

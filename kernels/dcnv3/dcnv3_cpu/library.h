@@ -29,3 +29,14 @@ HFI_EXPORT int hfi_depthwise_norm_gelu_backward(
     const hfi_depthwise* shape, const void* grad_output, const void* input, const void* weight, const void* bias,
     const void* gamma, const void* beta, void* grad_input, float* slope, float* sums, int64_t parts, int64_t threads);
 HFI_EXPORT int64_t hfi_row(int64_t channels);
+
+// Threads of another program: run(context, join, team, count) calls join(team) `count` times.
+struct Pool {
+    void (*run)(void* context, void (*join)(void* team), void* team, int64_t count);
+    void* context;
+};
+
+// hfi_dcnv3_forward on the threads of `pool`, if that is not null.
+int dcnv3_forward(
+    const hfi_dcnv3& call, const void* value, const void* offset, const void* mask, void* output, int64_t threads,
+    const Pool* pool);

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "geometry.h"
 #include "library.h"
 
 namespace {
@@ -171,7 +172,6 @@ void enough(Call& call, int status) {
 }
 
 const unsigned FLOATS = 1u << HFI_FLOAT32 | 1u << HFI_BFLOAT16 | 1u << HFI_FLOAT16, ALL = FLOATS | 1u << HFI_FLOAT64;
-const int64_t LARGEST = 2147483647, LONGEST_SIDE = 1 << 30;  // pixel positions are 32-bit integers
 
 // value, offset, mask from argument `first` on, and what follows them in the schema.
 hfi_dcnv3 dcnv3_arguments(Call& call, int first, Tensor& value, Tensor& offset, Tensor& mask, int64_t* output) {
@@ -181,40 +181,15 @@ hfi_dcnv3 dcnv3_arguments(Call& call, int first, Tensor& value, Tensor& offset, 
     mask = argument(call, first + 2, "mask", others, 4);
     const int at = first + 3;
     hfi_dcnv3 c = {};
-    c.batch = value.sizes[0];
-    c.height = value.sizes[1];
-    c.width = value.sizes[2];
     c.groups = call.integer(at);
     int64_t* pairs = &c.kernel_h;
-    for (int i = 0; i < 8; ++i) {
-        pairs[i] = call.integer(at + 1 + i);
-        const bool padding = i == 4 || i == 5;
-        if (pairs[i] < (padding ? 0 : 1) || pairs[i] > LARGEST)
-            call.fail("a kernel size, stride, padding or dilation is %lld, expected a positive 32-bit integer", (long long)pairs[i]);
-    }
+    for (int i = 0; i < 8; ++i) pairs[i] = call.integer(at + 1 + i);
     c.offset_scale = call.number(at + 9);
-    const double largest = value.dtype == HFI_FLOAT64 ? 1.7976931348623157e308 : 3.4028234663852886e38;
-    if (!(c.offset_scale <= largest && c.offset_scale >= -largest)) call.fail("offset_scale is %g, expected a finite number", c.offset_scale);
     c.remove_center = call.flag(at + 10);
     c.softmax = call.flag(at + 11);
-    if (c.groups < 1 || value.sizes[3] < 1 || value.sizes[3] % c.groups)
-        call.fail("value has %lld channels, expected a positive multiple of groups=%lld", (long long)value.sizes[3], (long long)c.groups);
-    c.channels = value.sizes[3] / c.groups;
-    if (c.height >= LONGEST_SIDE || c.width >= LONGEST_SIDE)
-        call.fail("dcnv3: backend 'cpu' takes sides below %lld, got %lldx%lld.", (long long)LONGEST_SIDE,
-                  (long long)c.height, (long long)c.width);
-    c.out_height = (c.height + 2 * c.padding_h - c.dilation_h * (c.kernel_h - 1) - 1);
-    c.out_width = (c.width + 2 * c.padding_w - c.dilation_w * (c.kernel_w - 1) - 1);
-    if (c.out_height < 0 || c.out_width < 0) call.fail("the kernel is larger than the padded image, expected an output of at least 1x1");
-    c.out_height = c.out_height / c.stride_h + 1;
-    c.out_width = c.out_width / c.stride_w + 1;
-    // A product of two sizes of 31 bits fits, one with the groups may not: as a float it is near enough to refuse.
-    const int64_t taps = c.kernel_h * c.kernel_w - (c.remove_center ? 1 : 0);
-    if ((double)taps * (double)c.groups > (double)LARGEST * LARGEST) call.fail("kernel_size and groups make more taps than expected");
-    const int64_t offsets[] = {c.batch, c.out_height, c.out_width, c.groups * taps * 2};
-    const int64_t masks[] = {c.batch, c.out_height, c.out_width, c.groups * taps};
-    expect(call, offset, "offset", offsets);
-    expect(call, mask, "mask", masks);
+    c.value.dtype = value.dtype;
+    char why[256];
+    if (!complete(c, value.sizes, offset.sizes, mask.sizes, why, sizeof why)) call.fail("%s", why);
     value = gapless(call, value, value.dense_features());
     offset = gapless(call, offset, offset.dense_features());
     mask = gapless(call, mask, mask.dense_features());
@@ -225,10 +200,6 @@ hfi_dcnv3 dcnv3_arguments(Call& call, int first, Tensor& value, Tensor& offset, 
     output[1] = c.out_height;
     output[2] = c.out_width;
     output[3] = value.sizes[3];
-    c.output.dtype = c.value.dtype;
-    c.output.stride_w = output[3];
-    c.output.stride_h = c.output.stride_w * output[2];
-    c.output.stride_n = c.output.stride_h * output[1];
     return c;
 }
 

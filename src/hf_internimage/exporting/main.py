@@ -36,6 +36,7 @@ class Target(NamedTuple):
 
 TARGETS: Mapping[str, Target] = {
     "onnx": Target("onnx"),
+    "onnxruntime": Target("onnxruntime"),
     "web": Target("web"),
 }
 

@@ -16,42 +16,54 @@ from ..options import Options
 from ..proof import ExportError, Run
 from ..system import System
 
-_OPSET = 20
+OPSET = 20
 _FORBIDDEN = ("Loop", "Scan", "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SplitToSequence")
 
 
 def write(system: System, folder: Path, options: Options) -> Path:
     """Write model.onnx, with its weights beside it above 2 GB."""
-    program = export_onnx(system, options, opset=_OPSET, translations=TRANSLATIONS)
+    program = export_onnx(system, options, opset=OPSET, translations=TRANSLATIONS)
     file = folder / "model.onnx"
     program.save(file)
     return file
 
 
-def load(file: Path) -> Run:
-    """Return a function that runs the file in ONNX Runtime on the CPU, with as many threads as PyTorch has."""
+def load(file: Path, library: Path | None = None) -> Run:
+    """Return a function that runs the file in ONNX Runtime on the CPU, with as many threads as PyTorch has.
+
+    Args:
+        file: model.onnx.
+        library: of operators that are not ONNX's own.
+    """
     settings = onnxruntime.SessionOptions()
+    if library is not None:
+        settings.register_custom_ops_library(str(library))
     settings.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda pixels: [torch.from_numpy(output) for output in session.run(None, {name: pixels.numpy()})]
 
 
-def describe(file: Path) -> dict[str, Any]:
+def describe(file: Path, domain: str = "") -> dict[str, Any]:
     """Return the opset and the number of nodes.
 
+    Args:
+        file: model.onnx.
+        domain: of operators that the file may have beside ONNX's own.
+
     Raises:
-        ExportError: if the file has operators that are not ONNX's own, or loops or sequences.
+        ExportError: if the file has operators of other domains, or loops or sequences.
     """
     model = onnx.load(file, load_external_data=False)
     nodes = list(_nodes(model.graph))
     foreign = {node.domain for node in nodes} | {function.domain for function in model.functions}
-    if foreign - {"", "ai.onnx"}:
-        raise ExportError(f"the file has operators of {', '.join(sorted(foreign - {'', 'ai.onnx'}))}.")
+    if foreign := foreign - {"", "ai.onnx", domain}:
+        raise ExportError(f"the file has operators of {', '.join(sorted(foreign))}.")
     kinds = Counter(node.op_type for node in nodes)
     if found := [kind for kind in _FORBIDDEN if kind in kinds]:
         raise ExportError(f"the file has {', '.join(found)}, which many runtimes refuse.")
-    return {"opset": model.opset_import[0].version, "nodes": len(nodes)}
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
+    return {"opset": opsets[""], "nodes": len(nodes)}
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
@@ -63,4 +75,4 @@ def _nodes(graph: Any) -> Iterator[Any]:
                 yield from _nodes(inner)
 
 
-__all__ = ["describe", "load", "write"]
+__all__ = ["OPSET", "describe", "load", "write"]
