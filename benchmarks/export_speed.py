@@ -68,6 +68,7 @@ def report(entry: Entry, size: str, side: int, folder: Path) -> dict[str, Any]:
     """Return the report of an export, which is made if it is missing."""
     path = folder / entry.name
     if not (path / "export.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
         print(export(model(entry.family, size), path, target=entry.target, size=side), file=sys.stderr)
     return json.loads((path / "export.json").read_text())
 

@@ -34,11 +34,12 @@ def dcnv3_as_deform_conv(value: Any, offset: Any, mask: Any, *arguments: Any) ->
         mask = op.Softmax(mask, axis=-1)
     if remove_center:
         mask = op.Pad(mask, _integers([0] * 9 + [1]))
-    mask = op.Gather(mask, _integers([len(taps) if tap is None else tap for tap in picked]), axis=4)
-    mask = op.Transpose(_rows(mask, [0, 0, 0, -1]), perm=[0, 3, 1, 2])
+    columns = len(taps) + remove_center
+    by_group = [g * columns + (len(taps) if tap is None else tap) for g in range(groups) for tap in picked]
+    mask = _channels_first(_rows(mask, [0, 0, 0, -1]), by_group)
 
     by_group = [(g * len(taps) + (tap or 0)) * 2 + axis for g in range(groups) for tap in picked for axis in (1, 0)]
-    offset = op.Transpose(op.Gather(offset, _integers(by_group), axis=3), perm=[0, 3, 1, 2])
+    offset = _channels_first(offset, by_group)
     if offset_scale != 1:
         scaled_grid = [_shift(geometry, tap) for _ in range(groups) for tap in order]
         offset = op.Add(op.Mul(offset, _floats(offset_scale)), _floats(np.reshape(scaled_grid, (1, -1, 1, 1))))
@@ -62,6 +63,14 @@ def dcnv3_as_deform_conv(value: Any, offset: Any, mask: Any, *arguments: Any) ->
 
 def _as_float32(tensor: Any) -> Any:
     return tensor if tensor.dtype == ir.DataType.FLOAT else op.Cast(tensor, to=ir.DataType.FLOAT)
+
+
+def _channels_first(tensor: Any, order: list[int]) -> Any:
+    """Write (N, H, W, features) as (N, features, H, W) with the features in another order.
+
+    The order changes last: whole images are copied then, not single numbers.
+    """
+    return op.Gather(op.Transpose(tensor, perm=[0, 3, 1, 2]), _integers(order), axis=1)
 
 
 def _shift(geometry: DCNv3Geometry, tap: tuple[int, int]) -> tuple[float, float]:
