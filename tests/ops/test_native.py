@@ -75,7 +75,7 @@ def test_structures_are_those_of_the_header():
 @needs_library
 def test_functions_are_those_of_the_sources():
     folder = KERNELS / "dcnv3_cpu"
-    text = (folder / "library.cpp").read_text() + (folder / "operators.cpp").read_text()
+    text = "".join(path.read_text() for path in folder.glob("*.cpp"))
     exported = re.findall(r"HFI_EXPORT [\w ]+?[ *]+(\w+)\(", text)
     assert len(exported) == text.count("HFI_EXPORT ")
     for name in exported:
@@ -380,3 +380,25 @@ def test_sanitizers_find_nothing(sanitized):
     assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 100
     if platform.machine() == "x86_64":
         assert "Instruction set: avx512\n" in done.stdout
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing_in_onnx_runtime(sanitized):
+    pytest.importorskip("onnxruntime")
+    done = run_sanitized(
+        sanitized,
+        """
+        import os, sys
+        from pathlib import Path
+        import pytest
+        from hf_internimage.ops import native
+        from support.paths import TESTS
+
+        native.PATH = Path(os.environ["LIBRARY"])
+        options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-W", "ignore:Module already imported"]
+        chosen = "float16 or number_of_threads or are_errors"
+        sys.exit(pytest.main([*options, "-k", chosen, str(TESTS / "exporting" / "test_onnxruntime.py")]))
+        """,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) > 20
