@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Export InternImage and ConvNeXt of one size, measure the files beside PyTorch, and print a Markdown table.
 
-    python benchmarks/export_speed.py exports                          # writes the files to exports/, or takes those there
+    python benchmarks/export_speed.py exports  # writes the files to exports/, or takes those that are there
     python benchmarks/export_speed.py exports --targets onnxruntime --seconds 60
 
-Both models have random weights, and InternImage offsets of about a pixel. All take turns on one image, for each number of
-threads. A ratio is the median of the ratios of neighbouring runs: time over that of ConvNeXt in the same runtime.
+Both models have random weights, and InternImage offsets of about a pixel. All take turns on one image, for each number
+of threads. A ratio is the median of the ratios of neighbouring runs: time over that of ConvNeXt in the same runtime.
 """
 
 import argparse
@@ -30,6 +30,7 @@ EAGER = "PyTorch, eager"
 NEEDS = {
     "onnx": "onnxruntime",
     "onnxruntime": "onnxruntime, and the library in the folder",
+    "openvino": "openvino",
 }
 _SAME_AS = {"onnxruntime": "onnx"}  # targets that write the same file for models without our operator
 _TITLES = {"internimage": "InternImage", "convnext": "ConvNeXt"}
@@ -108,7 +109,8 @@ def line(entry: Entry, size: str, details: dict[str, Any] | None, measured: dict
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure exported models beside PyTorch.")
     parser.add_argument("folder", type=Path, help="where the exported files are, or go to")
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(NEEDS), help="default: %(default)s")
+    known = [target for target in TARGETS if target in NEEDS]
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=known, help=f"default: {' '.join(known)}")
     parser.add_argument("--model-size", choices=CONVNEXT, default="t", help="default: %(default)s")
     parser.add_argument("--size", type=int, default=224, help="side of the image in pixels (default: %(default)s)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="default: 1 2")

@@ -17,8 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, the folder and the options."""
     parser.usage = f"{parser.prog} MODEL OUT [options]"
     parser.epilog = f"""targets:
-  onnx         model.onnx of standard operators (opset 20), for ONNX Runtime from version 1.20 on
-  onnxruntime  model.onnx with an operator of its own, and the library of that: faster, on CPUs
+  onnx         model.onnx of standard operators (opset 20), for ONNX Runtime from version 1.25 on
+  onnxruntime  model.onnx with an operator of its own, and the library of that, for ONNX Runtime from
+               version 1.20 on: faster, on CPUs
   web          a folder for transformers.js, with a page that classifies in the browser; float32 and int8
 
 The folder gets the file, config.json, preprocessor_config.json and export.json. It appears only

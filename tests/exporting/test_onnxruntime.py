@@ -10,13 +10,14 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from support.golden_data import awaken, tiny_config
 from support.operator_cases import LOPSIDED, make_inputs
 
 import hf_internimage
 from hf_internimage import InternImageForImageClassification, dcnv3
 from hf_internimage.exporting import ExportError
+from hf_internimage.exporting.targets import onnx as onnx_target
 from hf_internimage.exporting.targets import onnxruntime as target
 from hf_internimage.ops import native
 
@@ -33,7 +34,8 @@ def classifier():
 
 def graph(attributes=NODE, dtypes=(torch.float32,) * 3):
     """A file of one node, which takes tensors of any shape."""
-    inputs = [helper.make_tensor_value_info(name, DTYPES[dtype], None) for name, dtype in zip(NAMES, dtypes, strict=True)]
+    types = map(DTYPES.get, dtypes)
+    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in zip(NAMES, types, strict=True)]
     output = helper.make_tensor_value_info("output", DTYPES[dtypes[0]], None)
     numbers = {key: int(value) if isinstance(value, bool) else value for key, value in attributes.items()}
     node = helper.make_node("DCNv3", NAMES, ["output"], domain="hf_internimage", **numbers)
@@ -134,7 +136,7 @@ def test_results_are_those_of_the_package_for_any_number_of_threads(threads, sof
 def test_wrong_shapes_are_errors(change, message):
     inputs = make_inputs(LOPSIDED, dtype=torch.float32)
     runner = session(graph())
-    with pytest.raises(InvalidArgument, match=f"DCNv3: {message}"):
+    with pytest.raises(errors.InvalidArgument, match=f"DCNv3: {message}"):
         run(runner, [tensor.contiguous() for tensor in change(*inputs)])
     assert torch.equal(run(runner, inputs), dcnv3(*inputs, **LOPSIDED, softmax=True, backend="cpu"))
 
@@ -152,19 +154,19 @@ def test_wrong_shapes_are_errors(change, message):
 )
 def test_wrong_attributes_are_errors(attributes, message):
     runner = session(graph({**NODE, **attributes}))
-    with pytest.raises(InvalidArgument, match=f"DCNv3: {message}"):
+    with pytest.raises(errors.InvalidArgument, match=f"DCNv3: {message}"):
         run(runner, make_inputs(LOPSIDED, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("name", NODE)
 def test_missing_attributes_are_errors(name):
-    with pytest.raises(RuntimeException, match=rf"[Aa]ttribute.*\b{name}\b"):
+    with pytest.raises(errors.RuntimeException, match=rf"[Aa]ttribute.*\b{name}\b"):
         session(graph({key: value for key, value in NODE.items() if key != name}))
 
 
 def test_attributes_of_another_length_are_errors():
     for pair in ((3,), (3, 3, 3)):
-        with pytest.raises(RuntimeException, match="DCNv3: the attribute kernel_size must be two integers"):
+        with pytest.raises(errors.RuntimeException, match="DCNv3: the attribute kernel_size must be two integers"):
             session(graph({**NODE, "kernel_size": pair}))
 
 
@@ -172,6 +174,18 @@ def test_other_dtypes_are_errors():
     for dtypes in ((torch.float32, torch.float16, torch.float16), (torch.float64,) * 3):
         with pytest.raises(Exception, match="DCNv3"):
             session(graph(dtypes=dtypes))
+
+
+def test_an_onnx_runtime_without_deform_conv_is_named(monkeypatch):
+    """Version 1.24 says so."""
+    reason = "Could not find an implementation for DeformConv(19) node with name 'node_DeformConv_24'"
+
+    def refuse(*_, **__):
+        raise errors.NotImplemented(reason)
+
+    monkeypatch.setattr(onnx_target.onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(ExportError, match=r"^ONNX Runtime \d[\d.]+ lacks an operator of the file; DeformConv"):
+        onnx_target.load("model.onnx")
 
 
 def test_an_old_onnx_runtime_is_told_so():

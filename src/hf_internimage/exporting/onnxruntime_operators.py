@@ -20,7 +20,7 @@ _SCHEMA = defs.OpSchema(
     DOMAIN,
     1,
     "Deformable convolution v3: see hf_internimage.dcnv3. Tensors are (N, H, W, features).",
-    inputs=[defs.OpSchema.FormalParameter(name, kind) for name, kind in (("value", "T"), ("offset", "S"), ("mask", "S"))],
+    inputs=[defs.OpSchema.FormalParameter(*pair) for pair in (("value", "T"), ("offset", "S"), ("mask", "S"))],
     outputs=[defs.OpSchema.FormalParameter("output", "T")],
     type_constraints=[("T", _FLOATS, ""), ("S", _FLOATS, "")],
     attributes=[

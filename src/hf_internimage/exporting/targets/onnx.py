@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 import onnxruntime
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from ..onnx_operators import TRANSLATIONS
 from ..onnx_program import export_onnx
@@ -34,12 +35,22 @@ def load(file: Path, library: Path | None = None) -> Run:
     Args:
         file: model.onnx.
         library: of operators that are not ONNX's own.
+
+    Raises:
+        ExportError: if this version of ONNX Runtime lacks an operator.
     """
     settings = onnxruntime.SessionOptions()
     if library is not None:
         settings.register_custom_ops_library(str(library))
     settings.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
+    settings.add_session_config_entry("session.force_spinning_stop", "1")  # PyTorch, in turns with it, needs the cores
+    try:
+        session = onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
+    except errors.NotImplemented as error:
+        raise ExportError(
+            f"ONNX Runtime {onnxruntime.__version__} lacks an operator of the file; DeformConv on CPUs needs version "
+            "1.25, and the target onnxruntime 1.20."
+        ) from error
     name = session.get_inputs()[0].name
     return lambda pixels: [torch.from_numpy(output) for output in session.run(None, {name: pixels.numpy()})]
 
