@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} MODEL OUT [options]"
     parser.epilog = f"""targets:
   onnx         model.onnx of standard operators (opset 20), for ONNX Runtime from version 1.25 on
-  onnxruntime  model.onnx with an operator of its own, and the library of that, for ONNX Runtime from
+  onnxruntime  model.onnx with operators of its own, and the library of these, for ONNX Runtime from
                version 1.20 on: faster, on CPUs
   web          a folder for transformers.js, with a page that classifies in the browser; float32 and int8
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the kernels take for granted of a call of DCNv3, checked in one place for PyTorch's and ONNX Runtime's operators.
+// What the kernels take for granted of a call of DCNv3: one check for the operators of PyTorch and of ONNX Runtime.
 #pragma once
 
 #include <stdint.h>

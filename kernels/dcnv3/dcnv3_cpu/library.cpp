@@ -121,11 +121,17 @@ HFI_EXPORT int hfi_norm(
     return run(chosen->norm_forward(job, threads), &job, threads);
 }
 
+int depthwise_norm_gelu(
+    const hfi_depthwise& shape, const void* input, const void* weight, const void* bias, const void* gamma,
+    const void* beta, void* output, int64_t threads, const Pool* pool) {
+    DepthwiseNormGelu job = {shape, input, weight, bias, gamma, beta, nullptr, output, nullptr, nullptr, 0};
+    return run(chosen->depthwise_norm_gelu_forward(job, threads), &job, threads, pool);
+}
+
 HFI_EXPORT int hfi_depthwise_norm_gelu(
     const hfi_depthwise* shape, const void* input, const void* weight, const void* bias, const void* gamma,
     const void* beta, void* output, int64_t threads) {
-    DepthwiseNormGelu job = {*shape, input, weight, bias, gamma, beta, nullptr, output, nullptr, nullptr, 0};
-    return run(chosen->depthwise_norm_gelu_forward(job, threads), &job, threads);
+    return depthwise_norm_gelu(*shape, input, weight, bias, gamma, beta, output, threads, nullptr);
 }
 
 // slope (batch, height, width, channels) is working space; for sums and parts see layer.h.

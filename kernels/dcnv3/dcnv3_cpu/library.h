@@ -36,7 +36,10 @@ struct Pool {
     void* context;
 };
 
-// hfi_dcnv3_forward on the threads of `pool`, if that is not null.
+// The functions of these names on the threads of `pool`, if that is not null.
 int dcnv3_forward(
     const hfi_dcnv3& call, const void* value, const void* offset, const void* mask, void* output, int64_t threads,
     const Pool* pool);
+int depthwise_norm_gelu(
+    const hfi_depthwise& shape, const void* input, const void* weight, const void* bias, const void* gamma,
+    const void* beta, void* output, int64_t threads, const Pool* pool);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""DCNv3 as the one operator hf_internimage::DCNv3, which the CPU library brings to ONNX Runtime."""
+"""DCNv3 as one operator, hf_internimage::DCNv3, which the CPU library brings to ONNX Runtime."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fast files for ONNX Runtime on CPUs: DCNv3 is an operator of our own, in a library that lies beside the file."""
+"""Fast files for ONNX Runtime on CPUs, with operators of our own, whose library lies beside the file."""
 
 import shutil
 import sysconfig
@@ -8,6 +8,7 @@ from typing import Any
 
 from ...ops import native
 from ..onnx_program import export_onnx
+from ..onnxruntime_fusion import fuse
 from ..onnxruntime_operators import DOMAIN, TRANSLATIONS
 from ..options import Options
 from ..proof import ExportError, Run
@@ -18,7 +19,7 @@ LIBRARY = f"libdcnv3-{sysconfig.get_platform()}{native.SUFFIX}"
 
 
 def write(system: System, folder: Path, options: Options) -> Path:
-    """Write model.onnx, and the library of its operator for this platform.
+    """Write model.onnx, and the library of its operators for this platform.
 
     Raises:
         ExportError: if the package was installed without its compiled library.
@@ -26,6 +27,7 @@ def write(system: System, folder: Path, options: Options) -> Path:
     if reason := native.why_not():
         raise ExportError(f"the target onnxruntime needs the compiled library; hf_internimage {reason}.")
     program = export_onnx(system, options, opset=onnx.OPSET, translations=TRANSLATIONS)
+    fuse(program)
     file = folder / "model.onnx"
     program.save(file)
     shutil.copyfile(native.PATH, folder / LIBRARY)
