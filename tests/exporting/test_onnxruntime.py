@@ -122,7 +122,8 @@ def test_sessions_in_threads_do_not_disturb_each_other(exported):
 
 
 def test_without_the_library_the_reason_is_given(tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "why_not", lambda: "has no compiled library: install again")
+    without = SimpleNamespace(why_not=lambda: "has no compiled library: install again")
+    monkeypatch.setattr(target, "native", without)
     with pytest.raises(ExportError, match=r"^the target onnxruntime needs the compiled library; hf_internimage has no"):
         hf_internimage.export(classifier(), tmp_path / "out", target="onnxruntime", size=64)
     assert list(tmp_path.iterdir()) == []

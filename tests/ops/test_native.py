@@ -396,7 +396,7 @@ def test_sanitizers_find_nothing_in_onnx_runtime(sanitized):
 
         native.PATH = Path(os.environ["LIBRARY"])
         options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-W", "ignore:Module already imported"]
-        chosen = "float16 or number_of_threads or are_errors"
+        chosen = "float16 or number_of_threads or are_errors or depthwise"
         sys.exit(pytest.main([*options, "-k", chosen, str(TESTS / "exporting" / "test_onnxruntime.py")]))
         """,
     )
