@@ -143,12 +143,8 @@ def check_dcnv3(
 
     Raises: ValueError with the given and the expected value if arguments are invalid or disagree.
     """
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-        raise ValueError(f"groups is {groups!r}, expected an integer of at least 1.")
-    if not isinstance(remove_center, int):  # True and False are integers
-        raise ValueError(f"remove_center is {remove_center!r}, expected True or False.")
     pairs = [
-        _pair("kernel_size", kernel_size, 1),
+        check_kernel(groups, kernel_size, remove_center),
         _pair("stride", stride, 1),
         _pair("padding", padding, 0),
         _pair("dilation", dilation, 1),
@@ -199,6 +195,18 @@ def check_dcnv3(
                 f"padding={geometry.padding}, dilation={geometry.dilation}, remove_center={geometry.remove_center}."
             )
     return geometry
+
+
+def check_kernel(groups: int, kernel_size: int | Sequence[int], remove_center: bool) -> tuple[int, int]:
+    """Return (height, width) of the kernel.
+
+    Raises: ValueError with the given value if one of the arguments is invalid.
+    """
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+        raise ValueError(f"groups is {groups!r}, expected an integer of at least 1.")
+    if not isinstance(remove_center, int):  # True and False are integers
+        raise ValueError(f"remove_center is {remove_center!r}, expected True or False.")
+    return _pair("kernel_size", kernel_size, 1)
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
