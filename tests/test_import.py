@@ -77,11 +77,13 @@ def test_table_of_models():
 def test_what_trainer_and_accelerate_read():
     """Losses are means already; blocks with a sum around them stay on one device."""
     blocks = {"InternImageStem", "InternImageLayer", "InternImageDownsample"}
+    flash_blocks = {"InternImageStem", "FlashInternImageLayer", "InternImageDownsample"}
     layers = {"DeformableDetrEncoderLayer", "DeformableDetrDecoderLayer"}
     for model_type, entry in auto.MODELS.items():
         for auto_class, name in entry.models.items() if entry.package is None else ():
             model = auto.load(name)
-            assert set(model._no_split_modules) == blocks | (layers if model_type == "internimage_dino" else set())
+            expected = {"internimage_dino": blocks | layers, "flash_internimage": flash_blocks}.get(model_type, blocks)
+            assert set(model._no_split_modules) == expected
             assert model.supports_gradient_checkpointing
             assert model.main_input_name == "pixel_values"
             if "For" in auto_class:
@@ -106,6 +108,17 @@ def test_what_the_auto_classes_load():
                 "AutoModel": "InternImageModel",
                 "AutoBackbone": "InternImageBackbone",
                 "AutoModelForImageClassification": "InternImageForImageClassification",
+                "pil": "InternImageImageProcessorPil",
+                "torchvision": "InternImageImageProcessor",
+            },
+            *(True, None, "CLIPImageProcessor"),
+        ),
+        "flash_internimage": (
+            {
+                "AutoConfig": "FlashInternImageConfig",
+                "AutoModel": "FlashInternImageModel",
+                "AutoBackbone": "FlashInternImageBackbone",
+                "AutoModelForImageClassification": "FlashInternImageForImageClassification",
                 "pil": "InternImageImageProcessorPil",
                 "torchvision": "InternImageImageProcessor",
             },

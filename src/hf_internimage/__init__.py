@@ -41,6 +41,7 @@ __all__ = [*_CLASSES, *_FUNCTIONS, "__version__", "dcnv3", "list_models"]
 if TYPE_CHECKING:  # the classes that `__getattr__` takes from the table of models, for editors and type checkers
     from .exporting import export as export
     from .models.configuration_cb_internimage import *
+    from .models.configuration_flash_internimage import *
     from .models.configuration_internimage import *
     from .models.configuration_internimage_dino import *
     from .models.configuration_internimage_mask_rcnn import *
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # the classes that `__getattr__` takes from the table of mode
     from .models.image_processing_internimage_segmentation import *
     from .models.image_processing_pil_internimage import *
     from .models.modeling_cb_internimage import *
+    from .models.modeling_flash_internimage import *
     from .models.modeling_internimage import *
     from .models.modeling_internimage_dino import *
     from .prediction import predict as predict

@@ -17,10 +17,12 @@ from transformers import PreTrainedModel
 from .models import auto
 from .models.checked_configuration import is_integer
 from .models.configuration_internimage import InternImageConfig
+from .models.layers_flash_internimage import FlashInternImageDeformableConvolution
 from .models.layers_internimage import InternImageDeformableConvolution
 
 # Per output value and tap: four corners of the bilinear sample, and the mask.
 DCNV3_MACS = 5
+_CONVOLUTIONS = (InternImageDeformableConvolution, FlashInternImageDeformableConvolution)
 _KINDS = {"aten.convolution": "convolution", "aten.mm": "linear", "aten.addmm": "linear"}
 
 
@@ -31,7 +33,8 @@ class Macs(NamedTuple):
         convolution: ordinary, depth-wise and transposed convolutions.
         linear: linear layers.
         matmul: other matrix products, such as those of attention.
-        dcnv3: sampling and weighted sum of the DCNv3 operator, without the layers that compute offsets and masks.
+        dcnv3: sampling and weighted sum of the operator (DCNv3 or DCNv4), without the layers that compute offsets and
+            masks.
     """
 
     convolution: int
@@ -69,7 +72,7 @@ def count_macs(config_or_model: InternImageConfig | PreTrainedModel, image_size:
     hooks = [
         module.register_forward_hook(_count_sampling(sampled))
         for module in model.modules()
-        if isinstance(module, InternImageDeformableConvolution)
+        if isinstance(module, _CONVOLUTIONS)
     ]
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -110,7 +113,7 @@ def _count_sampling(sampled: list[int]) -> Callable[[nn.Module, Any, torch.Tenso
     """Return a forward hook that appends the MACs of a module's sampling to `sampled`."""
 
     def count(module: nn.Module, _: Any, output: torch.Tensor) -> None:
-        assert isinstance(module, InternImageDeformableConvolution)
+        assert isinstance(module, _CONVOLUTIONS)
         sampled.append(DCNV3_MACS * (module.kernel_size**2 - module.remove_center) * output.numel())
 
     return count

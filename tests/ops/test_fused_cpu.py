@@ -183,6 +183,26 @@ def test_mlp_is_as_near_to_float64_as_its_modules(dtype, least, monkeypatch):
 
 
 @pytest.mark.parametrize("least", [1, 10**9], ids=["onednn", "own"])
+def test_mlp_without_the_last_bias(least, monkeypatch):
+    """Without gradients, with those of first order, and with those of second order."""
+    monkeypatch.setattr(fused_cpu, "_LEAST_PRODUCTS", least)
+    parts, states = mlp(), random_states(3, 5, 7, 16).requires_grad_()
+    parts.second = nn.Linear(64, 16, bias=False)
+    parameters = [states, *parts.parameters()]
+    assert len(parameters) == 4
+    with torch.no_grad():
+        torch.testing.assert_close(fused_mlp(states, parts), plain_mlp(states, parts), rtol=0, atol=2e-6)
+    firsts, seconds = [], []
+    for compute in (fused_mlp, plain_mlp):
+        loss = compute(states, parts).square().sum()
+        firsts.append(torch.autograd.grad(loss, parameters, retain_graph=True))
+        recorded = torch.autograd.grad(loss, parameters, create_graph=True)
+        seconds.append(torch.autograd.grad(sum(gradient.square().sum() for gradient in recorded), parameters))
+    for got, expected in (*zip(*firsts, strict=True), *zip(*seconds, strict=True)):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("least", [1, 10**9], ids=["onednn", "own"])
 def test_mlp_in_blocks(least, monkeypatch):
     """However many rows are worked on at once, with gradients or without."""
     monkeypatch.setattr(fused_cpu, "_LEAST_PRODUCTS", least)
@@ -552,7 +572,6 @@ def test_other_dw_convs_are_noticed(change):
         {"drop": nn.Dropout(0.5)},
         {"drop": nn.Identity()},
         {"first": nn.Linear(16, 64, bias=False)},
-        {"second": nn.Linear(64, 16, bias=False)},
         {"first": nn.Bilinear(16, 16, 64)},
         {"second": nn.Identity()},
     ],
@@ -980,11 +999,12 @@ def test_linear_layers_equal_their_modules():
 
 @pytest.mark.skipif(fused_cpu._LINEAR is None, reason="for x86 with oneDNN")
 @pytest.mark.parametrize("frozen", [(), ("weight",), ("weight", "bias"), ("states", "bias")], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.usefixtures("any_size")
-def test_gradients_of_linear_layers_equal_their_modules(frozen):
+def test_gradients_of_linear_layers_equal_their_modules(bias, frozen):
     """Of first and second order; none is made that nobody needs."""
     torch.manual_seed(0)
-    layer, states = nn.Linear(16, 24), torch.randn(2, 5, 6, 16)
+    layer, states = nn.Linear(16, 24, bias=bias), torch.randn(2, 5, 6, 16)
     leaves = {"states": states, **dict(layer.named_parameters())}
     wanted = [leaf.requires_grad_(name not in frozen) for name, leaf in leaves.items() if name not in frozen]
     found, expected = fused_cpu.linear(states, layer), layer(states)
@@ -1130,7 +1150,6 @@ def test_other_linear_layers_are_noticed():
     layer, states = nn.Linear(16, 24).requires_grad_(False), torch.randn(2, 16)
     assert fused_cpu._LINEAR is None or fused_cpu.linear(states, layer) is not None
     for other, given in (
-        (nn.Linear(16, 24, bias=False).requires_grad_(False), states),
         (nn.Conv2d(16, 24, 1).requires_grad_(False), states),
         (copy.deepcopy(layer).bfloat16(), states.bfloat16()),
         (copy.deepcopy(layer).double(), states.double()),

@@ -141,7 +141,7 @@ def _shapes(system: System, options: Options) -> list[tuple[int, int, int, int]]
 
 
 def _notes(model: nn.Module) -> list[str]:
-    offsets = [part for name, part in model.named_modules() if name.endswith("dcn.offset")]
+    offsets = [part for name, part in model.named_modules() if name.endswith(("dcn.offset", "dcn.offset_mask"))]
     if offsets and not any(parameter.any() for part in offsets for parameter in part.parameters()):
         return ["all offsets are zero, as in a model without training: the comparison says little about sampling"]
     return []

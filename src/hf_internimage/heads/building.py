@@ -311,7 +311,8 @@ def _effective(config: Any) -> dict[str, Any]:
     """Return the fields that decide the results of weights, with equivalent values made equal."""
     fields = {name: value for name, value in _own_fields(config).items() if name not in FREE_FIELDS}
     fields.pop("round_gamma", None)  # concerns the connection of the two backbones, not their weights
-    fields["dw_kernel_size"] = config.dw_kernel_size or 3
+    if config.model_type in (_PLAIN, _COMPOSITE):  # in the others, None means that there is no such convolution
+        fields["dw_kernel_size"] = config.dw_kernel_size or 3
     fields["res_post_norm"] = config.res_post_norm and not config.post_norm and config.layer_scale is None
     if not config.level2_post_norm:
         fields["level2_post_norm_block_ids"] = None

@@ -63,6 +63,10 @@ class ModelEntry:
 
 _DETECTION_PROCESSOR = "image_processing_internimage_detection.InternImageDetectionImageProcessor"
 _SEGMENTATION_PROCESSOR = "image_processing_internimage_segmentation.InternImageSegmentationImageProcessor"
+_CLASSIFICATION_PROCESSORS = {
+    "pil": "image_processing_pil_internimage.InternImageImageProcessorPil",
+    "torchvision": "image_processing_internimage.InternImageImageProcessor",
+}
 _MASK_RCNN = "mask_rcnn.modeling.InternImageMaskRCNNForInstanceSegmentation"
 
 MODELS = {  # by model_type
@@ -74,10 +78,18 @@ MODELS = {  # by model_type
             "AutoModelForImageClassification": "modeling_internimage.InternImageForImageClassification",
         },
         other_classes=("modeling_internimage.InternImagePreTrainedModel",),
-        processors={
-            "pil": "image_processing_pil_internimage.InternImageImageProcessorPil",
-            "torchvision": "image_processing_internimage.InternImageImageProcessor",
+        processors=_CLASSIFICATION_PROCESSORS,
+        saved_processor="CLIPImageProcessor",
+    ),
+    "flash_internimage": ModelEntry(
+        config="configuration_flash_internimage.FlashInternImageConfig",
+        models={
+            "AutoBackbone": "modeling_flash_internimage.FlashInternImageBackbone",
+            "AutoModel": "modeling_flash_internimage.FlashInternImageModel",
+            "AutoModelForImageClassification": ("modeling_flash_internimage.FlashInternImageForImageClassification"),
         },
+        other_classes=("modeling_flash_internimage.FlashInternImagePreTrainedModel",),
+        processors=_CLASSIFICATION_PROCESSORS,
         saved_processor="CLIPImageProcessor",
     ),
     "cb_internimage": ModelEntry(

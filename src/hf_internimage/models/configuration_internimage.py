@@ -2,7 +2,7 @@
 """Configuration of InternImage: architecture, and the released sizes."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers.backbone_utils import BackboneConfigMixin
 
@@ -70,7 +70,6 @@ SIZES: dict[str, dict[str, Any]] = {
         "image_size": 512,
     },
 }
-_OPERATORS = ("DCNv3", "DCNv3_pytorch")
 _ACTIVATIONS = ("GELU", "SiLU", "ReLU")
 _NORMS = ("LN", "BN")
 _DROP_PATH_TYPES = ("linear", "uniform")
@@ -167,6 +166,8 @@ class InternImageConfig(BackboneConfigMixin, CheckedConfig):
     model_type = "internimage"
     attribute_map = {"num_classes": "num_labels", "num_hidden_layers": "num_stages"}
     _other_names = ("hidden_sizes", "out_features", "out_indices", "stage_names")
+    _operators: ClassVar[tuple[str, ...]] = ("DCNv3", "DCNv3_pytorch")
+    _sizes: ClassVar[dict[str, dict[str, Any]]] = SIZES
 
     core_op: str = "DCNv3"
     num_channels: int = 3
@@ -226,22 +227,22 @@ class InternImageConfig(BackboneConfigMixin, CheckedConfig):
 
     @classmethod
     def from_size(cls, size: str, num_labels: int = 1000, **kwargs: Any) -> "InternImageConfig":
-        """Return the released architecture `size`: "t", "s", "b", "l", "xl", "h" or "g" (no weights are loaded).
+        """Return the released architecture `size` (no weights are loaded).
 
         Args:
-            size: name of the size, in either case.
+            size: name of a size in the table of the class, such as "t", in either case.
             num_labels: classes of the classification head; 1000 as released.
             kwargs: any other field, in place of the released value.
 
         Raises:
             ValueError: for an unknown size.
 
-        Source: OpenGVLab/InternImage@31c962d, classification/configs.
+        Source: classification/configs of the repository that the class names.
         """
         key = size.lower() if isinstance(size, str) else size
-        if key not in SIZES:
-            raise ValueError(f"size is {size!r}, expected one of {', '.join(SIZES)}.")
-        fields = {name: list(value) if isinstance(value, list) else value for name, value in SIZES[key].items()}
+        if key not in cls._sizes:
+            raise ValueError(f"size is {size!r}, expected one of {', '.join(cls._sizes)}.")
+        fields = {name: list(value) if isinstance(value, list) else value for name, value in cls._sizes[key].items()}
         if "id2label" not in kwargs and "num_classes" not in kwargs:
             fields["num_labels"] = num_labels
         return cls(**{**fields, **kwargs})
@@ -275,7 +276,7 @@ class InternImageConfig(BackboneConfigMixin, CheckedConfig):
     def check_architecture(self) -> None:
         """Raise ValueError with field, value and rule if a model of this configuration cannot work."""
         for name, allowed in (
-            ("core_op", _OPERATORS),
+            ("core_op", self._operators),
             ("act_layer", _ACTIVATIONS),
             ("norm_layer", _NORMS),
             ("drop_path_type", _DROP_PATH_TYPES),
@@ -353,7 +354,7 @@ class InternImageConfig(BackboneConfigMixin, CheckedConfig):
         kernel = self.dw_kernel_size
         if kernel is not None and (not is_integer(kernel) or not 1 <= kernel <= _MOST_KERNEL or kernel % 2 == 0):
             rule = (
-                f"an odd integer of at most {_MOST_KERNEL}, or None for 3 (an even kernel has no centre: it would "
+                f"an odd integer of at most {_MOST_KERNEL}, or None (an even kernel has no centre: it would "
                 "change the feature map's size)"
             )
             raise ValueError(f"dw_kernel_size is {kernel!r}, expected {rule}.")

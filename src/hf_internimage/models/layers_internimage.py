@@ -47,10 +47,10 @@ class InternImageToChannelsFirst(nn.Module):
     only_permutes = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return _channels_first(hidden_states)
+        return channels_first(hidden_states)
 
 
-def _channels_first(hidden_states: torch.Tensor) -> torch.Tensor:
+def channels_first(hidden_states: torch.Tensor) -> torch.Tensor:
     """Permute (N, H, W, C) -> (N, C, H, W): a view, or under torch.compile a contiguous tensor."""
     view = hidden_states.permute(0, 3, 1, 2)
     # PyTorch 2.13 cannot lower a convolution of such a view when height and width are dynamic.
@@ -74,18 +74,18 @@ def _convolution_norm(channels: int, norm_layer: str, channels_last: bool) -> nn
     return nn.Sequential(*layers, *([] if channels_last else [InternImageToChannelsFirst()]))
 
 
-def linear_layer(in_features: int, out_features: int, initialization: str) -> nn.Linear:
+def linear_layer(in_features: int, out_features: int, initialization: str, bias: bool = True) -> nn.Linear:
     """Return a linear layer that `_init_weights` initialises as its attribute `initialization` says.
 
     An attribute rather than a subclass, because tools such as `torch.ao.quantization.quantize_dynamic` compare exact
     types.
     """
-    layer = nn.Linear(in_features, out_features)
+    layer = nn.Linear(in_features, out_features, bias=bias)
     layer.initialization = initialization  # type: ignore[assignment]
     return layer
 
 
-def _project(layer: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
+def project(layer: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
     """Return layer(hidden_states)."""
     result = fused_cpu.linear(hidden_states, layer) if fused_cpu is not None else None
     return layer(hidden_states) if result is None else result
@@ -138,9 +138,9 @@ class InternImageStem(nn.Module):
         fused = (
             fused_cpu.norm(hidden_states.permute(0, 2, 3, 1), self.norm1, self.act) if fused_cpu is not None else None
         )
-        normed = self.act(self.norm1(hidden_states)) if fused is None else _channels_first(fused)
+        normed = self.act(self.norm1(hidden_states)) if fused is None else channels_first(fused)
         hidden_states = self.conv2(normed)
-        return _channels_first(_convolution_normed(self.norm2, hidden_states))  # (N, H, W, C) -> (N, C, H, W)
+        return channels_first(_convolution_normed(self.norm2, hidden_states))  # (N, H, W, C) -> (N, C, H, W)
 
 
 class InternImageDeformableConvolution(nn.Module):
@@ -171,12 +171,12 @@ class InternImageDeformableConvolution(nn.Module):
             self.register_parameter("center_feature_scale_proj_bias", None)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        value = _project(self.input_proj, hidden_states)
+        value = project(self.input_proj, hidden_states)
         local = self._local(hidden_states)
         sampled = dcnv3(
             value,
-            _project(self.offset, local),
-            _project(self.mask, local),
+            project(self.offset, local),
+            project(self.mask, local),
             groups=self.groups,
             kernel_size=self.kernel_size,
             stride=1,
@@ -193,7 +193,7 @@ class InternImageDeformableConvolution(nn.Module):
             by_group = (self.groups, -1)  # the scale is one number for all channels of a group
             blend = torch.lerp(sampled.unflatten(-1, by_group), value.unflatten(-1, by_group), centre.unsqueeze(-1))
             sampled = blend.flatten(-2)
-        return _project(self.output_proj, sampled)
+        return project(self.output_proj, sampled)
 
     def _local(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the features for the offset and mask layers: depth-wise convolution, norm and activation.
@@ -202,19 +202,19 @@ class InternImageDeformableConvolution(nn.Module):
         """
         local = fused_cpu.depthwise_norm_gelu(hidden_states, self.dw_conv) if fused_cpu is not None else None
         if local is None:
-            local = self.dw_conv(_channels_first(hidden_states))  # (N, H, W, C) -> (N, C, H, W) -> (N, H, W, C)
+            local = self.dw_conv(channels_first(hidden_states))  # (N, H, W, C) -> (N, C, H, W) -> (N, H, W, C)
         return local
 
 
 class InternImageMLP(nn.Module):
     """Two linear layers with an activation between: (N, H, W, C) -> (N, H, W, C)."""
 
-    def __init__(self, config: InternImageConfig, channels: int) -> None:
+    def __init__(self, config: InternImageConfig, channels: int, fc2_bias: bool = True) -> None:
         super().__init__()
         hidden = int(channels * config.mlp_ratio)
         self.fc1 = nn.Linear(channels, hidden)
         self.act = ACTIVATIONS[config.act_layer]()
-        self.fc2 = nn.Linear(hidden, channels)
+        self.fc2 = nn.Linear(hidden, channels, bias=fc2_bias)
         self.drop = nn.Dropout(config.drop_rate)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -233,14 +233,17 @@ _BRANCHES: dict[type[nn.Module], Any] = {
 class InternImageLayer(GradientCheckpointingLayer):
     """One block, a DCNv3 and an MLP branch with residual connections: (N, H, W, C) -> (N, H, W, C)."""
 
+    dcn_class: Any = InternImageDeformableConvolution
+    mlp_class: Any = InternImageMLP
+
     def __init__(self, config: InternImageConfig, channels: int, groups: int, drop_path: float) -> None:
         super().__init__()
         self.post_norm = config.post_norm
         self.norm1 = layer_norm(channels)
-        self.dcn = InternImageDeformableConvolution(config, channels, groups)
+        self.dcn = self.dcn_class(config, channels, groups)
         self.drop_path = InternImageDropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = layer_norm(channels)
-        self.mlp = InternImageMLP(config, channels)
+        self.mlp = self.mlp_class(config, channels)
         if config.layer_scale is not None:
             self.layer_scale1 = nn.Parameter(torch.full((channels,), float(config.layer_scale)))
             self.layer_scale2 = nn.Parameter(torch.full((channels,), float(config.layer_scale)))
@@ -282,16 +285,22 @@ class InternImageDownsample(nn.Module):
         self.norm = _convolution_norm(2 * channels, config.norm_layer, channels_last=True)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return _channels_first(_convolution_normed(self.norm, self.conv(hidden_states)))  # (N, H, W, C) -> (N, C, H, W)
+        return channels_first(_convolution_normed(self.norm, self.conv(hidden_states)))  # (N, H, W, C) -> (N, C, H, W)
 
 
 class InternImageStage(nn.Module):
     """Blocks, a norm if the architecture has one, and the downsampling to the next stage."""
 
-    def __init__(self, config: InternImageConfig, index: int, drop_paths: Sequence[float]) -> None:
+    def __init__(
+        self,
+        config: InternImageConfig,
+        index: int,
+        drop_paths: Sequence[float],
+        layer_class: type[InternImageLayer] = InternImageLayer,
+    ) -> None:
         super().__init__()
         channels, groups = config.hidden_sizes[index], config.groups[index]
-        self.blocks = nn.ModuleList(InternImageLayer(config, channels, groups, rate) for rate in drop_paths)
+        self.blocks = nn.ModuleList(layer_class(config, channels, groups, rate) for rate in drop_paths)
         has_norm = not config.post_norm or config.center_feature_scale
         self.norm = layer_norm(channels) if has_norm else nn.Identity()
         takes_post_norms = config.level2_post_norm and index == 2
@@ -307,18 +316,19 @@ class InternImageStage(nn.Module):
             hidden_states = block(hidden_states)
             if index in self.post_norm_block_ids:
                 hidden_states = self.post_norms[self.post_norm_block_ids.index(index)](hidden_states)
-        features = _channels_first(self.norm(hidden_states))  # (N, H, W, C) -> (N, C, H, W)
+        features = channels_first(self.norm(hidden_states))  # (N, H, W, C) -> (N, C, H, W)
         return features, self.downsample(features) if self.downsample is not None else None
 
 
-def make_stages(config: InternImageConfig) -> nn.ModuleList:
+def make_stages(config: InternImageConfig, layer_class: type[InternImageLayer] = InternImageLayer) -> nn.ModuleList:
     """Return the stages of a backbone, with the stochastic depth rates of the configuration."""
     blocks = sum(config.depths)
     linear = config.drop_path_type == "linear"
     rates = [config.drop_path_rate * (i / max(blocks - 1, 1) if linear else 1) for i in range(blocks)]
     ends = [sum(config.depths[: index + 1]) for index in range(len(config.depths))]
     return nn.ModuleList(
-        InternImageStage(config, index, rates[end - config.depths[index] : end]) for index, end in enumerate(ends)
+        InternImageStage(config, index, rates[end - config.depths[index] : end], layer_class)
+        for index, end in enumerate(ends)
     )
 
 

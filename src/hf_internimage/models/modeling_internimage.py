@@ -96,6 +96,7 @@ class InternImagePreTrainedModel(LoadingReportMixin, PreTrainedModel):
 class InternImageTrunk(InternImagePreTrainedModel):
     """Stem and stages, shared by the base model and the backbone."""
 
+    layer_class: type[InternImageLayer] = InternImageLayer
     # Checkpoints of the classifier contain its head, which the trunk does not use.
     _keys_to_ignore_on_load_unexpected = [rf"^(model\.)?({_HEAD_NAMES})\."]
 
@@ -103,7 +104,7 @@ class InternImageTrunk(InternImagePreTrainedModel):
         super().__init__(config)
         self.patch_embed = InternImageStem(config)
         self.pos_drop = nn.Dropout(config.drop_rate)
-        self.levels = make_stages(config)
+        self.levels = make_stages(config, self.layer_class)
         self.post_init()
         if config.with_cp:  # transformers 5.23 renamed the method and warns about the old name
             getattr(self, "activation_checkpointing_enable", self.gradient_checkpointing_enable)()
@@ -228,11 +229,12 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
     """InternImage with the original's classification head: a wide 1x1 convolution, or the CLIP projector of H and G."""
 
     accepts_loss_kwargs = False
+    trunk_class: type[InternImageModel] = InternImageModel
 
     def __init__(self, config: InternImageConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.model = InternImageModel(config)
+        self.model = self.trunk_class(config)
         channels = config.hidden_sizes[-1]
         if config.use_clip_projector:
             self.dcnv3_head_x4 = nn.Sequential(
@@ -339,11 +341,10 @@ class InternImageForImageClassification(InternImagePreTrainedModel):
 
 # In OpenGVLab's files the head has the prefix `model.` like the stages; here it is a child of the classifier. Saved
 # files have the official layout: `from_pretrained` and `save_pretrained` convert with this mapping.
-register_checkpoint_conversion_mapping(
-    "InternImageForImageClassification",
-    [WeightRenaming(rf"^model\.({_HEAD_NAMES})\.", r"^\1\.")],
-    overwrite=True,
-)
+for _name in ("InternImageForImageClassification", "FlashInternImageForImageClassification"):
+    register_checkpoint_conversion_mapping(
+        _name, [WeightRenaming(rf"^model\.({_HEAD_NAMES})\.", r"^\1\.")], overwrite=True
+    )
 
 __all__ = [
     "InternImageBackbone",

@@ -116,7 +116,8 @@ def linear(states: torch.Tensor, layer: nn.Module) -> torch.Tensor | None:
     if not (isinstance(layer, nn.Linear) and _is_fast(states, layer.out_features) and can_fuse(states, layer)):
         return None
     weight, bias = _weights(layer)
-    if not _are_like(states, (weight, bias), ((layer.out_features, states.shape[-1]), (layer.out_features,))):
+    given = (weight,) if bias is None else (weight, bias)
+    if not _are_like(states, given, ((layer.out_features, states.shape[-1]), (layer.out_features,))[: len(given)]):
         return None
     if torch.compiler.is_compiling() or eager.is_tracked(states, weight, bias):
         return torch.ops.hf_internimage.linear.default(states, weight, bias)
@@ -209,8 +210,10 @@ def mlp(
     ):
         return None
     parameters = *_weights(first), *_weights(second)
+    given = parameters[:3] if parameters[3] is None else parameters
     features, out = first.out_features, second.out_features
-    if not _are_like(states, parameters, ((features, states.shape[-1]), (features,), (out, features), (out,))):
+    shapes = ((features, states.shape[-1]), (features,), (out, features), (out,))
+    if not _are_like(states, given, shapes[: len(given)]):
         return None
     if not torch.compiler.is_compiling() and not eager.is_tracked(states, *parameters):
         return _mlp(states, *parameters)
@@ -350,7 +353,7 @@ def _linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 
 def _mlp(
-    states: torch.Tensor, weight1: torch.Tensor, bias1: torch.Tensor, weight2: torch.Tensor, bias2: torch.Tensor
+    states: torch.Tensor, weight1: torch.Tensor, bias1: torch.Tensor, weight2: torch.Tensor, bias2: torch.Tensor | None
 ) -> torch.Tensor:
     """Compute linear(GELU(linear(states)))."""
     hidden = weight1.shape[0]
@@ -414,11 +417,11 @@ def _block(
     return states
 
 
-def _eager_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def _eager_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return _product(states, weight, bias) if _is_fast(states, weight.shape[0]) else F.linear(states, weight, bias)
 
 
-def _gelu_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def _gelu_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Compute linear(GELU(states)). Rows are processed in blocks."""
     states = states.contiguous()
     output = states.new_empty((*states.shape[:-1], weight.shape[0]))
@@ -426,6 +429,8 @@ def _gelu_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor)
         active = torch.ops.hf_internimage.gelu.default(before)
         if _is_fast(active, weight.shape[0]):
             result.copy_(_product(active, weight, bias))
+        elif bias is None:
+            torch.mm(active, weight.t(), out=result)
         else:
             torch.addmm(bias, active, weight.t(), out=result)
     return output
@@ -504,12 +509,15 @@ def _linear_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor 
         )
 
 
-def _gelu_linear_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _gelu_linear_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     states, weight = saved_operands(ctx)
     if is_recorded(grad_output):
         gradients = recorded_gradients(lambda s, w: F.linear(F.gelu(s), w), (states, weight), grad_output)
-        return *gradients, grad_output.reshape(-1, grad_output.shape[-1]).sum(0)
-    return torch.ops.hf_internimage.gelu_linear_backward.default(grad_output, states, weight)
+        grad_bias = grad_output.reshape(-1, grad_output.shape[-1]).sum(0)
+    else:
+        operator = torch.ops.hf_internimage.gelu_linear_backward.default
+        *gradients, grad_bias = operator(grad_output, states, weight)
+    return *gradients, grad_bias if ctx.needs_input_grad[2] else None
 
 
 def _depthwise_gradient(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -549,7 +557,7 @@ _register(
     _fake_like,
     _block,
 )
-_register("gelu_linear(Tensor states, Tensor weight, Tensor bias) -> Tensor", _fake_linear, _gelu_linear)
+_register("gelu_linear(Tensor states, Tensor weight, Tensor? bias) -> Tensor", _fake_linear, _gelu_linear)
 _register(
     "gelu_linear_backward(Tensor grad_output, Tensor states, Tensor weight) -> (Tensor, Tensor, Tensor)",
     _fake_gelu_linear_backward,

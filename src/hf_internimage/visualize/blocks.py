@@ -53,8 +53,17 @@ def find_stage(trunk: InternImageTrunk, stage: int) -> InternImageStage:
 
 
 def convolutions(stage: InternImageStage) -> list[InternImageDeformableConvolution]:
-    """Return the deformable convolutions of a stage's blocks."""
-    return [cast(InternImageLayer, block).dcn for block in stage.blocks]
+    """Return the deformable convolutions of a stage's blocks.
+
+    Raises:
+        ValueError: for blocks with another operator than DCNv3.
+    """
+    found = [cast(InternImageLayer, block).dcn for block in stage.blocks]
+    if not all(isinstance(convolution, InternImageDeformableConvolution) for convolution in found):
+        raise ValueError(
+            f"{type(stage.blocks[0]).__name__} has no DCNv3, whose samples can be shown; give an InternImage."
+        )
+    return found
 
 
 @contextmanager
