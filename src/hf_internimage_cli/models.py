@@ -18,9 +18,9 @@ examples:
 The scores are those that the authors report. In Python: hf_internimage.list_models(task="detection").
 """
 _AFTER_TABLE = """
-Inputs are in pixels; of segmenters and detectors they are the limits of the short and the long side. Classifiers are
-repositories, OpenGVLab/NAME, which from_pretrained loads. `hf-internimage convert` turns the files of the others into
-folders that from_pretrained loads; --json has their addresses.
+Inputs are in pixels; of segmenters and detectors they are the limits of the short and the long side. InternImage's
+classifiers are repositories, OpenGVLab/NAME, which from_pretrained loads. `hf-internimage convert` turns the files of
+the others into folders that from_pretrained loads; --json has their addresses.
 """
 
 
@@ -79,7 +79,7 @@ def _row(model: Any) -> tuple[str, ...]:
     return (
         model.name,
         model.size,
-        f"{first}x{second}" if model.system == "classification" else f"{first} to {second}",
+        f"{first}x{second}" if model.task == "image-classification" else f"{first} to {second}",
         f"{model.parameters / 1e6:,.0f} M",
         ", ".join(data.partition(" of ")[0] for data in model.data),
         _scores(model.scores) or "none",

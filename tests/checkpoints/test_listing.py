@@ -8,7 +8,7 @@ import pytest
 from support.loading import run_python
 
 import hf_internimage
-from hf_internimage.checkpoints.classifiers import CHECKPOINTS
+from hf_internimage.checkpoints.classifiers import CHECKPOINTS, FLASH_CHECKPOINTS
 from hf_internimage.checkpoints.listing import NO_CONVERSION, NO_FILE, SIZE_NAMES
 from hf_internimage.checkpoints.systems import SYSTEM_CHECKPOINTS
 from hf_internimage.models.configuration_internimage import SIZES
@@ -19,7 +19,7 @@ def names(**filters):
 
 
 def test_every_published_model_is_listed_once():
-    rows = [*CHECKPOINTS, *SYSTEM_CHECKPOINTS]
+    rows = [*CHECKPOINTS, *FLASH_CHECKPOINTS, *SYSTEM_CHECKPOINTS]
     assert names() == [row.name for row in rows]
     assert len(set(names())) == len(rows)
     assert tuple(SIZES) == SIZE_NAMES
@@ -42,6 +42,13 @@ def test_a_classifier():
     }
 
 
+def test_a_classifier_of_flash_internimage():
+    (model,) = [model for model in hf_internimage.list_models() if model.name == "flash_intern_image_t_1k_224"]
+    assert model.source == "https://huggingface.co/OpenGVLab/DCNv4/resolve/main/flash_intern_image_t_1k_224.pth"
+    assert (model.task, model.system, model.size) == ("image-classification", "flash_classification", "t")
+    assert [score.value for score in model.scores] == [83.6]
+
+
 def test_a_segmenter_and_what_cannot_be_loaded():
     models = {model.name: model for model in hf_internimage.list_models()}
     model = models["upernet_internimage_t_512_160k_ade20k"]
@@ -59,7 +66,8 @@ def test_a_segmenter_and_what_cannot_be_loaded():
 
 
 def test_filters():
-    assert names(task="classification") == names(task="image-classification") == [row.name for row in CHECKPOINTS]
+    classifiers = [row.name for row in (*CHECKPOINTS, *FLASH_CHECKPOINTS)]
+    assert names(task="classification") == names(task="image-classification") == classifiers
     boxes_and_masks = set(names(task="instance-segmentation"))
     assert boxes_and_masks == set(names(task="segmentation")) & set(names(task="detection"))
     assert {name.split("_")[0] for name in boxes_and_masks} == {"mask", "cascade"}

@@ -259,7 +259,7 @@ def test_synthetic_files_are_made_by_name(tmp_path, capsys, monkeypatch):
 
 def test_systems_have_names_of_their_own():
     names = [system.name for system in SYSTEMS]
-    assert len(set(names)) == len(names) == 7
+    assert len(set(names)) == len(names) == 8
 
 
 @pytest.mark.parametrize(

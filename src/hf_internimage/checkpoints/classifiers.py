@@ -3,15 +3,18 @@
 
 This file imports the standard library alone.
 
-Source of repositories, resolutions, data, accuracies and FLOPs: model zoo of OpenGVLab/InternImage (`SOURCE`). The
-accuracies are the authors'; they were not measured with this package. Parameters and multiply-accumulates were counted
-with it: `tests/test_complexity.py` counts them again.
+Source of repositories, resolutions, data, accuracies and FLOPs: model zoo of OpenGVLab/InternImage (`SOURCE`), and of
+FlashInternImage the README of OpenGVLab/DCNv4 (`FLASH_SOURCE`). The accuracies are the authors'; they were not measured
+with this package. Parameters and multiply-accumulates were counted with it; the tests count them again.
 """
 
 from dataclasses import dataclass
 from importlib.resources import files
 
 SOURCE = "https://github.com/OpenGVLab/InternImage#released-models"
+FLASH_SOURCE = "https://github.com/OpenGVLab/DCNv4"
+_FLASH = "flash_internimage"
+_FLASH_FILES = "https://huggingface.co/OpenGVLab/DCNv4/resolve/main"
 
 IMAGENET_1K = "ImageNet-1K"
 IMAGENET_22K = "ImageNet-22K"
@@ -23,7 +26,7 @@ class PublishedCheckpoint:
     """One checkpoint that the authors of InternImage publish on the Hugging Face Hub.
 
     Attributes:
-        name: name of the repository without its owner.
+        name: name of the repository without its owner; of FlashInternImage the stem of the file.
         size: architecture, as `from_size` of the configuration of its `model_type` takes it.
         image_size: height and width in pixels of the images that the weights were trained for.
         num_labels: classes of the head; 1000 is ImageNet-1K, 21841 is ImageNet-22K.
@@ -54,6 +57,11 @@ class PublishedCheckpoint:
     def repo_id(self) -> str:
         """Return the name of the repository on the Hugging Face Hub, with its owner."""
         return f"OpenGVLab/{self.name}"
+
+    @property
+    def source(self) -> str:
+        """Return the repository that `from_pretrained` loads, or the address of the file to convert."""
+        return f"{_FLASH_FILES}/{self.name}.pth" if self.model_type == _FLASH else self.repo_id
 
 
 CHECKPOINTS = (
@@ -138,6 +146,72 @@ CHECKPOINTS = (
     ),
 )
 
+# Files in one repository, to be converted. The authors' README has no FLOPs of them, and does not list the L of 22K,
+# which their configurations name.
+FLASH_CHECKPOINTS = (
+    PublishedCheckpoint(
+        "flash_intern_image_t_1k_224",
+        "t",
+        224,
+        1000,
+        83.6,
+        29_815_528,
+        4_868_442_112,
+        None,
+        (IMAGENET_1K,),
+        model_type=_FLASH,
+    ),
+    PublishedCheckpoint(
+        "flash_intern_image_s_1k_224",
+        "s",
+        224,
+        1000,
+        84.4,
+        50_067_496,
+        8_313_241_600,
+        None,
+        (IMAGENET_1K,),
+        model_type=_FLASH,
+    ),
+    PublishedCheckpoint(
+        "flash_intern_image_b_1k_224",
+        "b",
+        224,
+        1000,
+        84.9,
+        97_448_960,
+        16_198_232_064,
+        None,
+        (IMAGENET_1K,),
+        model_type=_FLASH,
+    ),
+    PublishedCheckpoint(
+        "flash_intern_image_l_22k_384",
+        "l",
+        384,
+        21841,
+        None,
+        263_332_641,
+        107_861_393_280,
+        None,
+        (IMAGENET_22K,),
+        model_type=_FLASH,
+    ),
+    PublishedCheckpoint(
+        "flash_intern_image_l_22kto1k_384",
+        "l",
+        384,
+        1000,
+        88.1,
+        223_297_080,
+        107_821_378_560,
+        None,
+        (IMAGENET_22K, IMAGENET_1K),
+        base="flash_intern_image_l_22k_384",
+        model_type=_FLASH,
+    ),
+)
+
 
 def imagenet_1k_labels() -> list[str]:
     """Return the 1000 ImageNet-1K class names in the order of the outputs, WordNet synonyms separated by commas.
@@ -152,4 +226,4 @@ def imagenet_1k_labels() -> list[str]:
     return text.splitlines()
 
 
-__all__ = ["CHECKPOINTS", "SOURCE", "PublishedCheckpoint", "imagenet_1k_labels"]
+__all__ = ["CHECKPOINTS", "FLASH_CHECKPOINTS", "FLASH_SOURCE", "SOURCE", "PublishedCheckpoint", "imagenet_1k_labels"]

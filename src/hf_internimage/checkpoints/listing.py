@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from .classifiers import CHECKPOINTS, PublishedCheckpoint
+from .classifiers import CHECKPOINTS, FLASH_CHECKPOINTS, PublishedCheckpoint
 from .systems import (
     INSTANCE_SEGMENTATION,
     OBJECT_DETECTION,
@@ -31,11 +31,11 @@ class ListedModel:
     """One published model.
 
     Attributes:
-        name: stem of the published file; of a classifier also the name of its repository.
+        name: stem of the published file; of an InternImage classifier also the name of its repository.
         source: repository that `from_pretrained` loads, or the address of the file that `hf-internimage convert` takes;
             without a published file (see `note`) that of its configuration.
         task: "image-classification", "semantic-segmentation", "instance-segmentation" or "object-detection".
-        system: "classification", or name of the system, such as "upernet".
+        system: "classification", "flash_classification" (FlashInternImage), or name of the system, such as "upernet".
         size: architecture of the backbone: "t", "s", "b", "l", "xl", "h" or "g".
         data: data sets of the training in order; of segmenters and detectors the last one.
         image_size: of classifiers height and width in pixels; of others shortest and longest edge of the resized image.
@@ -59,7 +59,7 @@ class ListedModel:
 
 
 def list_models(task: str | None = None, size: str | None = None) -> list[ListedModel]:
-    """Return the models that the authors of InternImage publish, in the order of the tasks and sizes.
+    """Return the models that the authors of InternImage publish, in the order of the tasks, families and sizes.
 
     The scores are the authors'; they were not measured with this package.
 
@@ -76,16 +76,16 @@ def list_models(task: str | None = None, size: str | None = None) -> list[Listed
     if size is not None and size.lower() not in SIZE_NAMES:
         raise ValueError(f"size is {size!r}, expected one of {', '.join(SIZE_NAMES)}.")
     tasks = _TASKS if task is None else TASK_WORDS.get(task, (task,))
-    rows = [*map(_classifier, CHECKPOINTS), *map(_system, SYSTEM_CHECKPOINTS)]
+    rows = [*map(_classifier, (*CHECKPOINTS, *FLASH_CHECKPOINTS)), *map(_system, SYSTEM_CHECKPOINTS)]
     return [row for row in rows if row.task in tasks and (size is None or row.size == size.lower())]
 
 
 def _classifier(checkpoint: PublishedCheckpoint) -> ListedModel:
     return ListedModel(
         name=checkpoint.name,
-        source=checkpoint.repo_id,
+        source=checkpoint.source,
         task=IMAGE_CLASSIFICATION,
-        system="classification",
+        system="flash_classification" if checkpoint.model_type == "flash_internimage" else "classification",
         size=checkpoint.size,
         data=checkpoint.data,
         image_size=(checkpoint.image_size, checkpoint.image_size),

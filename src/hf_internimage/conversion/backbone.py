@@ -3,13 +3,21 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..models.configuration_internimage import SIZES, InternImageConfig
 from ..tensors import Shapes
 from .renaming import Rule
 
 ALL_STAGES = ("stage1", "stage2", "stage3", "stage4")
+
+
+def is_flash(names: Collection[str]) -> bool:
+    """Return True for names of a FlashInternImage, whose operator takes offsets and weights from one layer.
+
+    Channels and depths of the released sizes are those of InternImage, and tell nothing.
+    """
+    return any(name.endswith(".dcn.offset_mask.weight") for name in names)
 
 
 def released_size(shapes: Shapes, prefix: str = "backbone.") -> str:
@@ -76,4 +84,4 @@ def backbone_rules(prefix: str = "backbone.", target: str = "backbone.") -> list
     ]
 
 
-__all__ = ["ALL_STAGES", "backbone_config", "backbone_rules", "released_size", "size_of"]
+__all__ = ["ALL_STAGES", "backbone_config", "backbone_rules", "is_flash", "released_size", "size_of"]

@@ -121,7 +121,7 @@ def map_head(
 
 
 def matches(names: Collection[str]) -> bool:
-    """Return True for names of an InternImage classifier, in any of the three layouts."""
+    """Return True for names of an InternImage or FlashInternImage classifier, in any of the three layouts."""
     return any(hub_name(name).startswith(("model.patch_embed.", "model.levels.")) for name in names)
 
 

@@ -4,8 +4,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..checkpoints.classifiers import CHECKPOINTS, imagenet_1k_labels
-from ..models.configuration_internimage import InternImageConfig
+from ..checkpoints.classifiers import CHECKPOINTS, FLASH_CHECKPOINTS, imagenet_1k_labels
+from ..models import auto
 from ..models.image_processing_pil_internimage import image_processor_for
 from ..tensors import Shapes, shapes_of
 from .build import Prepared, build_model, set_labels
@@ -32,16 +32,19 @@ def prepare_classifier(inputs: Inputs) -> Prepared:
     elif classes is None:
         classes = trained_classes
 
-    config: Any = inputs.config or InternImageConfig.from_size(str(size), num_labels=classes)
+    model_type = inputs.system.model_type
+    config_class: Any = auto.load(auto.MODELS[model_type].config)
+    config: Any = inputs.config or config_class.from_size(str(size), num_labels=classes)
     if not fields.get("id2label"):
         config.num_labels = classes
     image_size = options.image_size
     if image_size is None and fields.get("image_size") is None:
-        image_size = published_image_size(size, trained_classes)
+        image_size = published_image_size(size, trained_classes, model_type)
     height, width = _set_image_size(config, image_size)
     origin = set_labels(config, inputs.labels, options.labels, imagenet_1k_labels(), "ImageNet-1K names")
     model = build_model(inputs.system, config, tensors, options.dtype)
-    title = f"InternImage-{size.upper()}" if size else "InternImage"
+    family = config_class.__name__.removesuffix("Config")
+    title = f"{family}-{size.upper()}" if size else family
     lines = [
         f"{title}, {classes} classes ({origin}), {height}x{width} pixels, {str(options.dtype).removeprefix('torch.')}",
         f"{len(tensors)} tensors, {model.num_parameters():,} parameters",
@@ -49,13 +52,13 @@ def prepare_classifier(inputs: Inputs) -> Prepared:
     return Prepared(model, image_processor_for(height, width), lines)
 
 
-def published_image_size(size: str | None, classes: int) -> int | None:
-    """Return the resolution of the published InternImage of this size and number of classes, None if there is none.
+def published_image_size(size: str | None, classes: int, model_type: str = "internimage") -> int | None:
+    """Return the resolution of the published classifier of this size and number of classes, None if there is none.
 
     H, for example, has 384 pixels with 21841 classes and 640 with 1000.
     """
-    for checkpoint in CHECKPOINTS:
-        if (checkpoint.model_type, checkpoint.size, checkpoint.num_labels) == ("internimage", size, classes):
+    for checkpoint in (*CHECKPOINTS, *FLASH_CHECKPOINTS):
+        if (checkpoint.model_type, checkpoint.size, checkpoint.num_labels) == (model_type, size, classes):
             return checkpoint.image_size
     return None
 

@@ -85,6 +85,14 @@ SYSTEMS = (
     ),
     System("mask_rcnn", "Mask R-CNN", "instance-segmentation", "rcnn", "internimage_mask_rcnn"),
     System(
+        "flash_classification",
+        "FlashInternImage classifier",
+        "image-classification",
+        "flash_classification",
+        "flash_internimage",
+        options=("size", "image_size", "head_map"),
+    ),
+    System(
         "classification",
         "image classifier",
         "image-classification",

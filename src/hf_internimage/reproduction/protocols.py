@@ -79,6 +79,8 @@ def _why_not(model: ListedModel, views: str) -> str | None:
     dataset = model.data[-1]
     if model.note == NO_CONVERSION:
         return "this package has no model for its head"
+    if model.system == "flash_classification":
+        return "this command does not take FlashInternImage's files"
     if model.note == NO_FILE:
         return "the authors publish no file"
     if not model.scores:
