@@ -581,7 +581,10 @@ def test_the_transformer_gets_every_field():
         ({"encoder_position_temperature": 0}, "encoder_position_temperature is 0, expected a finite number above 0"),
         ({"num_feature_levels": 2}, "gives 3 feature maps .stage2, stage3, stage4. for 2 feature levels"),
         ({"backbone_config": {"model_type": "internimage"}}, "gives one feature map .stage4. for 4 feature levels"),
-        ({"backbone_config": {"model_type": "yolo"}}, "model_type 'yolo', expected internimage, cb_internimage or"),
+        (
+            {"backbone_config": {"model_type": "yolo"}},
+            "model_type 'yolo', expected internimage, cb_internimage, flash_internimage or",
+        ),
         ({"backbone_config": 3}, "backbone_config is a int, expected a backbone's configuration"),
     ],
 )

@@ -16,10 +16,14 @@ ISLAND = {
 }
 DETECTOR_ISLAND = ISLAND | {
     "configuration_cb_internimage.py",
+    "configuration_flash_internimage.py",
     "configuration_internimage_dino.py",
+    "dcnv4_layout.py",
     "image_processing_internimage_detection.py",
+    "layers_flash_internimage.py",
     "loss_internimage_dino.py",
     "modeling_cb_internimage.py",
+    "modeling_flash_internimage.py",
     "modeling_internimage_dino.py",
     "precision.py",
     "resizing.py",

@@ -15,8 +15,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from transformers import AutoBackbone, AutoConfig
 
-from hf_internimage import InternImageBackbone, InternImageConfig
+from hf_internimage import InternImageConfig
 from hf_internimage.checkpoints.systems import SYSTEM_CHECKPOINTS, find_checkpoint
 
 
@@ -63,7 +64,7 @@ def attention(name, width):
 @cache
 def _backbone_shapes(fields):
     with torch.device("meta"):
-        tensors = InternImageBackbone(InternImageConfig(**json.loads(fields))).state_dict()
+        tensors = AutoBackbone.from_config(AutoConfig.for_model(**json.loads(fields))).state_dict()
     return {name.replace("layer_scale", "gamma"): tuple(tensor.shape) for name, tensor in tensors.items()}
 
 

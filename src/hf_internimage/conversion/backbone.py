@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+from ..models.configuration_flash_internimage import FlashInternImageConfig
 from ..models.configuration_internimage import SIZES, InternImageConfig
 from ..tensors import Shapes
 from .renaming import Rule
@@ -58,7 +59,7 @@ def size_of(channels: int, depths: Sequence[int]) -> str | None:
 def backbone_config(
     shapes: Shapes, prefix: str = "backbone.", out_features: Sequence[str] = ALL_STAGES
 ) -> InternImageConfig:
-    """Return the configuration of the backbone under `prefix`: its released size, without a classification head.
+    """Return the configuration of the backbone under `prefix`: its family and released size, without a head.
 
     A T in segmentation and detection has layer scale, unlike the T of classification; the names of the tensors tell.
 
@@ -66,7 +67,8 @@ def backbone_config(
         ValueError: as `released_size`.
     """
     scaled = f"{prefix}levels.0.blocks.0.gamma1" in shapes
-    return InternImageConfig.from_size(
+    config_class = FlashInternImageConfig if is_flash(shapes) else InternImageConfig
+    return config_class.from_size(
         released_size(shapes, prefix),
         num_labels=0,
         layer_scale=1.0 if scaled else None,

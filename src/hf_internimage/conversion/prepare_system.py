@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..checkpoints.systems import SEMANTIC_SEGMENTATION, SYSTEM_CHECKPOINTS, SystemCheckpoint, find_checkpoint
+from ..models.configuration_flash_internimage import FlashInternImageConfig
 from ..models.image_processing_internimage_detection import InternImageDetectionImageProcessor
 from ..models.image_processing_internimage_segmentation import InternImageSegmentationImageProcessor
 from ..tensors import listing, shapes_of
@@ -34,12 +35,16 @@ def prepare_system(inputs: Inputs) -> Prepared:
         shapes = {name.removeprefix("module."): shape for name, shape in shapes_of(state_dict).items()}
         config = system.conversion.guess_config(shapes)
     size = _backbone_size(config)
-    title = f"{system.title} with {f'InternImage-{size.upper()}' if size else 'an InternImage'}"
+    is_flash = config.backbone_config.model_type == FlashInternImageConfig.model_type
+    family = "FlashInternImage" if is_flash else "InternImage"
+    title = f"{system.title} with {f'{family}-{size.upper()}' if size else f'an {family}'}"
     if options.size not in (None, size):
         raise ValueError(
             f"This is {title} by its channels and depths, not a model of size {options.size!r}; leave --size out."
         )
-    published = _find_published(inputs, size, config.num_labels or 0)
+    if is_flash and options.checkpoint is not None:
+        raise ValueError(f"This is {title}, and --checkpoint names published files of InternImage; leave it out.")
+    published = None if is_flash else _find_published(inputs, size, config.num_labels or 0)
     converted = system.conversion.convert(state_dict, config)
     origin = set_labels(config, inputs.labels, options.labels, inputs.class_names, "names of the file")
     try:

@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from .checked_configuration import MOST, CheckedConfig, is_count, is_finite_number
 from .configuration_cb_internimage import CBInternImageConfig
+from .configuration_flash_internimage import FlashInternImageConfig
 from .configuration_internimage import InternImageConfig
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ logger = logging.get_logger(__name__)
 _BACKBONES: dict[str, type[InternImageConfig]] = {
     "internimage": InternImageConfig,
     "cb_internimage": CBInternImageConfig,
+    "flash_internimage": FlashInternImageConfig,
 }
 _NORM_GROUPS = 32
 _COUNTS = (

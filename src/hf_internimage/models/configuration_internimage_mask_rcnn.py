@@ -175,11 +175,13 @@ def _parse_backbone(backbone: Any, from_file: bool = False) -> Any:
     """
     if backbone is None:
         return _backbone("t")
-    if not isinstance(backbone, dict):
+    is_fields = isinstance(backbone, dict)
+    own_type = InternImageConfig.model_type
+    model_type = backbone.get("model_type", own_type) if is_fields else getattr(backbone, "model_type", own_type)
+    if model_type != own_type:
+        raise ValueError(f"backbone_config has model_type {model_type!r}, expected {own_type!r}.")
+    if not is_fields:
         return backbone
-    model_type = backbone.get("model_type", InternImageConfig.model_type)
-    if model_type != InternImageConfig.model_type:
-        raise ValueError(f"backbone_config has model_type {model_type!r}, expected {InternImageConfig.model_type!r}.")
     return InternImageConfig.from_dict(backbone) if from_file else InternImageConfig(**backbone)
 
 

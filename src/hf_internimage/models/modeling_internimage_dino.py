@@ -28,6 +28,7 @@ from .layers_internimage import linear_layer
 from .loading_report import LoadingReportMixin
 from .loss_internimage_dino import DenoisingQueries, dino_loss, make_denoising_queries
 from .modeling_cb_internimage import CBInternImageBackbone
+from .modeling_flash_internimage import FlashInternImageBackbone
 from .modeling_internimage import InternImageBackbone
 
 _NORM_GROUPS = 32
@@ -36,6 +37,7 @@ _SMALLEST_PROPOSAL = 0.05  # side of the boxes proposed on the finest level, in 
 _BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
     "internimage": InternImageBackbone,
     "cb_internimage": CBInternImageBackbone,
+    "flash_internimage": FlashInternImageBackbone,
 }
 
 
