@@ -177,7 +177,7 @@ def broken(source):
 def test_sdist(sdist):
     with tarfile.open(sdist) as archive:
         found = {member.name.partition("/")[2] for member in archive if member.isfile()}
-    folders = ("src", "kernels", "scripts", "tests")
+    folders = ("src", "compat", "kernels", "scripts", "tests")
     files = {path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()}
     built = re.compile(r"__pycache__|_dcnv3_cpu\.|\.pyc$")
     expected = {path.relative_to(ROOT).as_posix() for path in files if not built.search(path.as_posix())}
