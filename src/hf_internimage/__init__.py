@@ -25,6 +25,7 @@ _MODULES = (
     "hub",
     "image_files",
     "models",
+    "nn",
     "ops",
     "prediction",
     "reproduction",

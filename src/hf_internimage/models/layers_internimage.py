@@ -146,10 +146,19 @@ class InternImageStem(nn.Module):
 class InternImageDeformableConvolution(nn.Module):
     """DCNv3 with its projections: (N, H, W, C) -> (N, H, W, C)."""
 
-    def __init__(self, config: InternImageConfig, channels: int, groups: int) -> None:
+    def __init__(
+        self,
+        config: InternImageConfig,
+        channels: int,
+        groups: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int = 1,
+        dilation: int = 1,
+    ) -> None:
         super().__init__()
         self.groups = groups
-        self.kernel_size = 3
+        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.offset_scale = config.offset_scale
         self.remove_center = config.remove_center
         taps = groups * (self.kernel_size**2 - self.remove_center)
@@ -179,9 +188,9 @@ class InternImageDeformableConvolution(nn.Module):
             project(self.mask, local),
             groups=self.groups,
             kernel_size=self.kernel_size,
-            stride=1,
-            padding=self.kernel_size // 2,
-            dilation=1,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
             offset_scale=self.offset_scale,
             remove_center=self.remove_center,
             softmax=True,
