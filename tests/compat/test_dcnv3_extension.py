@@ -120,6 +120,31 @@ def test_group_channels_must_agree(extension):
         extension.dcnv3_backward(*inputs(), *arguments, torch.zeros(3, 5, 7, 8), 256, 0)
 
 
+@pytest.mark.parametrize("larger", [False, True])
+def test_reads_offset_and_mask_in_order(extension, larger):
+    """Whatever their shapes, as the compiled extension: channels first, or maps of the input's size at stride 2."""
+    function = make_function(extension, 1.1)
+    input, offset, mask = inputs(torch.float64)
+    geometry = (*PLAIN[:2], 2, 2, *PLAIN[4:]) if larger else PLAIN
+    rows, columns = (3, 4) if larger else (5, 7)
+    others = [tensor.detach().permute(0, 3, 1, 2).contiguous().requires_grad_() for tensor in (offset, mask)]
+    taken = []
+    for tensor, features in zip(others, (36, 18), strict=True):
+        flat = tensor.detach().flatten()[: 3 * rows * columns * features]
+        taken.append(flat.view(3, rows, columns, features).requires_grad_())
+    found, expected = function(input, *others, *geometry, 256, 0), function(input, *taken, *geometry, 256, 0)
+    assert torch.equal(found, expected)
+    gradients = torch.autograd.grad(found.square().sum(), [input, *others])
+    wanted = torch.autograd.grad(expected.square().sum(), [input, *taken])
+    for got, want in zip(gradients, wanted, strict=True):
+        got = got.flatten()
+        assert torch.equal(got[: want.numel()], want.flatten())
+        assert not got[want.numel() :].any()
+        assert want.any()
+    with pytest.raises(ValueError, match=r"mask has shape \(3, 17, 5, 7\), too few numbers for \(3, 5, 7, 18\)"):
+        function(input, others[0], others[1][:, 1:], *PLAIN, 256, 0)
+
+
 def test_compiles_in_one_graph(extension):
     function = make_function(extension, 1.1)
     leaves = inputs()

@@ -4,8 +4,15 @@
 Both functions take their arguments in the order of the extension's. They run on the tensors' device and in their dtype,
 also under autocast. `im2col_step` has no effect, and the batch need not be a multiple of it.
 
+The extension does not look at the shapes of offset and mask: it reads as many numbers as it needs, in order. Some
+repositories give it channels first, or maps that are larger than the output of a stride of 2. So does this module, but
+it refuses tensors that are too small.
+
 Source: signatures of OpenGVLab/InternImage@31c962d, classification/ops_dcnv3/src/dcnv3.h.
 """
+
+import math
+from typing import Any
 
 import torch
 
@@ -38,7 +45,9 @@ def dcnv3_forward(
     """
     _check_group_channels(input, group, group_channels)
     sizes = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    return _OPERATORS.dcnv3(input, offset, mask, group, *sizes, offset_scale, bool(remove_center), False)
+    geometry = (group, *sizes, offset_scale, bool(remove_center))
+    offset, mask = _in_order(input, offset, mask, geometry)
+    return _OPERATORS.dcnv3(input, offset, mask, *geometry, False)
 
 
 def dcnv3_backward(
@@ -66,10 +75,11 @@ def dcnv3_backward(
     """
     _check_group_channels(input, group, group_channels)
     sizes = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    scale, without_centre = offset_scale, bool(remove_center)
-    return list(
-        _OPERATORS.dcnv3_backward(grad_output, input, offset, mask, group, *sizes, scale, without_centre, False)
-    )
+    geometry = (group, *sizes, offset_scale, bool(remove_center))
+    operands = _in_order(input, offset, mask, geometry)
+    grad_input, *gradients = _OPERATORS.dcnv3_backward(grad_output, input, *operands, *geometry, False)
+    pairs = zip(gradients, (offset, mask), strict=True)
+    return [grad_input, *(_in_place_of(gradient, tensor) for gradient, tensor in pairs)]
 
 
 def _check_group_channels(input: torch.Tensor, group: int, group_channels: int) -> None:
@@ -78,3 +88,28 @@ def _check_group_channels(input: torch.Tensor, group: int, group_channels: int) 
             f"input has {input.shape[-1]} channels, but group={group} and group_channels={group_channels} make "
             f"{group * group_channels}."
         )
+
+
+def _in_order(
+    input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: tuple[Any, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first numbers of offset and mask in the shapes that the operator expects: (N, Ho, Wo, features)."""
+    group, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, _, remove_center = geometry
+    height = (input.shape[1] + 2 * pad_h - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
+    width = (input.shape[2] + 2 * pad_w - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
+    taps = group * (kernel_h * kernel_w - remove_center)
+    reshaped = []
+    for name, tensor, features in (("offset", offset, 2 * taps), ("mask", mask, taps)):
+        shape = (input.shape[0], height, width, features)
+        if tensor.numel() < math.prod(shape):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, too few numbers for {shape}.")
+        reshaped.append(tensor if tensor.shape == shape else tensor.reshape(-1)[: math.prod(shape)].view(shape))
+    return reshaped[0], reshaped[1]
+
+
+def _in_place_of(gradient: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of a tensor from that of its first numbers; that of the others is 0."""
+    if gradient.shape == tensor.shape:
+        return gradient
+    rest = gradient.new_zeros(tensor.numel() - gradient.numel())
+    return torch.cat((gradient.reshape(-1), rest)).view(tensor.shape)
