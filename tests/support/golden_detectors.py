@@ -66,7 +66,7 @@ def golden_composite(dtype=torch.float32, **fields):
 def tiny_composite_config(**fields):
     plain = tiny_config().to_diff_dict()
     names = ("channels", "depths", "groups")
-    return CBInternImageConfig(**{name: plain[name] for name in names}, **{"out_features": STAGES, **fields})
+    return CBInternImageConfig(**{**{name: plain[name] for name in names}, "out_features": STAGES, **fields})
 
 
 def tiny_dino_config(backbone_config=None, **fields):

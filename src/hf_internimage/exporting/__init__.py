@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Export models to files of other runtimes, compared with the model before they appear."""
 
+from .errors import ExportError
 from .main import TARGETS, export
-from .proof import ExportError
 from .report import Comparison, ExportReport
 
 __all__ = ["TARGETS", "Comparison", "ExportError", "ExportReport", "export"]

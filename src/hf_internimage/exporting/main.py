@@ -12,9 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..atomic_write import atomic_write
-from ..prediction.loading import load, load_processor
+from ..models.resizing import multiple_size
+from ..prediction.loading import is_feature_model, is_mask_rcnn, load, load_processor
+from .errors import STATIC_ADVICE, ExportError
 from .options import Options
-from .proof import ExportError, compare, measure, random_pixels
+from .proof import compare, measure, random_pixels
 from .report import ExportReport
 from .system import System
 
@@ -52,8 +54,9 @@ def export(
 ) -> ExportReport:
     """Write a model as a file of another runtime, and compare the file with the model.
 
-    The comparison runs random pixels, of two other sizes and batches if the file takes any. The folder gets the file,
-    config.json, preprocessor_config.json and export.json, the report.
+    The comparison runs random pixels, of two other sizes and batches if the file takes any. All images of a batch have
+    the size of the batch: files have no `pixel_mask`. The folder gets the file, config.json, preprocessor_config.json
+    and export.json, the report.
 
     Args:
         model: a model on the CPU in float32, or the name of a folder or repository.
@@ -76,8 +79,13 @@ def export(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is no empty folder; name a new one, or remove it first.")
     if isinstance(model, str):
-        name, model = model, load(model)
-        image_processor = image_processor or load_processor(model, name)
+        name, model = model, load(model, feature_models=True)
+        image_processor = image_processor or _load_processor(model, name)
+    if is_mask_rcnn(model):
+        raise ExportError(
+            f"{type(model).__name__} cannot be exported: how many boxes it keeps depends on the image; DINO has a "
+            "fixed number of queries."
+        )
     writer: ModuleType = import_module(f".targets.{TARGETS[target].module}", __package__)
     options = Options(_image_size(size, model, image_processor), dynamic=not static, image_processor=image_processor)
     system = System(model)
@@ -89,7 +97,10 @@ def export(
         details = writer.describe(file)
         run = writer.load(file)
         tolerance = TARGETS[target].tolerance
-        comparisons = compare(system, run, _shapes(system, options), tolerance)
+        try:
+            comparisons = compare(system, run, _shapes(system, options), tolerance)
+        except ExportError as error:
+            raise ExportError(f"{error}{STATIC_ADVICE if options.dynamic else ''}") from error
         milliseconds, eager_milliseconds = measure(system, run, (1, system.num_channels, *options.image_size))
         if not (path / "config.json").exists():  # else the target has written its own
             model.config.to_json_file(path / "config.json")
@@ -101,6 +112,7 @@ def export(
             file=folder / file.relative_to(path),
             megabytes=sum(part.stat().st_size for part in path.rglob("*") if part.is_file()) / 1e6,
             dynamic=options.dynamic,
+            size_divisor=system.size_divisor,
             image_size=options.image_size,
             tolerance=tolerance,
             comparisons=comparisons,
@@ -112,6 +124,16 @@ def export(
         )
         report.write_json(path / "export.json")
     return report
+
+
+def _load_processor(model: PreTrainedModel, name: str) -> Any:
+    """Return the image processor of a folder or repository; None if a backbone has none, which no pipeline needs."""
+    try:
+        return load_processor(model, name)
+    except ValueError:
+        if is_feature_model(model):
+            return None
+        raise
 
 
 def _image_size(size: int | tuple[int, int] | None, model: PreTrainedModel, processor: Any) -> tuple[int, int]:
@@ -134,10 +156,9 @@ def _shapes(system: System, options: Options) -> list[tuple[int, int, int, int]]
     height, width = options.image_size
     if not options.dynamic:
         return [(1, system.num_channels, height, width)]
-    return [
-        (1, system.num_channels, height + height // 4 + 3, width - width // 8),
-        (3, system.num_channels, height - height // 8, width + width // 4 + 1),
-    ]
+    sizes = [(height + height // 4 + 3, width - width // 8), (height - height // 8, width + width // 4 + 1)]
+    first, second = (multiple_size(*size, system.size_divisor) for size in sizes)
+    return [(1, system.num_channels, *first), (3, system.num_channels, *second)]
 
 
 def _notes(model: nn.Module) -> list[str]:

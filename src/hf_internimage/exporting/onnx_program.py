@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from .errors import STATIC_ADVICE, ExportError
 from .options import Options
-from .proof import ExportError, random_pixels
+from .proof import example_pixels
 from .system import System
 
 
@@ -28,8 +29,7 @@ def export_onnx(
     Raises:
         ExportError: if PyTorch cannot export the model; above all with dynamic sizes.
     """
-    # Two images if the number is free: 1 would become a constant.
-    pixels = random_pixels((2 if options.dynamic else 1, system.num_channels, *options.image_size))
+    pixels = example_pixels(system, options)
     try:
         with quiet_exporter(), torch.no_grad():
             return torch.onnx.export(
@@ -66,7 +66,7 @@ def _reason(error: BaseException, dynamic: bool) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    advice = " A file for one size may work: --static." if dynamic else ""
+    advice = STATIC_ADVICE if dynamic else ""
     return f"PyTorch cannot export this model: {lines[0].strip().rstrip('.')}.{advice}"
 
 

@@ -7,24 +7,30 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .errors import ExportError
+from .options import Options
 from .report import Comparison
-from .system import System
+from .system import QUERY_POSITIONS, System, random_pixels
 
 Run = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+_LEAST_EXAMPLE_SIDE = 192  # pixels; DINO's coarsest map is 64 times smaller
 _ROUNDS, _MOST_SECONDS = 7, 5.0
 
 
-class ExportError(ValueError):
-    """A model cannot be exported as asked, or the file does not compute what the model does."""
+def example_pixels(system: System, options: Options) -> torch.Tensor:
+    """Return pixels for an exporter: one image, or for free sizes two that give no map a side of 1.
+
+    Exporters take a 1 for a constant.
+    """
+    number, least = (2, _LEAST_EXAMPLE_SIDE) if options.dynamic else (1, 0)
+    return random_pixels((number, system.num_channels, *(max(side, least) for side in options.image_size)))
 
 
-def random_pixels(shape: Sequence[int]) -> torch.Tensor:
-    """Return normal pixels (N, C, H, W), the same for a shape at every call."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
+@torch.no_grad()
 def compare(system: System, run: Run, shapes: Sequence[Sequence[int]], tolerance: float) -> tuple[Comparison, ...]:
     """Run the model and the file on random pixels of each shape.
+
+    A detector makes its queries of the positions that the file has chosen, see `query_choice`.
 
     Raises:
         ExportError: if the file cannot run a shape, returns another number of tensors or another shape, or one that
@@ -33,14 +39,14 @@ def compare(system: System, run: Run, shapes: Sequence[Sequence[int]], tolerance
     comparisons = []
     for shape in shapes:
         pixels = random_pixels(shape)
-        with torch.no_grad():
-            expected = system(pixels)
         text = "x".join(map(str, shape))
         try:
             actual = run(pixels)
         except Exception as error:  # each runtime has errors of its own
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ExportError(f"the file cannot run pixels of {text}: {reason[-1]}") from error
+            raise ExportError(f"the file cannot run pixels of {text}: {reason[-1].rstrip('.')}.") from error
+        positions = dict(zip(system.output_names, actual, strict=True)).get(QUERY_POSITIONS)
+        expected = system(pixels) if positions is None else system.on_queries(pixels, positions, tolerance)
         errors, relative = {}, {}
         for name, tensor, result in zip(system.output_names, expected, actual, strict=True):
             if tensor.shape != result.shape:
@@ -77,4 +83,4 @@ def measure(system: System, run: Run, shape: Sequence[int]) -> tuple[float, floa
     return statistics.median(file_times), statistics.median(model_times)
 
 
-__all__ = ["ExportError", "Run", "compare", "measure", "random_pixels"]
+__all__ = ["ExportError", "Run", "compare", "example_pixels", "measure", "random_pixels"]

@@ -32,6 +32,7 @@ class ExportReport:
         file: the file to load.
         megabytes: of all files of the model, 10^6 bytes.
         dynamic: whether batches and images may have any size; else they have `image_size`, and one image a batch.
+        size_divisor: height and width are multiples of it.
         image_size: (height, width) in pixels of the export.
         tolerance: greatest relative error that was allowed.
         comparisons: one or more.
@@ -47,6 +48,7 @@ class ExportReport:
     file: Path
     megabytes: float
     dynamic: bool
+    size_divisor: int
     image_size: tuple[int, int]
     tolerance: float
     comparisons: tuple[Comparison, ...]
@@ -68,7 +70,10 @@ class ExportReport:
 
     def __str__(self) -> str:
         height, width = self.image_size
-        sizes = "any size and batch" if self.dynamic else f"one image of {height}x{width}"
+        sizes = f"one image of {height}x{width}"
+        if self.dynamic:
+            multiples = f" of multiples of {self.size_divisor}" if self.size_divisor > 1 else ""
+            sizes = f"any size{multiples} and batch"
         details = ", ".join(f"{name} {value}" for name, value in self.details.items())
         lines = [
             f"{self.model} for {self.target}: {self.file}, {self.megabytes:.1f} MB, {sizes}",

@@ -386,7 +386,8 @@ class InternImageDinoForObjectDetection(InternImageDinoPreTrainedModel):
             positions.append(encoded.to(states.dtype).flatten(1, 2) + embeddings[level])
             # (N, 2): number of columns and rows inside the image
             extent = torch.stack((mask[:, 0].sum(1), mask[:, :, 0].sum(1)), -1).to(precise)
-            ratios.append(extent / extent.new_tensor((width, height)))
+            # No tensor of the two sizes: torch.export would keep those of its example.
+            ratios.append(torch.stack((extent[:, 0] / width, extent[:, 1] / height), -1))
             side = _SMALLEST_PROPOSAL * 2**level
             proposals.append(_boxes_around_positions(extent, height, width, side))
             masks.append(mask.flatten(1))

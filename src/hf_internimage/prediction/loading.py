@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Load a model of any task with its image processor."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,17 +35,21 @@ _CLASSES: dict[str, tuple[str, Any]] = {
     "ForInstanceSegmentation": (SEGMENTATION, AutoModelForInstanceSegmentation),
     "ForObjectDetection": (DETECTION, AutoModelForObjectDetection),
 }
+_FEATURES = ("AutoBackbone", "AutoModel")  # the released classifiers name the class of AutoModel
 _NEED_TEXT = ("grounding-dino", "mm-grounding-dino", "omdet-turbo", "oneformer")
 _MASK_RCNN = "internimage_mask_rcnn"
 
 
-def load(name: str, *, dtype: torch.dtype = torch.float32, revision: str | None = None) -> PreTrainedModel:
+def load(
+    name: str, *, dtype: torch.dtype = torch.float32, revision: str | None = None, feature_models: bool = False
+) -> PreTrainedModel:
     """Load the model of a folder or repository, with the class for its task, in evaluation mode on the CPU.
 
     Args:
         name: a folder, or a repository on the Hub.
         dtype: of the weights.
         revision: branch, tag or commit of a repository.
+        feature_models: also take backbones and base models of this package, which are for no task.
 
     Raises:
         ValueError: naming the model, if it cannot be loaded, or has no head of such a task.
@@ -52,18 +57,43 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, revision: str | None 
     """
     check_folder(name)
     where = {} if revision is None else {"revision": revision}
+    with _readable(name):
+        config = auto.load_config(name, **where)
+        backbone, base = (_class_of(config, auto_class) if feature_models else None for auto_class in _FEATURES)
+        is_backbone = backbone is not None and config.architectures == [backbone.__name__]
+        model_class = backbone if is_backbone else _auto_class(name, config)
+    model, missing = _load(name, model_class, dtype, where)
+    if missing and base is not None and config.architectures == [base.__name__]:
+        model, missing = _load(name, base, dtype, where)
+    if missing:
+        raise ValueError(
+            f"{name}: lacks weights of {type(model).__name__} ({listed(missing, 3)}); train it for a task, or name the "
+            "folder of a trained model."
+        )
+    return model.eval()
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Raise what is wrong with a folder or repository as ValueError or ImportError."""
     try:
         with loading(name):
-            config = auto.load_config(name, **where)
-            auto_class = _auto_class(name, config)
-            model, info = auto_class.from_pretrained(
-                name, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **where
-            )
+            yield
     except (OSError, SafetensorError) as error:
         reason = str(error)
         raise ValueError(reason if reason.startswith(name) else f"{name}: cannot be loaded: {reason}") from error
     except ModuleNotFoundError as error:
         raise ImportError(str(error)) from error  # its message says what to install
+
+
+def _load(
+    name: str, model_class: Any, dtype: torch.dtype, where: Mapping[str, str]
+) -> tuple[PreTrainedModel, list[str]]:
+    """Return the model and the names of weights that the files lack; check the others."""
+    with _readable(name):
+        model, info = model_class.from_pretrained(
+            name, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True, **where
+        )
     if unexpected := sorted(info["unexpected_keys"]):
         logger.warning(f"{name}: has weights that {type(model).__name__} has no use for: {listed(unexpected, 3)}.")
     if modules := mismatched_modules(info):
@@ -71,12 +101,7 @@ def load(name: str, *, dtype: torch.dtype = torch.float32, revision: str | None 
             f"{name}: has weights of other shapes than its configuration describes ({listed(modules, 3)}); is one of "
             "the two files of another model?"
         )
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(
-            f"{name}: lacks weights of {type(model).__name__} ({listed(missing, 3)}); train it for a task, or name the "
-            "folder of a trained model."
-        )
-    return model.eval()
+    return model, sorted(info["missing_keys"])
 
 
 def load_processor(model: PreTrainedModel, name: str | None, *, revision: str | None = None) -> Any:
@@ -123,6 +148,17 @@ def is_mask_rcnn(model: PreTrainedModel) -> bool:
     return model.config.model_type == _MASK_RCNN
 
 
+def is_feature_model(model: PreTrainedModel) -> bool:
+    """Return True for a backbone or base model of this package."""
+    return type(model) in [_class_of(model.config, auto_class) for auto_class in _FEATURES]
+
+
+def _class_of(config: Any, auto_class: str) -> Any:
+    """Return this package's class for a model type and an Auto class; None if there is none."""
+    has_one = config.model_type in auto.model_types(auto_class)
+    return auto.model_class(config.model_type, auto_class) if has_one else None
+
+
 def _auto_class(name: str, config: Any) -> Any:
     if config.model_type == _MASK_RCNN:
         auto.load(auto.MODELS[_MASK_RCNN].models["AutoModelForObjectDetection"])  # registers the model
@@ -155,6 +191,7 @@ __all__ = [
     "CLASSIFICATION",
     "DETECTION",
     "SEGMENTATION",
+    "is_feature_model",
     "is_mask_rcnn",
     "load",
     "load_processor",
