@@ -35,7 +35,7 @@ from hf_internimage_cli.names import TASKS
 from hf_internimage_cli.settings import setting_names
 
 # Programs that are not ours; their options are not checked.
-OTHER_PROGRAMS = {".venvScriptsactivate", "docker", "export", "hf", "ln", "mkdir", "py"}
+OTHER_PROGRAMS = {".venvScriptsactivate", "docker", "export", "hf", "ln", "mkdir", "py", "trtexec"}
 # Options of docker, torchrun, accelerate, tensorboard and xcode-select in sentences.
 OTHER_OPTIONS = {"--install", "--logdir", "--machine_rank", "--main_process_ip", "--nproc-per-node", "--num_machines"}
 OTHER_OPTIONS |= {"--num_processes", "--shm-size", "--user"}

@@ -21,6 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   onnxruntime  model.onnx with operators of its own, and the library of these, for ONNX Runtime from
                version 1.20 on: faster, on CPUs
   web          a folder for transformers.js, with a page that classifies in the browser; float32 and int8
+  openvino     model.xml and model.bin of standard operators, for OpenVINO
+  torchscript  model.pt, which PyTorch loads without this package
+  aoti         model.pt2, compiled for this machine's processor; PyTorch's C++ library runs it, without Python
+  tensorrt     model.onnx within the limits of TensorRT's parser; not yet run with TensorRT
 
 The folder gets the file, config.json, preprocessor_config.json and export.json. It appears only
 if the file computes what the model does.
@@ -35,6 +39,11 @@ examples:
     size_help = "height x width in pixels, such as 512x1024, or one side; default: the image processor's"
     parser.add_argument("--size", type=_size, metavar="HxW", help=size_help)
     parser.add_argument("--static", action="store_true", help="for one image of --size, not for any size and batch")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--half", action="store_true", help="weights in float16; for onnx and openvino")
+    precision.add_argument("--int8", action="store_true", help="linear layers in 8 bits; for onnx")
+    calibration_help = "images that tell the ranges of 8-bit numbers; default: computed when the file runs"
+    parser.add_argument("--calibration", type=Path, metavar="DIR", help=calibration_help)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,9 +51,23 @@ def run(args: argparse.Namespace) -> int:
     check_model_name(args.model)
     if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
         raise UsageError(f"{args.output} is no empty folder; name a new one, or remove it first.")
+    if args.calibration is not None and not args.int8:
+        raise UsageError("--calibration is for --int8; add it, or leave --calibration out.")
+    if args.calibration is not None and not args.calibration.is_dir():
+        raise UsageError(f"--calibration {args.calibration}: there is no such folder.")
     from hf_internimage.exporting import export
 
-    print(export(args.model, args.output, target=args.target, size=args.size, static=args.static))
+    report = export(
+        args.model,
+        args.output,
+        target=args.target,
+        size=args.size,
+        static=args.static,
+        half=args.half,
+        int8=args.int8,
+        calibration=args.calibration,
+    )
+    print(report)
     return 0
 
 

@@ -22,6 +22,6 @@ HEADS = {
 }
 DTYPES = ("float32", "bfloat16", "float16")
 BACKENDS = ("hub", "cuda", "triton", "cpu", "torch")
-EXPORT_TARGETS = ("onnx", "onnxruntime", "web")
+EXPORT_TARGETS = ("onnx", "onnxruntime", "web", "openvino", "torchscript", "aoti", "tensorrt")
 
 __all__ = ["BACKENDS", "DTYPES", "EXPORT_TARGETS", "HEADS", "SIZES", "TASKS"]

@@ -82,6 +82,9 @@ MISTAKES = {
     "predict internimage_t_1k_224 .": "internimage_t_1k_224 is no folder; did you mean OpenGVLab/internimage_t_1k_224?",
     "benchmark outt": "outt is no folder; did you mean out?",
     "env all": "unrecognized arguments: all",
+    "export me/m o --half --int8": "argument --int8: not allowed with argument --half",
+    "export me/m o --calibration .": "--calibration is for --int8; add it, or leave --calibration out.",
+    "export me/m o --int8 --calibration nowhere": "--calibration nowhere: there is no such folder.",
 }
 
 

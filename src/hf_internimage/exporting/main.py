@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..atomic_write import atomic_write
 from ..models.resizing import multiple_size
 from ..prediction.loading import is_feature_model, is_mask_rcnn, load, load_processor
+from .calibration import read_calibration
 from .errors import STATIC_ADVICE, ExportError
 from .options import Options
 from .proof import compare, measure, random_pixels
@@ -22,6 +24,8 @@ from .system import System
 
 _DEFAULT_SIDE = 512  # pixels, of models whose image processor names no size
 _LEAST_SIDE = 32
+_HALF_TOLERANCE = 1e-2  # greatest relative error
+_LEAST_COSINE = 0.99  # of 8-bit files
 
 
 class Target(NamedTuple):
@@ -30,16 +34,22 @@ class Target(NamedTuple):
     Attributes:
         module: of the package `targets`.
         tolerance: greatest relative error in float32.
+        precisions: that it can have besides float32.
     """
 
     module: str
     tolerance: float = 1e-4
+    precisions: tuple[str, ...] = ()
 
 
 TARGETS: Mapping[str, Target] = {
-    "onnx": Target("onnx"),
+    "onnx": Target("onnx", precisions=("half", "int8")),
     "onnxruntime": Target("onnxruntime"),
     "web": Target("web"),
+    "openvino": Target("openvino", precisions=("half",)),
+    "torchscript": Target("torchscript"),
+    "aoti": Target("aoti"),
+    "tensorrt": Target("tensorrt"),
 }
 
 
@@ -51,6 +61,9 @@ def export(
     image_processor: Any = None,
     size: int | tuple[int, int] | None = None,
     static: bool = False,
+    half: bool = False,
+    int8: bool = False,
+    calibration: str | Path | None = None,
 ) -> ExportReport:
     """Write a model as a file of another runtime, and compare the file with the model.
 
@@ -65,16 +78,22 @@ def export(
         image_processor: saved beside the file; None for that of the folder or repository.
         size: side, or (height, width), in pixels; None for that of the image processor.
         static: write a file for one image of this size, in place of one for any size and batch.
+        half: write weights in float16.
+        int8: write weights and products of linear layers in 8 bits.
+        calibration: folder of images that tell the ranges of 8-bit numbers before the file runs; None to compute them
+            when it runs.
 
     Raises:
         ExportError: if the model cannot be exported so, or the file's results differ from the model's.
-        ValueError: for an unknown target, size or model, or if the folder has files.
+        ValueError: for an unknown target, size or model, a precision that the target does not have, or if the folder
+            has files.
         ImportError: if the target needs a package that is not installed.
 
     >>> hf_internimage.export(model, "exported", target="onnx")  # doctest: +SKIP
     """
     if target not in TARGETS:
         raise ValueError(f"target is {target!r}, expected one of {', '.join(TARGETS)}.")
+    precision = _precision(target, half=half, int8=int8, calibration=calibration)
     folder = Path(output)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is no empty folder; name a new one, or remove it first.")
@@ -87,7 +106,8 @@ def export(
             "fixed number of queries."
         )
     writer: ModuleType = import_module(f".targets.{TARGETS[target].module}", __package__)
-    options = Options(_image_size(size, model, image_processor), dynamic=not static, image_processor=image_processor)
+    images = () if calibration is None else read_calibration(calibration, image_processor)
+    options = Options(_image_size(size, model, image_processor), not static, image_processor, precision, images)
     system = System(model)
     system.name_outputs(random_pixels((1, system.num_channels, *options.image_size)))
 
@@ -96,9 +116,11 @@ def export(
         file = writer.write(system, path, options)
         details = writer.describe(file)
         run = writer.load(file)
-        tolerance = TARGETS[target].tolerance
+        float_tolerance = TARGETS[target].tolerance
+        tolerance = {"half": _HALF_TOLERANCE, "int8": _LEAST_COSINE}.get(precision, float_tolerance)
+        batches = _batches(system, options)
         try:
-            comparisons = compare(system, run, _shapes(system, options), tolerance)
+            comparisons = compare(system, run, batches, tolerance, by_cosine=precision == "int8")
         except ExportError as error:
             raise ExportError(f"{error}{STATIC_ADVICE if options.dynamic else ''}") from error
         milliseconds, eager_milliseconds = measure(system, run, (1, system.num_channels, *options.image_size))
@@ -109,6 +131,7 @@ def export(
         report = ExportReport(
             model=type(model).__name__,
             target=target,
+            precision=precision,
             file=folder / file.relative_to(path),
             megabytes=sum(part.stat().st_size for part in path.rglob("*") if part.is_file()) / 1e6,
             dynamic=options.dynamic,
@@ -159,6 +182,36 @@ def _shapes(system: System, options: Options) -> list[tuple[int, int, int, int]]
     sizes = [(height + height // 4 + 3, width - width // 8), (height - height // 8, width + width // 4 + 1)]
     first, second = (multiple_size(*size, system.size_divisor) for size in sizes)
     return [(1, system.num_channels, *first), (3, system.num_channels, *second)]
+
+
+def _batches(system: System, options: Options) -> list[torch.Tensor]:
+    """Return what the model and the file are compared on: random pixels, or the images of the calibration.
+
+    Of the latter come all as they are, and the first ones in the other sizes that a dynamic file takes.
+    """
+    shapes = _shapes(system, options)
+    if not options.calibration:
+        return [random_pixels(shape) for shape in shapes]
+    first = [options.calibration[i % len(options.calibration)] for i in range(3)]
+    others = [
+        torch.cat([functional.interpolate(pixels, shape[2:], mode="bilinear") for pixels in first[: shape[0]]])
+        for shape in shapes
+        if options.dynamic
+    ]
+    return [*options.calibration, *others]
+
+
+def _precision(target: str, *, half: bool, int8: bool, calibration: str | Path | None) -> str:
+    """Return the name of the precision; raise ValueError for one that the target does not have."""
+    if half and int8:
+        raise ValueError("half and int8 are two precisions; choose one.")
+    if calibration is not None and not int8:
+        raise ValueError("calibration is for int8; add int8, or leave it out.")
+    precision = "half" if half else "int8" if int8 else "float32"
+    if precision not in ("float32", *TARGETS[target].precisions):
+        able = [name for name, entry in TARGETS.items() if precision in entry.precisions]
+        raise ValueError(f"target {target} has no {precision}; {' and '.join(able)} can.")
+    return precision
 
 
 def _notes(model: nn.Module) -> list[str]:

@@ -44,7 +44,7 @@ def export_onnx(
                 verbose=False,
             )
     except Exception as error:  # the exporter raises many kinds
-        raise ExportError(_reason(error, options.dynamic)) from error
+        raise ExportError(failure(error, options.dynamic)) from error
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _reason(error: BaseException, dynamic: bool) -> str:
+def failure(error: BaseException, dynamic: bool) -> str:
     """Return one line that says why PyTorch could not export, and what to do."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -70,4 +70,4 @@ def _reason(error: BaseException, dynamic: bool) -> str:
     return f"PyTorch cannot export this model: {lines[0].strip().rstrip('.')}.{advice}"
 
 
-__all__ = ["export_onnx", "quiet_exporter"]
+__all__ = ["export_onnx", "failure", "quiet_exporter"]

@@ -3,7 +3,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -27,19 +27,22 @@ def example_pixels(system: System, options: Options) -> torch.Tensor:
 
 
 @torch.no_grad()
-def compare(system: System, run: Run, shapes: Sequence[Sequence[int]], tolerance: float) -> tuple[Comparison, ...]:
-    """Run the model and the file on random pixels of each shape.
+def compare(
+    system: System, run: Run, batches: Iterable[torch.Tensor], tolerance: float, *, by_cosine: bool = False
+) -> tuple[Comparison, ...]:
+    """Run the model and the file on batches of pixels (N, C, H, W).
+
+    With `by_cosine`, the tolerance is the least cosine of each image's tensors and the model's.
 
     A detector makes its queries of the positions that the file has chosen, see `query_choice`.
 
     Raises:
-        ExportError: if the file cannot run a shape, returns another number of tensors or another shape, or one that
+        ExportError: if the file cannot run a batch, returns another number of tensors or another shape, or one that
             differs by more than `tolerance` times the greatest absolute value of the model's.
     """
     comparisons = []
-    for shape in shapes:
-        pixels = random_pixels(shape)
-        text = "x".join(map(str, shape))
+    for pixels in batches:
+        text = "x".join(map(str, pixels.shape))
         try:
             actual = run(pixels)
         except Exception as error:  # each runtime has errors of its own
@@ -47,7 +50,7 @@ def compare(system: System, run: Run, shapes: Sequence[Sequence[int]], tolerance
             raise ExportError(f"the file cannot run pixels of {text}: {reason[-1].rstrip('.')}.") from error
         positions = dict(zip(system.output_names, actual, strict=True)).get(QUERY_POSITIONS)
         expected = system(pixels) if positions is None else system.on_queries(pixels, positions, tolerance)
-        errors, relative = {}, {}
+        errors, relative, cosine, same_class = {}, {}, {}, None
         for name, tensor, result in zip(system.output_names, expected, actual, strict=True):
             if tensor.shape != result.shape:
                 raise ExportError(
@@ -56,12 +59,21 @@ def compare(system: System, run: Run, shapes: Sequence[Sequence[int]], tolerance
                 )
             errors[name] = float((tensor - result).abs().max())
             relative[name] = errors[name] / max(float(tensor.abs().max()), 1e-12)
-            if not relative[name] <= tolerance:  # NaN compares false
+            if by_cosine:
+                cosine[name] = float(torch.cosine_similarity(tensor.flatten(1), result.flatten(1)).min())
+                if name == "logits" and tensor.dim() == 2:
+                    same_class = float((tensor.argmax(1) == result.argmax(1)).float().mean())
+                if not cosine[name] >= tolerance:
+                    raise ExportError(
+                        f"for pixels of {text}, the least cosine of {name} of the file and the model's is "
+                        f"{cosine[name]:.4f}; the bound is {tolerance:g}."
+                    )
+            elif not relative[name] <= tolerance:  # NaN compares false
                 raise ExportError(
                     f"for pixels of {text}, {name} of the file differs from the model's by {errors[name]:.2e} "
                     f"(relative {relative[name]:.2e}); the tolerance is {tolerance:g}."
                 )
-        comparisons.append(Comparison(tuple(shape), errors, relative))
+        comparisons.append(Comparison(tuple(pixels.shape), errors, relative, cosine, same_class))
     return tuple(comparisons)
 
 

@@ -2,7 +2,7 @@
 """What an export has written, and how it compares with the model."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,24 @@ class Comparison:
         shape: (N, C, H, W) of the pixels.
         error: name of an output -> greatest absolute difference.
         relative_error: the same over the greatest absolute value of the model's output.
+        cosine: name of an output -> least cosine of an image's tensor and the model's; of 8-bit files only.
+        same_class: share of images with the model's greatest logit; of classifiers' 8-bit files only.
     """
 
     shape: tuple[int, ...]
     error: dict[str, float]
     relative_error: dict[str, float]
+    cosine: dict[str, float] = field(default_factory=dict)
+    same_class: float | None = None
+
+    def __str__(self) -> str:
+        parts = [
+            f"{name} differs by {self.error[name]:.1e} (relative {self.relative_error[name]:.1e})"
+            for name in self.error
+        ]
+        parts += [f"least cosine of {name} {value:.5f}" for name, value in self.cosine.items()]
+        parts += [] if self.same_class is None else [f"same class {self.same_class:.1%}"]
+        return f"compared with the model on {'x'.join(map(str, self.shape))}: {', '.join(parts)}"
 
 
 @dataclass(frozen=True)
@@ -29,12 +42,13 @@ class ExportReport:
     Attributes:
         model: name of the model's class.
         target: name of the target.
+        precision: "float32", "half" or "int8".
         file: the file to load.
         megabytes: of all files of the model, 10^6 bytes.
         dynamic: whether batches and images may have any size; else they have `image_size`, and one image a batch.
         size_divisor: height and width are multiples of it.
         image_size: (height, width) in pixels of the export.
-        tolerance: greatest relative error that was allowed.
+        tolerance: greatest relative error that was allowed, or least cosine of an 8-bit file.
         comparisons: one or more.
         milliseconds: of one image of `image_size` in the file's runtime, the median.
         eager_milliseconds: of the model in PyTorch, in turns with the file.
@@ -45,6 +59,7 @@ class ExportReport:
 
     model: str
     target: str
+    precision: str
     file: Path
     megabytes: float
     dynamic: bool
@@ -76,16 +91,9 @@ class ExportReport:
             sizes = f"any size{multiples} and batch"
         details = ", ".join(f"{name} {value}" for name, value in self.details.items())
         lines = [
-            f"{self.model} for {self.target}: {self.file}, {self.megabytes:.1f} MB, {sizes}",
+            f"{self.model} for {self.target} in {self.precision}: {self.file}, {self.megabytes:.1f} MB, {sizes}",
             *([details] if details else []),
-            *(
-                f"compared with the model on {'x'.join(map(str, comparison.shape))}: "
-                + ", ".join(
-                    f"{name} differs by {comparison.error[name]:.1e} (relative {comparison.relative_error[name]:.1e})"
-                    for name in comparison.error
-                )
-                for comparison in self.comparisons
-            ),
+            *map(str, self.comparisons),
             f"one image of {height}x{width}: {self.milliseconds:.4g} ms, PyTorch {self.eager_milliseconds:.4g} ms "
             f"({self.threads} thread{'s' if self.threads != 1 else ''})",
             *(f"note: {note}" for note in self.notes),

@@ -126,6 +126,16 @@ def dcnv3_by_gather(
     return _sample(value, offset, mask, geometry, softmax, plain=False, weighted_sum=_gathered_sum).to(value.dtype)
 
 
+def dcnv3_by_embedding_bag(
+    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: DCNv3Geometry, softmax: bool
+) -> torch.Tensor:
+    """Compute the operator in one piece by operators of PyTorch, for exported models that PyTorch itself runs.
+
+    Arguments are not checked.
+    """
+    return _sample(value, offset, mask, geometry, softmax, plain=False).to(value.dtype)
+
+
 def check_dcnv3(
     value: torch.Tensor,
     offset: torch.Tensor,

@@ -15,6 +15,7 @@ import torch
 from ..models.dcnv3_reference import (
     DCNv3Geometry,
     check_dcnv3,
+    dcnv3_by_embedding_bag,
     dcnv3_by_gather,
     dcnv3_gradients,
     dcnv3_reference,
@@ -404,6 +405,12 @@ def _by_gather(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *a
     """Compute a call of the operator by PyTorch's own operators."""
     geometry, softmax, _ = _geometry(arguments)
     return dcnv3_by_gather(value, offset, mask, geometry, softmax)
+
+
+def by_embedding_bag(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """Compute a call of the operator by PyTorch's own operators, fast where PyTorch runs them."""
+    geometry, softmax, _ = _geometry(arguments)
+    return dcnv3_by_embedding_bag(value, offset, mask, geometry, softmax)
 
 
 # torch.onnx.export knows no operator of ours, and looks here for others that do the same. (torch.compile does not.)

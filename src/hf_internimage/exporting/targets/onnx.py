@@ -12,6 +12,7 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from ..onnx_operators import TRANSLATIONS
+from ..onnx_precision import to_half, to_int8
 from ..onnx_program import export_onnx
 from ..options import Options
 from ..proof import ExportError, Run
@@ -26,6 +27,10 @@ def write(system: System, folder: Path, options: Options) -> Path:
     program = export_onnx(system, options, opset=OPSET, translations=TRANSLATIONS)
     file = folder / "model.onnx"
     program.save(file)
+    if options.precision == "half":
+        to_half(file)
+    elif options.precision == "int8":
+        to_int8(file, options.calibration)
     return file
 
 

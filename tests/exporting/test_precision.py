@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""Files in half precision and in 8 bits."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from support.golden_data import awaken, tiny_config
+
+from hf_internimage import InternImageForImageClassification
+from hf_internimage.exporting import ExportError, export, onnx_precision, onnx_program
+from hf_internimage.exporting.targets import onnx as target
+from hf_internimage.exporting.targets import openvino as openvino_target
+from hf_internimage.hub.repository import default_image_processor
+
+SIDE = 64
+INT8 = {"DynamicQuantizeLinear", "MatMulInteger"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return awaken(InternImageForImageClassification(tiny_config(depths=[1, 1], groups=[1, 2], image_size=SIDE)).eval())
+
+
+@pytest.fixture
+def one_program(model, monkeypatch, tmp_path_factory):
+    """Let all exports of this file share one program for each kind of operators and sizes: it takes seconds."""
+    original = onnx_program.export_onnx
+
+    def kept(system, options, *, opset, translations):
+        key = opset, options.dynamic
+        if key not in PROGRAMS:
+            PROGRAMS[key] = original(system, options, opset=opset, translations=translations)
+        return PROGRAMS[key]
+
+    for module in (target, openvino_target):
+        monkeypatch.setattr(module, "export_onnx", kept)
+
+
+PROGRAMS = {}
+
+
+def test_precisions_that_a_target_does_not_have(tmp_path, model):
+    for arguments, message in (
+        ({"half": True, "int8": True}, "half and int8 are two precisions; choose one"),
+        ({"target": "aoti", "int8": True}, "target aoti has no int8; onnx can"),
+        ({"target": "torchscript", "half": True}, "target torchscript has no half; onnx and openvino can"),
+        ({"calibration": tmp_path}, "calibration is for int8; add int8, or leave it out"),
+        ({"int8": True, "calibration": tmp_path}, "Calibration needs the model's image processor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export(model, tmp_path / "out", **arguments)
+    processor = default_image_processor(model.config)
+    with pytest.raises(ValueError, match="holds no image"):
+        export(model, tmp_path / "out", int8=True, calibration=tmp_path, image_processor=processor)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"bad\.png.* Remove it from the folder of calibration"):
+        export(model, tmp_path / "out", int8=True, calibration=tmp_path, image_processor=processor)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_program")
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_half_precision(model, tmp_path, name):
+    report = export(model, tmp_path / "out", target=name, size=SIDE, half=True)
+    assert report.dynamic
+    assert report.precision == "half"
+    assert report.tolerance == 1e-2
+    assert 1e-5 < report.relative_error < 1e-2  # float16 was in use
+    weights = sum(parameter.numel() for parameter in model.parameters()) * 4e-6
+    assert report.megabytes < 0.5 * weights + 0.4  # the graph takes the rest
+    if name == "onnx":
+        graph = onnx.load(report.file).graph
+        onnx.checker.check_model(report.file)
+        assert {tensor.type.tensor_type.elem_type for tensor in (*graph.input, *graph.output)} == {
+            onnx.TensorProto.FLOAT
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_program")
+def test_int8_computes_ranges_when_it_runs(model, tmp_path):
+    report = export(model, tmp_path / "out", size=SIDE, int8=True)
+    assert report.precision == "int8"
+    assert all(0.99 <= comparison.cosine["logits"] < 1 for comparison in report.comparisons)
+    assert "least cosine of logits" in str(report)
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["comparisons"][0]["same_class"] is not None
+    nodes = onnx.load(report.file).graph.node
+    kinds = Counter(node.op_type for node in nodes)
+    assert kinds.keys() >= INT8
+    # A block has linear layers for values, results, offsets and masks, and two more; one is for the classes.
+    assert kinds["MatMulInteger"] == 2 * 4 + 1
+    assert kinds["MatMul"] + kinds["Gemm"] == 2 * 2
+    pixels = torch.randn(2, 3, 48, 80)
+    (logits,) = onnxruntime.InferenceSession(report.file).run(["logits"], {"pixel_values": pixels.numpy()})
+    with torch.no_grad():
+        assert torch.cosine_similarity(torch.from_numpy(logits), model(pixels).logits).min() > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_program")
+def test_int8_with_calibration(model, tmp_path):
+    (tmp_path / "images").mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        small = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        small.resize((80, 70)).save(tmp_path / "images" / f"{number}.png")
+    report = export(
+        model,
+        tmp_path / "out",
+        int8=True,
+        calibration=tmp_path / "images",
+        image_processor=default_image_processor(model.config),
+    )
+    assert [comparison.shape for comparison in report.comparisons] == [(1, 3, SIDE, SIDE)] * 4 + [
+        (1, 3, 83, 56),
+        (3, 3, 56, 81),
+    ]
+    kinds = Counter(node.op_type for node in onnx.load(report.file).graph.node)
+    assert kinds["QuantizeLinear"]
+    assert kinds["DequantizeLinear"]
+    assert not kinds.keys() & INT8
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_program")
+def test_bad_int8_leaves_nothing(model, tmp_path, monkeypatch):
+    def coarse(file, pixels):
+        loaded = onnx.load(file)
+        for tensor in loaded.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.ndim == 2 and values.dtype == np.float32:
+                step = np.abs(values).max()
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.round(values / step) * step, tensor.name))
+        onnx.save(loaded, file)
+
+    assert onnx_precision.to_int8 is target.to_int8
+    monkeypatch.setattr(target, "to_int8", coarse)
+    with pytest.raises(ExportError, match=r"the least cosine of logits of the file and .*; the bound is 0\.99"):
+        export(model, tmp_path / "out", size=SIDE, int8=True)
+    assert list(tmp_path.iterdir()) == []
