@@ -114,7 +114,7 @@ def assert_holds_the_package(wheel):
         path.relative_to(sources).as_posix()
         for package in ("hf_internimage", "hf_internimage_cli")
         for path in (sources / package).rglob("*")
-        if path.is_file() and path.suffix in (".json", ".md", ".py", ".txt", ".typed", ".yaml")
+        if path.is_file() and path.suffix in (".html", ".json", ".md", ".mjs", ".py", ".txt", ".typed", ".yaml")
     }
     assert {"hf_internimage/py.typed", "hf_internimage_cli/recipes/classification/finetune.yaml"} <= expected
     expected |= {f"hf_internimage/ops/dcnv3_cuda/{name}" for name in ("nvrtc.cu", "dcnv3.cuh", "types.cuh")}
