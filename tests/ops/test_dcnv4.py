@@ -38,7 +38,7 @@ def run(name, dtype, backend):
     if device == "cuda":
         gpu_backends.need(backend, dtype)
     value, offset_mask, grad_output = (
-        TENSORS[f"{name}/{part}"].to(device, dtype) for part in ("input", "offset_mask", "grad_output")
+        TENSORS[f"{name}/{part}"].to(device, dtype, copy=True) for part in ("input", "offset_mask", "grad_output")
     )
     leaves = value.requires_grad_(), offset_mask.requires_grad_()
     output = dcnv4(*leaves, **arguments_of(CASES[name]), backend=backend)

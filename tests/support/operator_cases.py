@@ -172,7 +172,8 @@ ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
 def tensors(name, *what, dtype=torch.float64):
-    return [TENSORS[f"{name}/{part}"].to(dtype) for part in what]
+    """Copies of a case's tensors: what a test does to them, others do not see."""
+    return [TENSORS[f"{name}/{part}"].to(dtype, copy=True) for part in what]
 
 
 def away_from_pixel_lines(offset, arguments):
