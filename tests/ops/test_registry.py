@@ -413,3 +413,20 @@ def test_env_command_tells_what_is_wrong():
     reason = f"The cpu backend {LACKS.format('sse9')}"
     assert f"compiled CPU library: {reason}\n" in text
     assert f"dcnv3 on cpu, float32: {CPU_FALLBACK}\n    not cpu: {reason}\n" in text
+
+
+def test_free_sizes_follow_the_operators_own_rule(monkeypatch):
+    """The decomposition for ONNX does not stand in for it: that would trace some sixty operators a call."""
+
+    def fail(*arguments):
+        raise AssertionError("the decomposition ran")
+
+    monkeypatch.setitem(torch._decomp.decomposition_table, torch.ops.hf_internimage.dcnv3.default, fail)
+
+    class Sampling(torch.nn.Module):
+        def forward(self, value, offset, mask):
+            return dcnv3(value, offset, mask, **LOPSIDED)
+
+    free = {0: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(Sampling(), tuple(make_inputs(LOPSIDED)), dynamic_shapes=(free, free, free))
+    assert any(node.target is torch.ops.hf_internimage.dcnv3.default for node in program.graph.nodes)

@@ -414,5 +414,7 @@ def by_embedding_bag(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tens
 
 
 # torch.onnx.export knows no operator of ours, and looks here for others that do the same. (torch.compile does not.)
+# Fake tensors of free sizes would run these, too, in place of the operator's own rule, but for the second table.
 for _operator in (torch.ops.hf_internimage.dcnv3.default, torch.ops.hf_internimage.dcnv3.backend):
     torch._decomp.register_decomposition(_operator)(_by_gather)
+    torch._decomp.register_decomposition(_operator, type="meta")(_fake_forward)
