@@ -10,6 +10,13 @@ from pathlib import Path
 _UNFINISHED = ".hf_internimage.unfinished"
 
 
+def is_free(destination: Path) -> bool:
+    """Return True if a new folder can take this place: there is nothing, or an empty folder."""
+    if destination.is_dir():
+        return not any(destination.iterdir())
+    return not (destination.exists() or destination.is_symlink())
+
+
 @contextmanager
 def atomic_write(destination: Path) -> Iterator[Path]:
     """Yield a temporary path for a new file or folder, which is renamed to `destination` at the end of the block.
@@ -131,4 +138,4 @@ def _finish(folder: Path, scratch: Path) -> None:
     shutil.rmtree(scratch)
 
 
-__all__ = ["atomic_update", "atomic_write"]
+__all__ = ["atomic_update", "atomic_write", "is_free"]

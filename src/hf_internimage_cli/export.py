@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from .names import EXPORT_TARGETS
-from .settings import check_model_name
+from .settings import check_model_name, check_new_folder
 from .usage import UsageError
 
 HELP = "write a model for ONNX Runtime and other runtimes, and compare the file with the model"
@@ -49,8 +49,7 @@ examples:
 def run(args: argparse.Namespace) -> int:
     """Export, and print the report."""
     check_model_name(args.model)
-    if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
-        raise UsageError(f"{args.output} is no empty folder; name a new one, or remove it first.")
+    check_new_folder(args.output, "OUT")
     if args.calibration is not None and not args.int8:
         raise UsageError("--calibration is for --int8; add it, or leave --calibration out.")
     if args.calibration is not None and not args.calibration.is_dir():

@@ -29,9 +29,9 @@ from hf_internimage import (
 from hf_internimage.exporting import ExportError, symbolic_sizes
 from hf_internimage.exporting.main import _shapes
 from hf_internimage.exporting.options import Options
-from hf_internimage.exporting.proof import compare, example_pixels, random_pixels
+from hf_internimage.exporting.proof import compare, example_pixels
 from hf_internimage.exporting.query_choice import QueryChoice
-from hf_internimage.exporting.system import QUERY_POSITIONS, System
+from hf_internimage.exporting.system import QUERY_POSITIONS, System, random_pixels
 from hf_internimage.exporting.targets import onnx as onnx_target
 from hf_internimage.prediction import loading
 

@@ -3,9 +3,7 @@
 
 import doctest
 import inspect
-import json
 import re
-import textwrap
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from safetensors import safe_open
 from support import golden_flash
 from support.golden_data import awaken
 from support.island import ISLAND
-from support.loading import WITHOUT_THE_PACKAGE, assert_loaded_fully, run_python
+from support.loading import WITHOUT_THE_PACKAGE, assert_loaded_fully, remote_logits
 from support.native_library import operators_run
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
 
@@ -243,24 +241,10 @@ def test_saved_folder_runs_without_the_package(tmp_path):
         "modeling_flash_internimage",
     )
     assert files == ISLAND | {f"{name}.py" for name in names}
-    torch.save(golden_flash.model_input("tiny_b"), tmp_path / "input.pt")
-    printed = run_python(
-        WITHOUT_THE_PACKAGE
-        + textwrap.dedent(f"""
-        import json
-        import torch
-        from transformers import AutoModelForImageClassification
-
-        model = AutoModelForImageClassification.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
-        assert "hf_internimage.models" not in sys.modules
-        with torch.no_grad():
-            print(json.dumps(model.eval()(torch.load({str(tmp_path / "input.pt")!r})).logits.tolist()))
-        """),
-        HF_MODULES_CACHE=str(tmp_path / "modules"),
-    )
+    logits = remote_logits(WITHOUT_THE_PACKAGE, tmp_path / "saved", golden_flash.model_input("tiny_b"))
     case, expected = golden_flash.load("models/tiny_b")
     atol = case["float32_noise"]["logits"]["atol"]
-    torch.testing.assert_close(torch.tensor(json.loads(printed)), expected["logits"], rtol=0, atol=atol)
+    torch.testing.assert_close(logits, expected["logits"], rtol=0, atol=atol)
 
 
 @every_option

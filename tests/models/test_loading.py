@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Official files as they are, saving, and every way transformers loads a model."""
 
-import json
-import textwrap
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +16,15 @@ from support.golden_data import (
     write_official_folder,
 )
 from support.island import ISLAND
-from support.loading import ANOTHER_VERSION, CLASSES, WITHOUT_THE_PACKAGE, assert_loaded_fully, every_class, run_python
+from support.loading import (
+    ANOTHER_VERSION,
+    CLASSES,
+    WITHOUT_THE_PACKAGE,
+    assert_loaded_fully,
+    every_class,
+    remote_logits,
+    run_python,
+)
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -244,23 +249,8 @@ def test_saved_folder_runs_without_the_package(installed, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     files = {path.name for path in (tmp_path / "saved").glob("*.py")}
     assert files == ISLAND
-    torch.save(model_input("tiny_h"), tmp_path / "input.pt")
-    printed = run_python(
-        installed
-        + textwrap.dedent(f"""
-        import json
-        import torch
-        from transformers import AutoModelForImageClassification
-
-        model = AutoModelForImageClassification.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
-        assert "hf_internimage.models" not in sys.modules
-        with torch.no_grad():
-            print(json.dumps(model.eval()(torch.load({str(tmp_path / "input.pt")!r})).logits.tolist()))
-        """),
-        HF_MODULES_CACHE=str(tmp_path / "modules"),
-    )
+    got = remote_logits(installed, tmp_path / "saved", model_input("tiny_h"))
     case, expected = model_case("tiny_h")
-    got = torch.tensor(json.loads(printed))
     torch.testing.assert_close(got, expected["logits"], rtol=0, atol=case["float32_noise"]["logits"]["atol"])
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Load models of every class, and run code in a Python process of its own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_internimage import InternImageBackbone, InternImageForImageClassification, InternImageModel
 from support.forked_python import run_forked
@@ -63,3 +65,25 @@ def run_python(code, *, fork=True, **environment):
         status, output, errors = done.returncode, done.stdout, done.stderr
     assert status == 0, errors
     return output
+
+
+def remote_logits(first, folder, pixels):
+    """The logits of a saved classifier by the code beside its weights, in a process where `first` runs first."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "input.pt")
+        torch.save(pixels, file)
+        printed = run_python(
+            first
+            + textwrap.dedent(f"""
+            import json
+            import torch
+            from transformers import AutoModelForImageClassification
+
+            model = AutoModelForImageClassification.from_pretrained({str(folder)!r}, trust_remote_code=True)
+            assert "hf_internimage.models" not in sys.modules
+            with torch.no_grad():
+                print(json.dumps(model.eval()(torch.load({str(file)!r})).logits.tolist()))
+            """),
+            HF_MODULES_CACHE=str(Path(scratch, "modules")),
+        )
+    return torch.tensor(json.loads(printed))

@@ -5,7 +5,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from ..atomic_write import atomic_write
+from ..atomic_write import atomic_write, is_free
 
 _APP = """\
 from hf_internimage.app.interface import build
@@ -44,7 +44,7 @@ def write_space(model: str, folder: str | Path) -> Path:
         ValueError: if the folder has files.
     """
     destination = Path(folder)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+    if not is_free(destination):
         raise ValueError(f"{destination} is no empty folder; name a new one, or remove it first.")
     is_local = Path(model).is_dir()
     with atomic_write(destination) as path:

@@ -110,9 +110,7 @@ class Viewer:
 
     def model_view(self, path: str) -> Image.Image:
         """Return the image as the model sees it: resized and cropped by its image processor."""
-        pixels = self._pixels(path)
-        image = visualize.to_images(pixels, self.predictor.image_processor)[0]
-        return Image.fromarray(np.round(255 * image).astype(np.uint8))
+        return Image.fromarray(np.round(255 * self._shown(self._pixels(path))).astype(np.uint8))
 
     def sampling(
         self, path: str, at: tuple[int, int], stage: int, block: int, layers: int, group: int | None
@@ -125,8 +123,7 @@ class Viewer:
                 self.predictor.model, pixels, stage=stage, block=block - 1, layers=min(layers, block), at=at
             )
         group = None if group is None or layers > 1 or group >= self.groups[stage - 1] else group
-        image = visualize.to_images(pixels, self.predictor.image_processor)[0]
-        return visualize.draw_sampling_points(image, points, group=group)
+        return visualize.draw_sampling_points(self._shown(pixels), points, group=group)
 
     def receptive_fields(self, path: str, stage: int) -> Figure:
         """Draw the receptive field of a stage on the image, beside those of two models with random weights."""
@@ -159,7 +156,11 @@ class Viewer:
         number = None if not label else self.predictor.label_names.index(label)
         with self._lock:
             values = visualize.class_activation_map(self.predictor.model, pixels, label=number)[0]
-        return visualize.draw_map(visualize.to_images(pixels, self.predictor.image_processor)[0], values, label or "")
+        return visualize.draw_map(self._shown(pixels), values, label or "")
+
+    def _shown(self, pixels: torch.Tensor) -> np.ndarray:
+        """Return the model's pixels (1, C, H, W) as colours (H, W, 3) from 0 to 1."""
+        return visualize.to_images(pixels, self.predictor.image_processor)[0]
 
     def _pixels(self, path: str) -> torch.Tensor:
         source = next(iter(read_sources([path], max_pixels=MAX_PIXELS)))

@@ -7,18 +7,16 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..atomic_write import atomic_write
+from ..atomic_write import atomic_write, is_free
 from ..tensors import Shapes, check_tensors, writing
 from .build import file_shapes
 
 
 def check_destination(path: Path) -> None:
     """Raise ValueError unless a folder can be made at `path`, or an empty one is there."""
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists() or path.is_symlink():
+    if not is_free(path):
         raise ValueError(f"{path}: Exists already and is not an empty folder; remove it or choose another DST.")
-    if not path.parent.is_dir():
+    if not path.exists() and not path.parent.is_dir():
         raise ValueError(f"{path}: Its parent folder does not exist; make it first.")
 
 

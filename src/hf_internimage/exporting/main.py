@@ -12,20 +12,19 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..atomic_write import atomic_write
+from ..atomic_write import atomic_write, is_free
 from ..models.resizing import multiple_size
 from ..prediction.loading import is_feature_model, is_mask_rcnn, load, load_processor
 from .calibration import read_calibration
 from .errors import STATIC_ADVICE, ExportError
 from .options import Options
-from .proof import compare, measure, random_pixels
+from .proof import LEAST_COSINE, compare, measure
 from .report import ExportReport
-from .system import System
+from .system import System, random_pixels
 
 _DEFAULT_SIDE = 512  # pixels, of models whose image processor names no size
 _LEAST_SIDE = 32
 _HALF_TOLERANCE = 1e-2  # greatest relative error
-_LEAST_COSINE = 0.99  # of 8-bit files
 
 
 class Target(NamedTuple):
@@ -95,7 +94,7 @@ def export(
         raise ValueError(f"target is {target!r}, expected one of {', '.join(TARGETS)}.")
     precision = _precision(target, half=half, int8=int8, calibration=calibration)
     folder = Path(output)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if not is_free(folder):
         raise ValueError(f"{folder} exists and is no empty folder; name a new one, or remove it first.")
     if isinstance(model, str):
         name, model = model, load(model, feature_models=True)
@@ -117,7 +116,7 @@ def export(
         details = writer.describe(file)
         run = writer.load(file)
         float_tolerance = TARGETS[target].tolerance
-        tolerance = {"half": _HALF_TOLERANCE, "int8": _LEAST_COSINE}.get(precision, float_tolerance)
+        tolerance = {"half": _HALF_TOLERANCE, "int8": LEAST_COSINE}.get(precision, float_tolerance)
         batches = _batches(system, options)
         try:
             comparisons = compare(system, run, batches, tolerance, by_cosine=precision == "int8")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..atomic_write import atomic_write
+from ..atomic_write import atomic_write, is_free
 from ..plain_text import count_of
 from . import loading
 from .coco import coco_results
@@ -36,7 +36,7 @@ def new_folder(name: str | None) -> Path:
     """
     if name is not None:
         folder = Path(name)
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if not is_free(folder):
             raise ValueError(f"{name}: is not an empty folder; name a new one, or remove it first.")
         return folder
     folder, number = Path(DEFAULT_FOLDER), 1

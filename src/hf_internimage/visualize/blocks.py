@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,13 +29,19 @@ class Taps:
     geometry: DCNv3Geometry
 
 
+def trunk_in(model: Any) -> InternImageTrunk | None:
+    """Return the (first) InternImage in a model; None for models without one, and for what is no model."""
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    return next((part for part in parts if isinstance(part, InternImageTrunk)), None)
+
+
 def find_trunk(model: nn.Module) -> InternImageTrunk:
     """Return the (first) InternImage in a model.
 
     Raises:
         ValueError: if there is none.
     """
-    trunk = next((part for part in model.modules() if isinstance(part, InternImageTrunk)), None)
+    trunk = trunk_in(model)
     if trunk is None:
         raise ValueError(f"{type(model).__name__} holds no InternImage.")
     return trunk
@@ -91,6 +97,20 @@ def _taps(block: InternImageDeformableConvolution, offset: torch.Tensor, mask: t
     return Taps(sampling_positions(offset, geometry), weights, geometry)
 
 
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Put a model into evaluation mode for the `with` block; what is no model has no mode."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def run(model: nn.Module, pixel_values: torch.Tensor) -> None:
     """Run a model in evaluation mode without gradients, and leave its mode as it was.
 
@@ -99,12 +119,8 @@ def run(model: nn.Module, pixel_values: torch.Tensor) -> None:
     """
     if pixel_values.dim() != 4:
         raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}, expected (N, C, H, W).")
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(pixel_values)
-    finally:
-        model.train(training)
+    with torch.no_grad(), evaluating(model):
+        model(pixel_values)
 
 
-__all__ = ["Taps", "convolutions", "find_stage", "find_trunk", "recorded_taps", "run"]
+__all__ = ["Taps", "convolutions", "evaluating", "find_stage", "find_trunk", "recorded_taps", "run", "trunk_in"]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..models.modeling_internimage import InternImageTrunk
+from .blocks import evaluating, find_stage, trunk_in
 
 
 @dataclass(frozen=True)
@@ -80,26 +80,19 @@ def effective_receptive_field(
     >>> field.radius_of(0.5)  # doctest: +SKIP
     """
     features_of = _features_of(model, stage) if isinstance(model, nn.Module) else model
-    training = getattr(model, "training", False)
     energy = np.zeros(pixel_values.shape[2:])
     size = (1, 1)
-    try:
-        if isinstance(model, nn.Module):
-            model.eval()
-        with torch.enable_grad():
-            for pixels in pixel_values.split(batch_size):
-                leaf = pixels.detach().clone().requires_grad_()
-                features = features_of(leaf)
-                size = (features.shape[2], features.shape[3])
-                channels = features[:, :, size[0] // 2, size[1] // 2]
-                squares = torch.zeros_like(leaf[:, 0])
-                for mixture in _mixtures(channels, mixtures):
-                    (gradient,) = torch.autograd.grad((channels * mixture).sum(), leaf, retain_graph=True)
-                    squares += gradient.square().sum(1)
-                energy += squares.sqrt().sum(0).double().cpu().numpy()
-    finally:
-        if isinstance(model, nn.Module):
-            model.train(training)
+    with torch.enable_grad(), evaluating(model):
+        for pixels in pixel_values.split(batch_size):
+            leaf = pixels.detach().clone().requires_grad_()
+            features = features_of(leaf)
+            size = (features.shape[2], features.shape[3])
+            channels = features[:, :, size[0] // 2, size[1] // 2]
+            squares = torch.zeros_like(leaf[:, 0])
+            for mixture in _mixtures(channels, mixtures):
+                (gradient,) = torch.autograd.grad((channels * mixture).sum(), leaf, retain_graph=True)
+                squares += gradient.square().sum(1)
+            energy += squares.sqrt().sum(0).double().cpu().numpy()
     return ReceptiveField(energy / max(energy.sum(), 1e-300), _centre(model, energy.shape, size))
 
 
@@ -117,20 +110,15 @@ def _centre(model: Any, image_size: Sequence[int], size: tuple[int, int]) -> tup
 
 def _position(index: int, pixels: float, model: Any) -> float:
     stride = 2 ** round(np.log2(pixels)) if pixels > 1 else 1  # the map's size may be rounded up
-    if isinstance(model, nn.Module) and _trunk(model) is not None:
+    if trunk_in(model) is not None:
         return float(index * stride)  # by its 3x3 convolutions of stride 2 and padding 1
     return index * stride + (stride - 1) / 2  # the middle of the patch of `stride` pixels
 
 
-def _trunk(model: nn.Module) -> InternImageTrunk | None:
-    return next((part for part in model.modules() if isinstance(part, InternImageTrunk)), None)
-
-
 def _features_of(model: nn.Module, stage: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    trunk = _trunk(model)
+    trunk = trunk_in(model)
     if trunk is not None:
-        if not 1 <= stage <= len(trunk.levels):
-            raise ValueError(f"stage is {stage}, expected 1 to {len(trunk.levels)}.")
+        find_stage(trunk, stage)  # raises for another one
         return lambda pixels: trunk.encode(pixels)[stage]
 
     def features(pixels: torch.Tensor) -> torch.Tensor:

@@ -43,11 +43,9 @@ def dcnv3_forward(
 
     Raises: ValueError or RuntimeError for shapes, dtypes or arguments that disagree.
     """
-    _check_group_channels(input, group, group_channels)
     sizes = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    geometry = (group, *sizes, offset_scale, bool(remove_center))
-    offset, mask = _in_order(input, offset, mask, geometry)
-    return _OPERATORS.dcnv3(input, offset, mask, *geometry, False)
+    geometry = _geometry(input, group, group_channels, sizes, offset_scale, remove_center)
+    return _OPERATORS.dcnv3(input, *_in_order(input, offset, mask, geometry), *geometry, False)
 
 
 def dcnv3_backward(
@@ -73,21 +71,29 @@ def dcnv3_backward(
 
     Raises: as `dcnv3_forward`.
     """
-    _check_group_channels(input, group, group_channels)
     sizes = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
-    geometry = (group, *sizes, offset_scale, bool(remove_center))
+    geometry = _geometry(input, group, group_channels, sizes, offset_scale, remove_center)
     operands = _in_order(input, offset, mask, geometry)
     grad_input, *gradients = _OPERATORS.dcnv3_backward(grad_output, input, *operands, *geometry, False)
     pairs = zip(gradients, (offset, mask), strict=True)
     return [grad_input, *(_in_place_of(gradient, tensor) for gradient, tensor in pairs)]
 
 
-def _check_group_channels(input: torch.Tensor, group: int, group_channels: int) -> None:
+def _geometry(
+    input: torch.Tensor,
+    group: int,
+    group_channels: int,
+    sizes: tuple[int, ...],
+    offset_scale: float,
+    remove_center: int,
+) -> tuple[Any, ...]:
+    """Return the operator's arguments after its tensors, without the softmax."""
     if input.shape[-1] != group * group_channels:
         raise ValueError(
             f"input has {input.shape[-1]} channels, but group={group} and group_channels={group_channels} make "
             f"{group * group_channels}."
         )
+    return (group, *sizes, offset_scale, bool(remove_center))
 
 
 def _in_order(

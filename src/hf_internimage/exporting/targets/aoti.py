@@ -11,9 +11,10 @@ import torch
 from torch import _inductor
 
 from ...ops.dcnv3 import by_embedding_bag
+from ..errors import ExportError
 from ..onnx_program import failure
 from ..options import Options
-from ..proof import ExportError, Run, random_pixels
+from ..proof import Run, example_pixels
 from ..system import System
 
 _SETTINGS = {
@@ -28,7 +29,7 @@ def write(system: System, folder: Path, options: Options) -> Path:
     Raises:
         ExportError: if PyTorch cannot export or compile the model.
     """
-    pixels = random_pixels((2 if options.dynamic else 1, system.num_channels, *options.image_size))
+    pixels = example_pixels(system, options)
     free = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
         with warnings.catch_warnings(), torch.no_grad():

@@ -11,11 +11,12 @@ import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
+from ..errors import ExportError
 from ..onnx_operators import TRANSLATIONS
 from ..onnx_precision import to_half, to_int8
 from ..onnx_program import export_onnx
 from ..options import Options
-from ..proof import ExportError, Run
+from ..proof import Run
 from ..system import System
 
 OPSET = 20

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ...ops import native
+from ..errors import ExportError
 from ..onnx_program import export_onnx
 from ..onnxruntime_fusion import fuse
 from ..onnxruntime_operators import DOMAIN, TRANSLATIONS
 from ..options import Options
-from ..proof import ExportError, Run
+from ..proof import Run
 from ..system import System
 from . import onnx
 

@@ -8,9 +8,10 @@ from typing import Any
 import openvino
 import torch
 
+from ..errors import ExportError
 from ..onnx_program import export_onnx
 from ..options import Options
-from ..proof import ExportError, Run
+from ..proof import Run
 from ..system import System
 
 _OPSET = 18

@@ -9,8 +9,8 @@ from typing import Any
 
 import onnx
 
+from ..errors import ExportError
 from ..options import Options
-from ..proof import ExportError
 from ..system import System
 from . import onnx as standard
 

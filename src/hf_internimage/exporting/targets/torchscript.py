@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from ..errors import ExportError
 from ..options import Options
-from ..proof import ExportError, Run, random_pixels
+from ..proof import Run, example_pixels
 from ..system import System
 
 
@@ -20,7 +21,7 @@ def write(system: System, folder: Path, options: Options) -> Path:
     Raises:
         ExportError: if PyTorch cannot trace the model.
     """
-    pixels = random_pixels((2 if options.dynamic else 1, system.num_channels, *options.image_size))
+    pixels = example_pixels(system, options)
     file = folder / "model.pt"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # conditions on sizes: other sizes are compared afterwards

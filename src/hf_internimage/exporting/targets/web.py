@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from ...hub.repository import default_image_processor
 from ..dynamic_int8 import agreement, quantise
+from ..errors import ExportError
 from ..options import Options
-from ..proof import ExportError
 from ..system import System
 from . import onnx
 from .onnx import load
