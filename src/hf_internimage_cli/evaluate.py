@@ -114,7 +114,8 @@ def _check(args: argparse.Namespace, task: str) -> None:
     check_names([f"--{name}" for name in further], task, usual=args.usual)
     given = {name: value for name, value in vars(args).items() if value is not None}
     check_data({**further, **given}, "--validation_dir DIR")
-    if Path(args.output_dir).suffix == ".json" or Path(args.output_dir).is_file():
+    names_file = Path(args.output_dir).suffix == ".json"  # `--output FILE.json`, as classifiers always took it
+    if (names_file and task != "classification") or (not names_file and Path(args.output_dir).is_file()):
         raise UsageError(f"--output_dir {args.output_dir} is a file; give a folder, for {_RESULT} and pictures.")
     if task != "classification" and args.device not in (None, "cpu"):
         raise UsageError(f"--device {args.device}: for {task}, set CUDA_VISIBLE_DEVICES to the GPU instead.")
@@ -128,8 +129,11 @@ def _arguments(args: argparse.Namespace, task: str, model: str) -> list[str]:
     if task == "classification":
         argv += [f"--model={model}", f"--dtype={args.dtype}"]
         argv += [f"--{name}={value}" for name in ("batch_size", "device") if (value := getattr(args, name)) is not None]
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        argv.append(f"--output={Path(args.output_dir, _RESULT)}")
+        output = Path(args.output_dir)
+        if output.suffix != ".json":
+            output.mkdir(parents=True, exist_ok=True)
+            output /= _RESULT
+        argv.append(f"--output={output}")
         return [*argv, *args.rest]
     argv += ["--do_eval", f"--model_name_or_path={model}", f"--output_dir={args.output_dir}"]
     if args.batch_size is not None:

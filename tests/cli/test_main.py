@@ -60,7 +60,7 @@ MISTAKES = {
     "evaluate outt --validation_dir .": "outt is no folder; did you mean out?",
     "evaluate model_of_mine --validation_dir .": "model_of_mine is no folder; give that of a saved model",
     "evaluate a/b --task detection --validation_dir . --devic cpu": "--devic is no setting of detection; did you mean",
-    "evaluate me/model --task classification --validation_dir . --output a.json": "--output_dir a.json is a file; ",
+    "evaluate me/model --task detection --validation_dir . --output a.json": "--output_dir a.json is a file; ",
     "evaluate me/model --task classification": "there are no data: give --validation_dir DIR, or --dataset_name NAME.",
     "evaluate me/model --task segmentation --validation_dir . --device cuda:1": "--device cuda:1: for segm",
     "evaluate me/model --task segmentation --validation_dir . --validation_annotations size.yaml": "--validation_ann",
