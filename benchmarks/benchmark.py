@@ -79,6 +79,11 @@ def read_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--threads", nargs="+", type=thread_count, default=[thread_count("all")], help='numbers or "all" (default)'
     )
     parser.add_argument("--modes", nargs="+", choices=["eager", "compile"], default=["eager"], help="of the models")
+    parser.add_argument(
+        "--products",
+        action="store_true",
+        help="also measure the linear layers and dense convolutions of each model alone: the least time it could take",
+    )
     parser.add_argument("--seconds", type=float, help="time to repeat each case (default: 20)")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda, if there is one"
@@ -178,7 +183,9 @@ def measure(
         for row in measure_operators(operators, settings):
             yield "operator", row
         for mode in arguments.modes:
-            settings = Settings(arguments.device, arguments.dtype, threads, arguments.seconds, mode)
+            settings = Settings(
+                arguments.device, arguments.dtype, threads, arguments.seconds, mode, products=arguments.products
+            )
             for row in measure_models(models, settings):
                 yield "models", row
             for row in measure_scaling(scaling, settings):

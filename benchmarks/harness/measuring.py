@@ -39,6 +39,7 @@ class Settings:
         seconds: time to repeat each case.
         mode: "eager" or "compile"; for models only.
         compiler: backend of torch.compile.
+        products: also measure the models' matrix products alone.
     """
 
     device: str
@@ -47,6 +48,7 @@ class Settings:
     seconds: float = 0.0
     mode: str = "eager"
     compiler: str = "inductor"
+    products: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from hf_internimage import InternImageConfig, InternImageForImageClassification
+from hf_internimage.ops import fused_cpu
 from hf_internimage.ops.registry import BACKEND_VARIABLE
 
 from .measuring import (
@@ -36,6 +37,7 @@ from .operators import runnable_backends
 # Ends of a competitor's name.
 PLAIN = " (torch)"  # InternImage with this backend demanded; other backends likewise
 CHANNELS_LAST = " (channels_last)"  # another model, with the weights of its convolutions in this memory format
+PRODUCTS = " (products)"  # the linear layers and dense convolutions of the model alone, never compiled
 TINY = "tiny"  # size for trying the benchmark itself
 # Without the type of problem, the first loss would set it, and torch.compile would compile again.
 COMMON: dict[str, Any] = {"num_labels": 1000, "problem_type": "single_label_classification"}
@@ -120,7 +122,8 @@ def model_names(size: str, settings: Settings) -> list[str]:
     names = [f"internimage_{size}"]
     if runnable_backends(settings) != ["torch"]:
         names.append(f"internimage_{size}{PLAIN}")
-    return names + [f"{family}_{size}" for family in REFERENCES]
+    names += [f"{family}_{size}" for family in REFERENCES]
+    return names + [f"{family}_{size}{PRODUCTS}" for family in ("internimage", "convnext")] * settings.products
 
 
 def make_model_step(case: ModelCase, name: str, settings: Settings, learning_rate: float | None = None) -> Step:
@@ -137,6 +140,8 @@ def make_model_step(case: ModelCase, name: str, settings: Settings, learning_rat
     if f" ({option}" == CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixel_values = torch.randn(case.batch, 3, case.height, case.width, device=device, dtype=dtype)
+    if f" ({option}" == PRODUCTS:
+        return _products(model, pixel_values, case.training)
     labels = torch.zeros(case.batch, dtype=torch.long, device=device)
     backend = option.removesuffix(")") if option and label.startswith("internimage") else None
     optimizer = None if learning_rate is None else torch.optim.SGD(model.parameters(), lr=learning_rate)
@@ -163,6 +168,41 @@ def make_model_step(case: ModelCase, name: str, settings: Settings, learning_rat
         model.zero_grad(set_to_none=True)
 
     return train if case.training else infer
+
+
+def _products(model: nn.Module, pixel_values: torch.Tensor, training: bool) -> Step:
+    """Return a step that runs the model's linear layers and dense convolutions alone, each on an input of its size.
+
+    No implementation of the layers between them can take the model below this time.
+    """
+    calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
+
+    def record(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        calls.append((layer, torch.randn_like(inputs[0]).requires_grad_(training), torch.randn_like(output)))
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)]
+    hooks = [layer.register_forward_hook(record) for layer in layers]
+    with torch.no_grad():
+        model(pixel_values)
+    for hook in hooks:
+        hook.remove()
+
+    def compute(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        fast = fused_cpu.linear(states, layer)
+        return layer(states) if fast is None else fast
+
+    def infer() -> None:
+        with torch.inference_mode():
+            for layer, states, _ in calls:
+                compute(layer, states)
+
+    def train() -> None:
+        for layer, states, gradient in calls:
+            compute(layer, states).backward(gradient)
+            states.grad = None
+        model.zero_grad(set_to_none=True)
+
+    return train if training else infer
 
 
 @contextmanager

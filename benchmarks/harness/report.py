@@ -95,7 +95,8 @@ def _ratio(name: str, result: Row, reference: str) -> str:
     ratio = result.get(f"time_to_{reference}")
     if ratio is None:
         return number(None)
-    return "1" if name.startswith(reference) else _with_spread(ratio)
+    is_reference = name.startswith(reference) and not name.endswith(")")
+    return "1" if is_reference else _with_spread(ratio)
 
 
 def _with_spread(ratio: Row) -> str:

@@ -36,7 +36,7 @@ PNG = b"\x89PNG\r\n"
 def test_quick_run(tmp_path: Path) -> None:
     """The script as a user runs it, on tiny shapes, with everything it can write."""
     folder = tmp_path / "made" / "by the script"
-    command = ["benchmarks/benchmark.py", "--quick", "--threads", "1", "--device", "cpu"]
+    command = ["benchmarks/benchmark.py", "--quick", "--threads", "1", "--device", "cpu", "--products"]
     command += ["--output", str(folder / "result.json"), "--table", str(folder / "table.md")]
     command += ["--plot", str(folder / "chart.png")] if HAS_MATPLOTLIB else []
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -57,6 +57,8 @@ def test_quick_run(tmp_path: Path) -> None:
     assert table == report.to_markdown(result)
     for name in ("`internimage_tiny`", "`convnext_tiny`", "`swin_tiny`", "`grid_sample`", "`torch`", "1 thread"):
         assert name in table
+    products = next(line for line in table.splitlines() if "`convnext_tiny (products)`" in line)
+    assert "| 1 |" not in products, "only a whole model is the reference of its ratios"
     if HAS_MATPLOTLIB:
         assert (folder / "chart.png").read_bytes().startswith(PNG)
 
@@ -86,8 +88,9 @@ def check_model_rows(rows: list[dict[str, Any]], backends: list[str]) -> None:
         ("32, batch 2, training step", "eager", True),
     ]
     plain = ["internimage_tiny (torch)"] if backends != ["torch"] else []
+    products = ["internimage_tiny (products)", "convnext_tiny (products)"]
     for row in rows:
-        assert list(row["models"]) == ["internimage_tiny", *plain, "convnext_tiny", "swin_tiny"]
+        assert list(row["models"]) == ["internimage_tiny", *plain, "convnext_tiny", "swin_tiny", *products]
         assert row["left_out"] == {}
         for got in row["models"].values():
             check_time(got)
