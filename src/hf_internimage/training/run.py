@@ -22,6 +22,7 @@ from .images import Augmented
 from .interrupt import saving_on_interrupt
 from .plots import draw_training
 from .run_record import RemoveEarlierRunCallback, refuse_other_run, run_record
+from .sampling_log import SamplingCallback
 from .streams import TrainingStream
 from .summary import TrainingProgress, end_summary, follow, quiet_terminal, start_rows, table
 from .trainer import EpochCallback, RecipeTrainer, last_complete_checkpoint
@@ -126,6 +127,7 @@ def run_training(arguments: Any, task: Task) -> None:
 
     if training.do_train:
         trainer.record = run_record(arguments, data, model.config)
+        trainer.add_callback(SamplingCallback(trainer))
         if overwrite:
             trainer.add_callback(RemoveEarlierRunCallback(trainer))
         else:

@@ -35,6 +35,15 @@ def trunk_in(model: Any) -> InternImageTrunk | None:
     return next((part for part in parts if isinstance(part, InternImageTrunk)), None)
 
 
+def samples_points(model: Any) -> bool:
+    """Return True if there is an InternImage in a model, and its operator is DCNv3."""
+    trunk = trunk_in(model)
+    if trunk is None:
+        return False
+    block = cast(InternImageLayer, find_stage(trunk, 1).blocks[0])
+    return isinstance(block.dcn, InternImageDeformableConvolution)
+
+
 def find_trunk(model: nn.Module) -> InternImageTrunk:
     """Return the (first) InternImage in a model.
 
@@ -123,4 +132,14 @@ def run(model: nn.Module, pixel_values: torch.Tensor) -> None:
         model(pixel_values)
 
 
-__all__ = ["Taps", "convolutions", "evaluating", "find_stage", "find_trunk", "recorded_taps", "run", "trunk_in"]
+__all__ = [
+    "Taps",
+    "convolutions",
+    "evaluating",
+    "find_stage",
+    "find_trunk",
+    "recorded_taps",
+    "run",
+    "samples_points",
+    "trunk_in",
+]
