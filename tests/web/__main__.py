@@ -151,20 +151,23 @@ def check_app(chromium, image, label):
     """Run the application in Chromium; return whether it shows what it should."""
     broken = BUILD / "broken.jpg"
     broken.write_bytes(b"no image")
+    huge = BUILD / "huge.png"
+    Image.new("1", (10_000, 6_000)).save(huge)
     pages = app.build([Viewer(str(BUILD / "demo" / "model"))])
     _, address, _ = pages.queue().launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     try:
-        files = {"image": image, "broken": str(broken)}
+        files = {"image": image, "wrong": [str(broken), str(huge)]}
         shown = node("app.mjs", address, chromium, str(BUILD / "app.png"), input=files)
     finally:
         pages.close()
     print(f"the application: {shown}; its picture: {BUILD / 'app.png'}")
     return (
-        shown["first"] == shown["second"] == label
+        shown["first"] == shown["second"] == shown["afterwards"] == shown["next"] == label
         and shown["x"] > 0
         and shown["movedIsAnother"]
         and shown["downloaded"] > 1000
-        and "broken.jpg: cannot be decoded" in shown["message"]
+        and shown["messages"][0].count("broken.jpg: cannot be decoded") == 1
+        and "huge.png: is too large (10000x6000 pixels" in shown["messages"][1]
     )
 
 

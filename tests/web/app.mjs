@@ -1,13 +1,13 @@
 // Use the application in Chromium as a person does; print what it shows as JSON.
 //
-//     node app.mjs ADDRESS CHROMIUM PICTURE < {"image": path, "broken": path}
+//     node app.mjs ADDRESS CHROMIUM PICTURE < {"image": path, "wrong": [paths]}
 
 import { readFileSync } from "node:fs";
 
 import puppeteer from "puppeteer-core";
 
 const [address, executablePath, picture] = process.argv.slice(2);
-const { image, broken } = JSON.parse(readFileSync(0, "utf8"));
+const { image, wrong } = JSON.parse(readFileSync(0, "utf8"));
 const timeout = 120_000;
 const often = { polling: 200 }; // milliseconds; a page in the background draws no frames to wait for
 
@@ -26,7 +26,7 @@ async function open() {
 async function upload(page, path) {
   const clear = await page.$('button[aria-label="Clear"], button[title="Clear"]');
   if (clear) {
-    await clear.click();
+    await clear.evaluate((button) => button.click()); // a message may lie over it
   }
   await (await page.waitForSelector("input[type=file]")).uploadFile(path);
 }
@@ -83,11 +83,27 @@ results.movedIsAnother = moved !== points;
 results.downloaded = await first.evaluate(async (source) => (await (await fetch(source)).arrayBuffer()).byteLength, moved);
 await first.screenshot({ path: picture });
 
-await upload(first, broken);
-const message = await first.waitForFunction(() => {
-  const text = document.querySelector('[data-testid="toast-body"], .toast-body')?.textContent;
-  return text || false;
-}, often);
-results.message = await message.jsonValue();
+results.messages = [];
+for (const path of wrong) {
+  await upload(first, path);
+  const message = await first.waitForFunction(
+    (known) => {
+      const texts = [...document.querySelectorAll('[data-testid="toast-body"], .toast-body')].map((toast) => toast.textContent);
+      return texts.find((text) => !known.includes(text)) || false;
+    },
+    often,
+    results.messages,
+  );
+  results.messages.push(await message.jsonValue());
+}
+await upload(first, image); // and it still works
+results.afterwards = await classOf(first);
+
+const gone = await open(); // a connection that closes while its image is uploaded and computed
+await upload(gone, image);
+await gone.close();
+const next = await open();
+await upload(next, image);
+results.next = await classOf(next);
 await browser.close();
 console.log(JSON.stringify(results));

@@ -93,7 +93,7 @@ def _prediction(viewer: Viewer, image: Any, threshold: Any, api_name: str) -> No
             f"{milliseconds:.0f} ms for {picture.width}x{picture.height} pixels",
         )
 
-    image.change(_caught(predict, len(outputs)), [image, threshold], outputs, api_name=api_name)
+    image.input(_caught(predict, len(outputs)), [image, threshold], outputs, api_name=api_name)
     threshold.release(_caught(predict, len(outputs)), [image, threshold], outputs, api_visibility="private")
 
 
@@ -121,7 +121,7 @@ def _sampling_page(viewer: Viewer, image: Any) -> None:
 
     draw_or_tell, inputs = _caught(draw), [image, x, y, stage, block, layers, group]
     # The page of predictions tells what is wrong with an image.
-    image.change(_caught(viewer.model_view, tell=False), image, view, api_name="model_view")
+    image.input(_caught(viewer.model_view, tell=False), image, view, api_name="model_view")
     view.select(_clicked, None, [x, y], api_visibility="private").then(
         draw_or_tell, inputs, points, api_name="sampling_points"
     )
