@@ -7,7 +7,7 @@ KERNELS := $(shell find kernels -name '*.py' -o -name '*.cpp' -o -name '*.h')
 RELEASE := $(VENV)/release
 LATEST := .venv-latest
 
-.PHONY: demo test test-fast test-latest test-transformers check check-arm64 check-web benchmark wheel clean
+.PHONY: demo test test-fast test-latest test-transformers check check-arm64 check-deepspeed check-hosts check-web benchmark wheel clean
 
 demo: $(VENV)/.demo  ## fine-tune a small InternImage on real images, save, reload, classify (a minute after the installation; downloads no data)
 	$(BIN)/python scripts/demo.py --output-dir demo_output
@@ -50,6 +50,14 @@ check: $(VENV)/.dev  ## lint, format, imports, types, documentation
 
 check-arm64: $(VENV)/.dev  ## the CPU kernels built for arm64, on an emulated processor (needs Debian's cross compiler and qemu-user)
 	PYTHONPATH=tests $(BIN)/python -m arm64
+
+check-hosts: $(VENV)/.dev  ## trainings on two hosts: two network namespaces of this machine (needs root and iproute2)
+	PYTHONPATH=tests $(BIN)/python -m hosts
+
+check-deepspeed: $(VENV)/.dev  ## trainings with DeepSpeed's ZeRO-1, 2 and 3 on the CPU (installs DeepSpeed into build/deepspeed)
+	test -d build/deepspeed || DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/python -m pip install --quiet --no-build-isolation \
+		--no-deps --target build/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
+	DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=build/deepspeed $(BIN)/python $(PYTEST) tests/training/test_deepspeed.py
 
 check-web: $(VENV)/.dev  ## a folder of `export --target web`, and the application, in Node and Chromium (installs npm packages into build/web, 0.5 GB)
 	PYTHONPATH=tests $(BIN)/python -m web

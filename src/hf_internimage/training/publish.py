@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers import SchedulerType, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
@@ -75,6 +76,8 @@ def write_repository(
     training, output = trainer.args, Path(str(trainer.args.output_dir))
     processor: Any = trainer.processing_class
     is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if trainer.is_deepspeed_enabled:
+        unset_hf_deepspeed_config()  # with ZeRO-3, a model is loaded by all processes together
     model: Any = auto_class.from_pretrained(output) if is_sharded else trainer.model
     card = make_card(model)
     add_notes(card, notes)

@@ -35,6 +35,7 @@ from .streams import TrainingStream
 
 logger = logging.get_logger(__name__)
 RECORD_NAME = "run.json"  # see `run_record`
+_GATHER_WEIGHTS = "zero_optimization.stage3_gather_16bit_weights_on_model_save"  # of DeepSpeed's configuration
 _PROCESS_COUNT_NAME = "processes.json"  # holds the number of processes that wrote a checkpoint
 # One of them is in each checkpoint, however little of it was written.
 CHECKPOINT_FILES = (_PROCESS_COUNT_NAME, TRAINER_STATE_NAME, RECORD_NAME)
@@ -196,9 +197,13 @@ class RecipeTrainer(Trainer):
         self.add_callback(self.divergence)
         self.length = _LengthCallback()
         self.add_callback(self.length)
-        if recipe.ema_decay:
-            if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        if plugin is not None and plugin.zero_stage == 3:
+            if recipe.ema_decay:
                 raise ValueError("ema_decay does not work with DeepSpeed's ZeRO-3: use FSDP2, or ZeRO-2 at most.")
+            if not plugin.hf_ds_config.is_true(_GATHER_WEIGHTS):
+                raise ValueError(f"DeepSpeed's ZeRO-3 needs {_GATHER_WEIGHTS}: true, or no finished model is written.")
+        if recipe.ema_decay:
             self.add_callback(_AverageCallback(self))
 
     # ---- Data ----

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Trainings on two hosts with addresses of their own, on one Linux machine."""
