@@ -240,7 +240,8 @@ def test_modules_are_reached_from_the_package():
     printed = run_python(
         f"""
         import hf_internimage
-        assert set({public}) <= set(dir(hf_internimage))
+        optional = {{"app", "reproduction", "training", "visualize"}}  # each needs an extra
+        assert set({public}) - set(dir(hf_internimage)) == optional
         print([getattr(hf_internimage, name).__name__ for name in {public}])
         """
     )

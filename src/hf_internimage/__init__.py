@@ -16,7 +16,6 @@ __version__ = "0.1.0"
 _CLASSES = auto.public_classes()
 _OPTIONAL_CLASSES = auto.optional_classes()
 _MODULES = (
-    "app",
     "checkpoints",
     "complexity",
     "conversion",
@@ -28,12 +27,10 @@ _MODULES = (
     "nn",
     "ops",
     "prediction",
-    "reproduction",
     "segmentation",
     "speed",
-    "training",
-    "visualize",
 )
+_OPTIONAL_MODULES = ("app", "reproduction", "training", "visualize")  # each needs an extra, so `dir` does not list them
 
 _FUNCTIONS = {"export": "exporting", "predict": "prediction"}  # name -> its module, which is imported when it is needed
 
@@ -64,7 +61,7 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f".{_FUNCTIONS[name]}", __name__), name)
     if name in _OPTIONAL_CLASSES:  # not in `__all__`: without their package, this raises an error that names it
         return auto.load(_OPTIONAL_CLASSES[name])
-    if name in _MODULES:
+    if name in _MODULES or name in _OPTIONAL_MODULES:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

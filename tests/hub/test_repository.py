@@ -57,6 +57,7 @@ from hf_internimage import (
     heads,
 )
 from hf_internimage.hub import repository as hub
+from hf_internimage.hub import tokens
 from hf_internimage.hub.tokens import without_tokens
 from hf_internimage_cli.main import main
 
@@ -1141,6 +1142,14 @@ def test_script_prints_no_token(pushed):
 )
 def test_texts_without_tokens(text, token, expected):
     assert without_tokens(text, token) == expected
+
+
+def test_a_token_file_of_another_user_hides_no_error(monkeypatch):
+    def get_token():
+        raise PermissionError(13, "Permission denied", "token")
+
+    monkeypatch.setattr(tokens, "get_token", get_token)
+    assert without_tokens("an error with secret", "secret") == "an error with [token]"
 
 
 @pytest.mark.parametrize("token", [None, True, "given"])

@@ -200,7 +200,7 @@ def test_images_without_objects(tmp_path):
     empty = np.zeros((0, 4), np.float32)
     detection = Detection("a.png", empty, empty[:, 0], [], None, np.zeros(0, np.int64), (40, 48))
     output.add(Source("a.png", image=picture()), detection)
-    assert output.summary() == "objects: none"
+    assert output.summary() == "objects: none; a lower --threshold shows weaker ones"
     output.finish([])
     assert read_json(tmp_path / "predictions.json") == []
     assert len(read_json(tmp_path / "images.json")["images"]) == 1

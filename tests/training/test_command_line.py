@@ -272,6 +272,15 @@ def test_a_wrong_size_is_refused_before_data_are_read(task, tmp_path, capsys):
     assert capsys.readouterr().err == "error: size is 'q', expected one of t, s, b, l, xl, h, g.\n"
 
 
+# ---- Processes ----
+
+
+def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert classification.main([f"--train_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}"]) == 1
+    assert "2 processes were started, but each would train alone: add --use_cpu true" in capsys.readouterr().err
+
+
 # ---- Tokens ----
 
 

@@ -2,6 +2,8 @@
 """What the steps of a training script are given, with steps that only note it."""
 
 import contextlib
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -79,7 +81,7 @@ def test_steps_of_a_training(called, tmp_path):
     trainer, arguments = calls.pop("trainer"), calls.pop("arguments")
     assert list(calls) == [
         "load_config", "load_data", "apply_data_settings", "build_model", "build_processor", "build_trainer",
-        "start_rows", "follow", "refuse_other_run", "train", "evaluate_and_report", "publish",
+        "start_rows", "follow", "add_callback", "refuse_other_run", "train", "evaluate_and_report", "publish",
     ]  # fmt: skip
     assert calls["load_config"] == (("me/backbone",), {"revision": "main", "trust_remote_code": False})
     assert calls["follow"][0][1].rows == [("Model", "a model")]
@@ -110,7 +112,8 @@ def test_options_of_a_run(called, tmp_path):
     assert calls["draw_training"][0] == ([{"loss": 2.0, "step": 2}], tmp_path / "out" / "training.png")
     calls = called(True, NEW_MODEL, options={"ignore_data_changes": True})
     assert calls["refuse_other_run"][0][2] is True
-    assert not {"add_callback", "save", "draw_training", "add_left_out_of_stream"} & set(calls)
+    assert isinstance(calls["add_callback"][0][0], run.SamplingCallback)
+    assert not {"save", "draw_training", "add_left_out_of_stream"} & set(calls)
 
 
 def test_going_on_is_compared_with_the_checkpoint(called, tmp_path):
@@ -265,3 +268,14 @@ def test_a_stream_of_a_trainer(bad_images, tmp_path):
     assert isinstance(stream, TrainingStream)
     assert (stream.seed, stream.buffer_size, stream.rank, stream.world_size) == (5, 7, 0, 1)
     assert stream.bad_images_file == (tmp_path / "bad_images.txt" if bad_images == "skip" else None)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+    run.refuse_output_folder(tmp_path / "a" / "b")
+    run.refuse_output_folder(Path("new"))
+    (tmp_path / "notes.jpg").touch()
+    with pytest.raises(UsageError, match=r"but .*notes\.jpg is a file; name another folder"):
+        run.refuse_output_folder(tmp_path / "notes.jpg" / "out")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UsageError, match=r"/out, which cannot be written: no permission"):
+        run.refuse_output_folder(tmp_path / "out")

@@ -22,7 +22,7 @@ from hf_internimage.training import summary
 from hf_internimage.training.classification.data import ClassificationDataArguments
 from hf_internimage.training.command_line import UsageError
 from hf_internimage.training.metric_words import in_words, metric_name
-from hf_internimage.training.summary import TrainingProgress
+from hf_internimage.training.summary import TrainingProgress, files_in
 
 NUMBER = r"[\d.e+-]+"
 METRICS = {
@@ -288,3 +288,9 @@ def test_bars_stay_out_of_files(capsys):
         assert "Writing model shards: 100%" in capsys.readouterr().err
     finally:
         transformers.utils.logging.disable_progress_bar()
+
+
+def test_checkpoints_are_listed_by_their_numbers(tmp_path):
+    for step in (16, 8, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert dict(files_in(tmp_path))["  checkpoints, to go on from"] == "checkpoint-8, checkpoint-16, checkpoint-100"

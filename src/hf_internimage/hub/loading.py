@@ -19,6 +19,7 @@ _NOTICES = (
     "transformers.models.mask2former.configuration_mask2former",
     "transformers.models.maskformer.configuration_maskformer",
 )
+_COPY = "Without a network, give the folder of a copy of it (docs/how-to/offline.md)."
 _HUB_CLIENT = "huggingface_hub.utils._http"  # writes two lines for each of its tries
 
 
@@ -55,9 +56,11 @@ def loading(name: str | None, *, report_new_weights: bool = False) -> Iterator[N
     try:
         yield
     except OSError as error:
-        if name is None or Path(name).exists() or name in str(error):
+        if name is None or Path(name).exists():
             raise
-        raise OSError(f"{name} cannot be fetched from the Hub: {' '.join(str(error).split())}") from error
+        if name in str(error):
+            raise OSError(f"{' '.join(str(error).split())} {_COPY}") from error
+        raise OSError(f"{name} cannot be fetched from the Hub: {' '.join(str(error).split())} {_COPY}") from error
     finally:
         client.removeFilter(one_line)
         for logger, level in loggers.items():
@@ -80,13 +83,15 @@ def load_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
 
 
 def check_folder(name: str) -> None:
-    """Check that a name is not that of a file, nor of a folder without a model.
+    """Check that a name is that of a folder with a model, or may be one of a repository: owner/name.
 
     Raises: ValueError that says which folder to give instead.
     """
     path = Path(name)
     if path.is_file():
         raise ValueError(f"{name} is a file; give the folder it lies in.")
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise ValueError(f"{name} is no folder; give that of a saved model, or a repository on the Hub, owner/name.")
     if not path.is_dir() or (path / "config.json").exists():
         return
     steps = {folder: folder.name.removeprefix("checkpoint-") for folder in path.glob("checkpoint-*")}

@@ -15,10 +15,17 @@ def without_tokens(text: str, token: str | bool | None = None) -> str:
         text: an error's message, for example.
         token: the one in use, if it is not that of `hf auth login` or HF_TOKEN.
     """
-    for known in (token, get_token()):
+    for known in (token, _stored_token()):
         if isinstance(known, str) and known:
             text = text.replace(known, "[token]")
     return _TOKEN.sub("[token]", text)
+
+
+def _stored_token() -> str | None:
+    try:
+        return get_token()
+    except OSError:  # a file that this user may not read
+        return None
 
 
 __all__ = ["without_tokens"]

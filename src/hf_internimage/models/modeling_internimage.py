@@ -72,7 +72,7 @@ class InternImagePreTrainedModel(LoadingReportMixin, PreTrainedModel):
         elif isinstance(module, nn.Conv2d):  # PyTorch's own default, which the original leaves as it is
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
+                bound = 1 / math.sqrt(module.in_channels // module.groups * math.prod(module.kernel_size))
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
             init.ones_(module.weight)

@@ -268,7 +268,9 @@ class DetectionFiles(Files):
         return [OUTPUT_FILE, "images.json", "boxes/"]
 
     def summary(self) -> str:
-        return f"objects: {self._counts.total():,} ({_listed(self._counts)})" if self._counts else "objects: none"
+        if not self._counts:
+            return "objects: none; a lower --threshold shows weaker ones"
+        return f"objects: {self._counts.total():,} ({_listed(self._counts)})"
 
 
 def files_for(task: str, kind: str) -> type[Files]:

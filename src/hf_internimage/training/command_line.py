@@ -9,11 +9,13 @@ from argparse import Action, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 import yaml
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging
@@ -88,7 +90,8 @@ def parse(
         defaults: values that differ from the dataclasses' and from `DEFAULTS`.
 
     Raises:
-        UsageError: for a file that cannot be used, and settings that do not fit together.
+        UsageError: for a file that cannot be used, settings that do not fit together, and processes that would each
+            train alone.
     """
     kinds = [group.type for group in fields(kind)]  # type: ignore[arg-type]
     parser = HfArgumentParser(
@@ -137,9 +140,19 @@ def parse(
                 chosen.total_train_batch_size, chosen.per_device_train_batch_size, count_devices(chosen.use_cpu)
             )
             parser.set_defaults(gradient_accumulation_steps=steps)
-        return kind(*parser.parse_args_into_dataclasses(args=argv))
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if processes > 1 and chosen.use_cpu:  # transformers would leave out the time-out
+            time_out = timedelta(seconds=chosen.ddp_timeout)
+            PartialState(cpu=True, backend=chosen.ddp_backend, timeout=time_out)
+        arguments = kind(*parser.parse_args_into_dataclasses(args=argv))
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if arguments.training.world_size < processes:
+        raise UsageError(
+            f"{processes} processes were started, but each would train alone: add --use_cpu true, which machines "
+            "without GPUs need."
+        )
+    return arguments
 
 
 def _given(parser: HfArgumentParser, argv: list[str]) -> set[str]:

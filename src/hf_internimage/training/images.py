@@ -68,8 +68,8 @@ class ImageReader:
             self.read_otherwise[zlib.crc32(data) % len(self.read_otherwise)] = 1
             if is_first:
                 logger.warning(
-                    f"{name} has 16 bits or transparency, which pipelines of transformers read differently: give them "
-                    "rgb_images.to_rgb(image)."
+                    f"{name} has 16 bits or transparency. Nothing to do here; pipelines need "
+                    "hf_internimage.models.rgb_images.to_rgb(image)."
                 )
         return rgb, data
 

@@ -102,6 +102,7 @@ def run_training(arguments: Any, task: Task) -> None:
         UsageError, ValueError, OSError: in one sentence, for arguments, data or a checkpoint that cannot be used.
     """
     training: TrainingArguments = arguments.training
+    refuse_output_folder(Path(str(training.output_dir)))
     set_seed(training.seed)
     training.dataloader_num_workers = min(training.dataloader_num_workers, usable_cpus())
     overwrite = arguments.run.overwrite_output_dir
@@ -191,6 +192,15 @@ def find_checkpoint(training: TrainingArguments, overwrite: bool = False) -> Pat
     if not Path(name, "trainer_state.json").is_file():
         raise UsageError(f"resume_from_checkpoint={name} holds no complete checkpoint: trainer_state.json is missing.")
     return Path(name)
+
+
+def refuse_output_folder(folder: Path) -> None:
+    """Raise UsageError, before the data are read, for a folder that cannot be made or written to."""
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(f"output_dir is {folder}, but {existing} is a file; name another folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"output_dir is {folder}, which cannot be written: no permission; name another folder.")
 
 
 def usable_cpus() -> int:

@@ -323,7 +323,11 @@ def _read_class_folders(
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     usual = {name for split in SPLITS.values() for name in split}
     if names and usual.issuperset(map(str.lower, names)):
-        raise ValueError(f"{folder}: holds splits, not classes ({listed(names)}); set train_dir, validation_dir, ...")
+        first = next((name for name in names if name.lower() in SPLITS["train"]), names[0])
+        raise ValueError(
+            f"{folder}: holds splits, not classes ({listed(names)}); set train_dir, validation_dir and test_dir: "
+            f"--train_dir {os.path.join(folder, first)}, and so on."
+        )
     if not images:
         raise ValueError(f"{folder}: holds no images, Parquet files or .tar files; check the path.")
     index_of = {name: index for index, name in enumerate(names)}

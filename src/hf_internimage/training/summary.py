@@ -3,6 +3,7 @@
 
 import contextlib
 import logging
+import re
 import shlex
 import sys
 import time
@@ -285,11 +286,16 @@ def best_row(trainer: Any) -> Rows:
     return [("Best", f"{in_words({name.removeprefix('eval_'): state.best_metric})} at step {state.best_global_step:,}")]
 
 
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts checkpoint-8 before checkpoint-16."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
 def files_in(folder: Path) -> Rows:
     """Return what a training or an evaluation has written to its output folder, as rows."""
     rows = []
     for patterns, kind in _FILES:
-        names = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+        names = sorted((path.name for pattern in patterns for path in folder.glob(pattern)), key=_by_number)
         if names:
             rows.append((f"  {kind}", listed(names, 6)))
     return rows

@@ -460,8 +460,8 @@ class _LengthCallback(TrainerCallback):
             )
         if 0 < state.global_step == state.max_steps:
             logger.warning(
-                f"The training is finished, with {state.max_steps} steps: nothing is trained. More num_train_epochs or "
-                "max_steps go on, --overwrite_output_dir starts anew."
+                f"The training is finished, with {state.max_steps} steps: nothing is trained. More --num_train_epochs "
+                "or --max_steps go on, --overwrite_output_dir starts anew."
             )
 
 

@@ -109,7 +109,7 @@ def match_labels(data_names: Sequence[str], model_names: Sequence[str], match: s
         first_names = ", ".join(repr(name) for name in model_names[:3])
         raise ValueError(
             f"{len(missing)} of {len(data_names)} classes of the data are not, or not once, among the model's "
-            f"({some}; the model's begin {first_names}): rename them, or set match_labels to index if the order is the "
+            f"({some}; the model's begin {first_names}): rename them, or set --match_labels index if the order is the "
             "same."
         )
     return [index_of[name] for name in data_names], "name"

@@ -115,7 +115,9 @@ def read_vocabulary(
     if classes is not None and classes != len(keys):
         raise ValueError(f"num_classes is {classes}, but column {column!r} has {len(keys)} classes.")
     if len(keys) < 2 - is_list:
-        raise ValueError(f"Column {column!r} holds fewer than two classes ({', '.join(names)}); check the data.")
+        raise ValueError(
+            f"Column {column!r} holds fewer than two classes ({', '.join(names)}); of folders, each class has one."
+        )
     return Vocabulary(tuple(keys), tuple(names), is_list)
 
 
