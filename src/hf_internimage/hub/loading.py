@@ -58,9 +58,10 @@ def loading(name: str | None, *, report_new_weights: bool = False) -> Iterator[N
     except OSError as error:
         if name is None or Path(name).exists():
             raise
+        text = " ".join(str(error).split()).rstrip(".")
         if name in str(error):
-            raise OSError(f"{' '.join(str(error).split())} {_COPY}") from error
-        raise OSError(f"{name} cannot be fetched from the Hub: {' '.join(str(error).split())} {_COPY}") from error
+            raise OSError(f"{text}. {_COPY}") from error
+        raise OSError(f"{name} cannot be fetched from the Hub: {text}. {_COPY}") from error
     finally:
         client.removeFilter(one_line)
         for logger, level in loggers.items():
