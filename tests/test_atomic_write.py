@@ -5,6 +5,7 @@ import errno
 import itertools
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,29 @@ def test_after_an_error_everything_is_as_before(tmp_path):
         fail()
     assert destination.read_text() == "old"
     assert list(tmp_path.iterdir()) == [destination]
+
+
+def test_missing_parents_are_made_at_the_end(tmp_path):
+    def write(fails):
+        with atomic_write(tmp_path / "a" / "b" / "model") as path:
+            path.mkdir()
+            assert not (tmp_path / "a").exists()
+            if fails:
+                raise OSError("disk is full")
+
+    with pytest.raises(OSError, match="disk is full"):
+        write(fails=True)
+    assert list(tmp_path.iterdir()) == []
+    write(fails=False)
+    assert (tmp_path / "a" / "b" / "model").is_dir()
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+def test_missing_parents_of_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with atomic_write(Path("a/model")) as path:
+        path.write_text("new")
+    assert Path("a/model").read_text() == "new"
 
 
 def test_a_folder_with_files_is_not_replaced(tmp_path):

@@ -23,12 +23,16 @@ def atomic_write(destination: Path) -> Iterator[Path]:
 
     The path is in a temporary folder beside `destination`, whose name is always the same: what a killed process left
     there is removed by the next one. After an error in the block, `destination` is as it was; a `return` counts as the
-    end of the block. A new file replaces an older one, and a new folder an empty one.
+    end of the block. A new file replaces an older one, and a new folder an empty one. Missing parents of `destination`
+    are made at the end; the temporary folder is beside the first of them then.
 
     Raises:
         OSError: if the temporary folder cannot be made, or the new file or folder cannot take its place.
     """
-    scratch = destination.parent / f".{destination.name}{_UNFINISHED}"
+    beside = destination
+    while not os.path.lexists(beside.parent):
+        beside = beside.parent
+    scratch = beside.with_name(f".{destination.name}{_UNFINISHED}")
     if scratch.exists():
         shutil.rmtree(scratch)
     scratch.mkdir()
@@ -37,6 +41,7 @@ def atomic_write(destination: Path) -> Iterator[Path]:
         yield path
         if path.is_dir() and destination.is_dir():
             destination.rmdir()  # empty; Windows does not replace folders
+        destination.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, destination)
     finally:
         shutil.rmtree(scratch)

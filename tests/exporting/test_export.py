@@ -2,6 +2,7 @@
 """Exported folders: what they hold, that they compute what the model does, and what is refused."""
 
 import json
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -40,26 +41,29 @@ def saved(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_command_writes_a_folder(saved, tmp_path, capsys):
-    assert main(["export", str(saved), str(tmp_path / "out")]) == 0
+    folder = tmp_path / "new" / "out"  # parents are made
+    assert main(["export", str(saved), str(folder)]) == 0
     printed = capsys.readouterr().out
     model = InternImageForImageClassification.from_pretrained(saved).eval()
     for shape in ((2, 3, 48, 80), (1, 3, SIDE, SIDE)):
         pixels = torch.randn(shape)
         with torch.no_grad():
             torch.testing.assert_close(
-                logits(tmp_path / "out" / "model.onnx", pixels), model(pixels).logits, rtol=0, atol=1e-5
+                logits(folder / "model.onnx", pixels), model(pixels).logits, rtol=0, atol=1e-5
             )
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]["1"] == "dog"
-    assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["crop_size"]["height"] == SIDE
-    report = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert json.loads((folder / "config.json").read_text())["id2label"]["1"] == "dog"
+    assert json.loads((folder / "preprocessor_config.json").read_text())["crop_size"]["height"] == SIDE
+    report = json.loads((folder / "export.json").read_text())
     assert report["dynamic"]
     assert report["file"] == "model.onnx"
     assert [entry["shape"] for entry in report["comparisons"]] == [[1, 3, 83, 56], [3, 3, 56, 81]]
-    assert str(tmp_path / "out" / "model.onnx") in printed
+    assert str(folder / "model.onnx") in printed
     assert "opset 20" in printed
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.name for path in folder.iterdir()) == [
         *("config.json", "export.json", "model.onnx", "preprocessor_config.json")
     ]
+    for package in (torch, hf_internimage):
+        assert str(Path(package.__file__).parent).encode() not in (folder / "model.onnx").read_bytes()
 
 
 @pytest.mark.slow

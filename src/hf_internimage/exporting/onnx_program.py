@@ -14,6 +14,8 @@ from .options import Options
 from .proof import example_pixels
 from .system import System
 
+_STACK_TRACE = "pkg.torch.onnx.stack_trace"  # of each node: names folders of this machine
+
 
 def export_onnx(
     system: System, options: Options, *, opset: int, translations: Mapping[Callable[..., Any], Callable[..., Any]]
@@ -32,7 +34,7 @@ def export_onnx(
     pixels = example_pixels(system, options)
     try:
         with quiet_exporter(), torch.no_grad():
-            return torch.onnx.export(
+            program: Any = torch.onnx.export(
                 system,
                 (pixels,),
                 input_names=["pixel_values"],
@@ -45,6 +47,10 @@ def export_onnx(
             )
     except Exception as error:  # the exporter raises many kinds
         raise ExportError(failure(error, options.dynamic)) from error
+    for graph in (program.model.graph, *program.model.functions.values()):
+        for node in graph.all_nodes():
+            node.metadata_props.pop(_STACK_TRACE, None)
+    return program
 
 
 @contextlib.contextmanager

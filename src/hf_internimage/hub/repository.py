@@ -321,7 +321,6 @@ def _save(
     max_shard_size: int | str,
 ) -> list[str]:
     """Write the repository, or leave everything as it was. Return the names of the files written."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
     exists = destination.is_dir()
     with atomic_update(destination, is_weights) if exists else atomic_write(destination) as new:
         with writing(destination):

@@ -105,7 +105,6 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"Fashion-MNIST cannot be read: {error}", file=sys.stderr)
         return 1
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(options.output) as folder:
         for split, (images, labels) in splits.items():
             write(images, labels, folder / split)

@@ -219,7 +219,6 @@ def main(argv: list[str] | None = None) -> int:
     if options.output.exists():
         print(f"{options.output} exists: give a new folder.", file=sys.stderr)
         return 2
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_write(options.output) as folder:
             for split in SPLITS:
