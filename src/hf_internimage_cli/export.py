@@ -41,8 +41,8 @@ examples:
     parser.add_argument("--static", action="store_true", help="for one image of --size, not for any size and batch")
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--half", action="store_true", help="weights in float16; for onnx and openvino")
-    precision.add_argument("--int8", action="store_true", help="linear layers in 8 bits; for onnx")
-    calibration_help = "images that tell the ranges of 8-bit numbers; default: computed when the file runs"
+    precision.add_argument("--int8", action="store_true", help="linear layers in 8 bits; for onnx and openvino")
+    calibration_help = "images that tell the ranges of 8-bit numbers; default: none, see the documentation"
     parser.add_argument("--calibration", type=Path, metavar="DIR", help=calibration_help)
 
 

@@ -39,7 +39,7 @@ _EXTRAS = {
     "gradio": "app",
     "kernels": "hub-kernel",
     "torchvision": "torchvision",
-    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "openvino"), "export"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "openvino", "nncf"), "export"),
 }  # package -> what installs it, if it is not train
 
 

@@ -48,9 +48,7 @@ def test_the_command_writes_a_folder(saved, tmp_path, capsys):
     for shape in ((2, 3, 48, 80), (1, 3, SIDE, SIDE)):
         pixels = torch.randn(shape)
         with torch.no_grad():
-            torch.testing.assert_close(
-                logits(folder / "model.onnx", pixels), model(pixels).logits, rtol=0, atol=1e-5
-            )
+            torch.testing.assert_close(logits(folder / "model.onnx", pixels), model(pixels).logits, rtol=0, atol=1e-5)
     assert json.loads((folder / "config.json").read_text())["id2label"]["1"] == "dog"
     assert json.loads((folder / "preprocessor_config.json").read_text())["crop_size"]["height"] == SIDE
     report = json.loads((folder / "export.json").read_text())

@@ -2,11 +2,13 @@
 """Files in half precision and in 8 bits."""
 
 import json
+import sys
 from collections import Counter
 
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from PIL import Image
@@ -48,7 +50,7 @@ PROGRAMS = {}
 def test_precisions_that_a_target_does_not_have(tmp_path, model):
     for arguments, message in (
         ({"half": True, "int8": True}, "half and int8 are two precisions; choose one"),
-        ({"target": "aoti", "int8": True}, "target aoti has no int8; onnx can"),
+        ({"target": "aoti", "int8": True}, "target aoti has no int8; onnx and openvino can"),
         ({"target": "torchscript", "half": True}, "target torchscript has no half; onnx and openvino can"),
         ({"calibration": tmp_path}, "calibration is for int8; add int8, or leave it out"),
         ({"int8": True, "calibration": tmp_path}, "Calibration needs the model's image processor"),
@@ -95,27 +97,35 @@ def test_int8_computes_ranges_when_it_runs(model, tmp_path):
     kinds = Counter(node.op_type for node in nodes)
     assert kinds.keys() >= INT8
     # A block has linear layers for values, results, offsets and masks, and two more; one is for the classes.
-    assert kinds["MatMulInteger"] == 2 * 4 + 1
-    assert kinds["MatMul"] + kinds["Gemm"] == 2 * 2
+    assert kinds["MatMulInteger"] == 2 * 6 + 1
+    assert kinds["MatMul"] + kinds["Gemm"] == 0
+    assert report.megabytes < report.float_megabytes
+    assert f"({report.megabytes / report.float_megabytes:.2f} of {report.float_megabytes:.1f} MB in float32)" in str(
+        report
+    )
     pixels = torch.randn(2, 3, 48, 80)
     (logits,) = onnxruntime.InferenceSession(report.file).run(["logits"], {"pixel_values": pixels.numpy()})
     with torch.no_grad():
         assert torch.cosine_similarity(torch.from_numpy(logits), model(pixels).logits).min() > 0.99
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_program")
-def test_int8_with_calibration(model, tmp_path):
-    (tmp_path / "images").mkdir()
+def write_images(folder):
+    folder.mkdir()
     generator = np.random.default_rng(0)
     for number in range(4):
         small = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-        small.resize((80, 70)).save(tmp_path / "images" / f"{number}.png")
+        small.resize((80, 70)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_program")
+def test_int8_with_calibration(model, tmp_path):
     report = export(
         model,
         tmp_path / "out",
         int8=True,
-        calibration=tmp_path / "images",
+        calibration=write_images(tmp_path / "images"),
         image_processor=default_image_processor(model.config),
     )
     assert [comparison.shape for comparison in report.comparisons] == [(1, 3, SIDE, SIDE)] * 4 + [
@@ -130,6 +140,47 @@ def test_int8_with_calibration(model, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_program")
+@pytest.mark.parametrize("calibrated", [False, True], ids=["weights", "products"])
+def test_int8_of_openvino(model, tmp_path, calibrated):
+    pytest.importorskip("nncf", reason="NNCF is not installed")
+    report = export(
+        model,
+        tmp_path / "out",
+        target="openvino",
+        size=SIDE,
+        int8=True,
+        calibration=write_images(tmp_path / "images") if calibrated else None,
+        image_processor=default_image_processor(model.config),
+    )
+    assert report.dynamic
+    assert {comparison.shape[2:] for comparison in report.comparisons} >= {(83, 56), (56, 81)}  # run, not only read
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert report.file.with_suffix(".bin").stat().st_size < 3 * parameters  # four bytes in float32
+    core = openvino.Core()
+    linear = [each for each in core.read_model(report.file).get_ops() if openvino_target._is_linear(each)]
+    assert linear == []  # no weights are left in float32
+    operators = core.read_model(report.file).get_ops()
+    kinds = Counter(str(each.get_element_type()) for each in operators if each.get_type_name() == "Constant")
+    assert kinds["<Type: 'int8_t'>"] + kinds["<Type: 'uint8_t'>"] >= 2 * 6 + 1
+    quantised = [each for each in operators if each.get_type_name() == "FakeQuantize"]
+    assert bool(quantised) == calibrated
+    assert all(each.input(1).get_partial_shape().is_static for each in quantised)
+    pixels = torch.randn(2, 3, 48, 80)
+    (logits,) = openvino_target.load(report.file)(pixels)
+    with torch.no_grad():
+        assert torch.cosine_similarity(logits, model(pixels).logits).min() > 0.99
+
+
+def test_openvino_without_nncf_says_so_before_the_work(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    monkeypatch.setattr(openvino_target, "export_onnx", None)
+    with pytest.raises(ModuleNotFoundError, match="nncf"):
+        export(model, tmp_path / "out", target="openvino", size=SIDE, int8=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_program")
 def test_bad_int8_leaves_nothing(model, tmp_path, monkeypatch):
     def coarse(file, pixels):
         loaded = onnx.load(file)
@@ -139,6 +190,7 @@ def test_bad_int8_leaves_nothing(model, tmp_path, monkeypatch):
                 step = np.abs(values).max()
                 tensor.CopyFrom(onnx.numpy_helper.from_array(np.round(values / step) * step, tensor.name))
         onnx.save(loaded, file)
+        return file
 
     assert onnx_precision.to_int8 is target.to_int8
     monkeypatch.setattr(target, "to_int8", coarse)

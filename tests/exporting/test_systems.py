@@ -173,7 +173,7 @@ def choosing(system, change):
     def results(pixels):
         with QueryChoice() as choice:
             system.model(pixel_values=pixels)
-        return system.on_queries(pixels, change(choice.chosen.clone()), 1.0)
+        return system.on_queries(pixels, QueryChoice(change(choice.chosen.clone()), 1.0))
 
     return results
 
@@ -194,6 +194,29 @@ def test_queries_of_equal_scores_may_change_places(detector):
         compare(detector, choosing(detector, exchange), [random_pixels(SHAPE)], 1e-6)
 
 
+def test_queries_of_8_bit_files(detector):
+    def others(positions):
+        number = positions.shape[1]
+        return torch.tensor([[i for i in range(2 * number) if i not in row][:number] for row in positions.tolist()])
+
+    def exchanged(pixels):
+        """What a file returns whose queries are right, but in another order than their positions."""
+        logits, *rest = choosing(detector, torch.clone)(pixels)
+        return [logits.roll(1, 1), *rest]
+
+    def by_cosine(run):
+        return compare(detector, torch.no_grad()(run), [random_pixels(SHAPE)], 0.99, by_cosine=True)
+
+    (comparison,) = by_cosine(choosing(detector, torch.clone))
+    assert comparison.same_queries == 1
+    assert comparison.cosine == pytest.approx({"logits": 1, "pred_boxes": 1, "last_hidden_state": 1})
+    assert "queries of the same positions 100.0%" in str(comparison)
+    with pytest.raises(ExportError, match="queries of other positions than the model, whose scores differ by"):
+        by_cosine(choosing(detector, others))
+    with pytest.raises(ExportError, match="the least cosine of logits"):
+        by_cosine(exchanged)
+
+
 def test_a_query_is_made_once(detector):
     def twice(positions):
         positions[:, 1] = positions[:, 0]
@@ -203,7 +226,7 @@ def test_a_query_is_made_once(detector):
     with torch.no_grad(), QueryChoice() as choice:
         detector.model(pixel_values=pixels)
     with pytest.raises(ExportError, match="not as many different ones"), torch.no_grad():
-        detector.on_queries(pixels, twice(choice.chosen.clone()), 1.0)
+        detector.on_queries(pixels, QueryChoice(twice(choice.chosen.clone()), 1.0))
 
 
 def test_sizes_are_multiples_where_the_model_needs_them(detector):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Export a model to a folder for another runtime; the folder appears only if the file computes what the model does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -34,18 +34,20 @@ class Target(NamedTuple):
         module: of the package `targets`.
         tolerance: greatest relative error in float32.
         precisions: that it can have besides float32.
+        int8_beside: whether it has a second file, in 8 bits.
     """
 
     module: str
     tolerance: float = 1e-4
     precisions: tuple[str, ...] = ()
+    int8_beside: bool = False
 
 
 TARGETS: Mapping[str, Target] = {
     "onnx": Target("onnx", precisions=("half", "int8")),
     "onnxruntime": Target("onnxruntime"),
-    "web": Target("web"),
-    "openvino": Target("openvino", precisions=("half",)),
+    "web": Target("web", int8_beside=True),
+    "openvino": Target("openvino", precisions=("half", "int8")),
     "torchscript": Target("torchscript"),
     "aoti": Target("aoti"),
     "tensorrt": Target("tensorrt"),
@@ -79,8 +81,8 @@ def export(
         static: write a file for one image of this size, in place of one for any size and batch.
         half: write weights in float16.
         int8: write weights and products of linear layers in 8 bits.
-        calibration: folder of images that tell the ranges of 8-bit numbers before the file runs; None to compute them
-            when it runs.
+        calibration: folder of images that tell the ranges of 8-bit numbers before the file runs; without, ONNX files
+            compute them when they run, and OpenVINO's files have only weights in 8 bits.
 
     Raises:
         ExportError: if the model cannot be exported so, or the file's results differ from the model's.
@@ -106,20 +108,26 @@ def export(
         )
     writer: ModuleType = import_module(f".targets.{TARGETS[target].module}", __package__)
     images = () if calibration is None else read_calibration(calibration, image_processor)
-    options = Options(_image_size(size, model, image_processor), not static, image_processor, precision, images)
+    options = Options(_image_size(size, model, image_processor), not static, image_processor, precision)
     system = System(model)
     system.name_outputs(random_pixels((1, system.num_channels, *options.image_size)))
 
     with atomic_write(folder) as path:
         path.mkdir()
         file = writer.write(system, path, options)
+        float_megabytes = None
+        if precision == "int8":
+            float_megabytes = _megabytes(path)
+            file = writer.to_int8(file, images)
         details = writer.describe(file)
         run = writer.load(file)
         float_tolerance = TARGETS[target].tolerance
         tolerance = {"half": _HALF_TOLERANCE, "int8": LEAST_COSINE}.get(precision, float_tolerance)
-        batches = _batches(system, options)
+        batches = _batches(system, options, images)
         try:
             comparisons = compare(system, run, batches, tolerance, by_cosine=precision == "int8")
+            if TARGETS[target].int8_beside:
+                details |= _int8_beside(writer, file, system, batches)
         except ExportError as error:
             raise ExportError(f"{error}{STATIC_ADVICE if options.dynamic else ''}") from error
         milliseconds, eager_milliseconds = measure(system, run, (1, system.num_channels, *options.image_size))
@@ -132,7 +140,8 @@ def export(
             target=target,
             precision=precision,
             file=folder / file.relative_to(path),
-            megabytes=sum(part.stat().st_size for part in path.rglob("*") if part.is_file()) / 1e6,
+            megabytes=_megabytes(path),
+            float_megabytes=float_megabytes,
             dynamic=options.dynamic,
             size_divisor=system.size_divisor,
             image_size=options.image_size,
@@ -146,6 +155,25 @@ def export(
         )
         report.write_json(path / "export.json")
     return report
+
+
+def _int8_beside(writer: ModuleType, file: Path, system: System, batches: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Write the file in 8 bits, compare it with the model, and return what the report says about it."""
+    int8_file = writer.to_int8(file)
+    comparisons = compare(system, writer.load(int8_file), batches, LEAST_COSINE, by_cosine=True)
+    images = sum(len(pixels) for pixels in batches)
+    same = sum(len(pixels) * (each.same_class or 0) for pixels, each in zip(batches, comparisons, strict=True))
+    size = int8_file.stat().st_size
+    return {
+        "int8: megabytes": round(size / 1e6, 1),
+        "int8: of float32": round(size / file.stat().st_size, 2),
+        "int8: least cosine of logits": round(min(each.cosine["logits"] for each in comparisons), 6),
+        "int8: same class": f"{same:.0f} of {images}",
+    }
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(part.stat().st_size for part in folder.rglob("*") if part.is_file()) / 1e6
 
 
 def _load_processor(model: PreTrainedModel, name: str) -> Any:
@@ -183,21 +211,21 @@ def _shapes(system: System, options: Options) -> list[tuple[int, int, int, int]]
     return [(1, system.num_channels, *first), (3, system.num_channels, *second)]
 
 
-def _batches(system: System, options: Options) -> list[torch.Tensor]:
+def _batches(system: System, options: Options, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return what the model and the file are compared on: random pixels, or the images of the calibration.
 
     Of the latter come all as they are, and the first ones in the other sizes that a dynamic file takes.
     """
     shapes = _shapes(system, options)
-    if not options.calibration:
+    if not images:
         return [random_pixels(shape) for shape in shapes]
-    first = [options.calibration[i % len(options.calibration)] for i in range(3)]
+    first = [images[i % len(images)] for i in range(3)]
     others = [
         torch.cat([functional.interpolate(pixels, shape[2:], mode="bilinear") for pixels in first[: shape[0]]])
         for shape in shapes
         if options.dynamic
     ]
-    return [*options.calibration, *others]
+    return [*images, *others]
 
 
 def _precision(target: str, *, half: bool, int8: bool, calibration: str | Path | None) -> str:

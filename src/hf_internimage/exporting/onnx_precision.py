@@ -17,8 +17,6 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 # ONNX Runtime's kernels for the CPU know them in float32 only.
 _FLOAT32_OPERATORS = ["DeformConv"]
 _EIGHT_BIT_OPERATORS = ["MatMul", "Gemm"]
-_FLOAT_LAYERS = ("dcn.offset", "dcn.mask")  # where DCNv3 samples: small layers, and an error moves whole samples
-_SCOPES = "pkg.torch.onnx.name_scopes"  # of a node: the modules that it comes from
 
 
 def to_half(file: Path) -> None:
@@ -29,20 +27,14 @@ def to_half(file: Path) -> None:
     onnx.save(half, file)
 
 
-def to_int8(file: Path, pixels: Sequence[torch.Tensor]) -> None:
-    """Make the weights and products of linear layers 8 bits, except those of offsets and masks.
+def to_int8(file: Path, pixels: Sequence[torch.Tensor] = ()) -> Path:
+    """Make the weights and products of linear layers 8 bits; return the file.
 
     Args:
         file: is replaced.
         pixels: images (1, C, H, W) that tell the ranges of the layers' inputs; without any, the file computes the range
             of each input when it runs.
     """
-    left_out = [
-        node.name
-        for node in onnx.load(file, load_external_data=False).graph.node
-        if any(scope.endswith(_FLOAT_LAYERS) for scope in _scopes(node))
-    ]
-    settings: dict[str, Any] = {"op_types_to_quantize": _EIGHT_BIT_OPERATORS, "nodes_to_exclude": left_out}
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch, _quiet():
         result = Path(scratch) / file.name
         # On processors without VNNI, products of int8 weights of full range overflow in 16 bits.
@@ -55,16 +47,12 @@ def to_int8(file: Path, pixels: Sequence[torch.Tensor]) -> None:
                 weight_type=QuantType.QInt8,
                 per_channel=True,
                 reduce_range=True,
-                **settings,
+                op_types_to_quantize=_EIGHT_BIT_OPERATORS,
             )
         else:
-            quantize_dynamic(file, result, weight_type=QuantType.QUInt8, **settings)
+            quantize_dynamic(file, result, weight_type=QuantType.QUInt8, op_types_to_quantize=_EIGHT_BIT_OPERATORS)
         result.replace(file)
-
-
-def _scopes(node: Any) -> list[str]:
-    text = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "")
-    return [scope.strip("'\"") for scope in text.strip("[]").split(", ")]
+    return file
 
 
 class _Reader:

@@ -4,8 +4,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 
 @dataclass(frozen=True)
 class Options:
@@ -16,14 +14,12 @@ class Options:
         dynamic: whether the file takes any size and batch, else one image of `image_size`.
         image_processor: the model's, or None.
         precision: "float32", "half" or "int8".
-        calibration: pixels (1, C, H, W) of images that tell the ranges of 8-bit numbers.
     """
 
     image_size: tuple[int, int]
     dynamic: bool = True
     image_processor: Any = None
     precision: str = "float32"
-    calibration: tuple[torch.Tensor, ...] = ()
 
 
 __all__ = ["Options"]

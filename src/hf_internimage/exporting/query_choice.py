@@ -19,11 +19,11 @@ class QueryChoice(TorchFunctionMode):
 
     Args:
         positions: (N, Q), or None.
-        tolerance: by how much the scores of these may differ from the best ones in order, over the greatest absolute
-            score.
+        tolerance: by how much the scores of these may differ from the best ones in order, over the range of all scores.
 
     Attributes:
         chosen: (N, Q), the positions by falling score; None if the model has chosen none.
+        agreement: share of `positions` that the model chooses itself; None without positions.
 
     Raises:
         ExportError: in the model's run, if the positions are not as good as its own.
@@ -33,6 +33,7 @@ class QueryChoice(TorchFunctionMode):
         super().__init__()
         self.positions, self.tolerance = positions, tolerance
         self.chosen: torch.Tensor | None = None
+        self.agreement: float | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -40,7 +41,9 @@ class QueryChoice(TorchFunctionMode):
         if func not in (torch.topk, torch.Tensor.topk) or args[0].dim() != 2 or self.chosen is not None:
             return result
         if self.positions is not None:
+            own = result.indices
             result = torch.return_types.topk(_taken(args[0], result.values, self.positions, self.tolerance))
+            self.agreement = float((self.positions[:, :, None] == own[:, None, :]).any(2).double().mean())
         self.chosen = result.indices
         return result
 
@@ -57,11 +60,11 @@ def _taken(
     ):
         raise ExportError("the positions of the file's queries are not as many different ones as the model's.")
     values = scores.gather(1, positions)
-    difference = float((values - best).abs().max() / scores.abs().max().clamp(min=1e-12))
+    difference = float((values - best).abs().max() / (scores.max() - scores.min()).clamp(min=1e-12))
     if not difference <= tolerance:  # NaN compares false
         raise ExportError(
             f"the file makes its queries of other positions than the model, whose scores differ by {difference:.2e} of "
-            f"the greatest; the tolerance is {tolerance:g}."
+            f"the scores' range; the tolerance is {tolerance:g}."
         )
     return values, positions
 

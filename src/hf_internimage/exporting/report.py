@@ -15,8 +15,11 @@ class Comparison:
         shape: (N, C, H, W) of the pixels.
         error: name of an output -> greatest absolute difference.
         relative_error: the same over the greatest absolute value of the model's output.
-        cosine: name of an output -> least cosine of an image's tensor and the model's; of 8-bit files only.
+        cosine: name of an output -> least cosine of an image's tensor and the model's, for maps and queries after
+            their mean is subtracted; of 8-bit files only.
         same_class: share of images with the model's greatest logit; of classifiers' 8-bit files only.
+        same_queries: share of the file's queries that the model makes of the same positions; of detectors only that
+            choose positions, such as DINO.
     """
 
     shape: tuple[int, ...]
@@ -24,6 +27,7 @@ class Comparison:
     relative_error: dict[str, float]
     cosine: dict[str, float] = field(default_factory=dict)
     same_class: float | None = None
+    same_queries: float | None = None
 
     def __str__(self) -> str:
         parts = [
@@ -31,7 +35,8 @@ class Comparison:
             for name in self.error
         ]
         parts += [f"least cosine of {name} {value:.5f}" for name, value in self.cosine.items()]
-        parts += [] if self.same_class is None else [f"same class {self.same_class:.1%}"]
+        shares = {"same class": self.same_class, "queries of the same positions": self.same_queries}
+        parts += [f"{name} {share:.1%}" for name, share in shares.items() if share is not None]
         return f"compared with the model on {'x'.join(map(str, self.shape))}: {', '.join(parts)}"
 
 
@@ -45,6 +50,7 @@ class ExportReport:
         precision: "float32", "half" or "int8".
         file: the file to load.
         megabytes: of all files of the model, 10^6 bytes.
+        float_megabytes: of the same files in float32; of 8-bit files only.
         dynamic: whether batches and images may have any size; else they have `image_size`, and one image a batch.
         size_divisor: height and width are multiples of it.
         image_size: (height, width) in pixels of the export.
@@ -62,6 +68,7 @@ class ExportReport:
     precision: str
     file: Path
     megabytes: float
+    float_megabytes: float | None
     dynamic: bool
     size_divisor: int
     image_size: tuple[int, int]
@@ -89,9 +96,12 @@ class ExportReport:
         if self.dynamic:
             multiples = f" of multiples of {self.size_divisor}" if self.size_divisor > 1 else ""
             sizes = f"any size{multiples} and batch"
+        ratio = ""
+        if self.float_megabytes is not None:
+            ratio = f" ({self.megabytes / self.float_megabytes:.2f} of {self.float_megabytes:.1f} MB in float32)"
         details = ", ".join(f"{name} {value}" for name, value in self.details.items())
         lines = [
-            f"{self.model} for {self.target} in {self.precision}: {self.file}, {self.megabytes:.1f} MB, {sizes}",
+            f"{self.model} for {self.target} in {self.precision}: {self.file}, {self.megabytes:.1f} MB{ratio}, {sizes}",
             *([details] if details else []),
             *map(str, self.comparisons),
             f"one image of {height}x{width}: {self.milliseconds:.4g} ms, PyTorch {self.eager_milliseconds:.4g} ms "

@@ -73,11 +73,9 @@ class System(nn.Module):
         with SymbolicSizes():
             return _flat(self._outputs(pixel_values, QueryChoice()))
 
-    def on_queries(
-        self, pixel_values: torch.Tensor, positions: torch.Tensor, tolerance: float
-    ) -> tuple[torch.Tensor, ...]:
-        """Return the model's tensors with queries from these positions, and the positions; see `QueryChoice`."""
-        return _flat(self._outputs(pixel_values, QueryChoice(positions, tolerance)))
+    def on_queries(self, pixel_values: torch.Tensor, choice: QueryChoice) -> tuple[torch.Tensor, ...]:
+        """Return the model's tensors with queries from the positions of the choice, and the positions."""
+        return _flat(self._outputs(pixel_values, choice))
 
     def _outputs(self, pixel_values: torch.Tensor, choice: QueryChoice | None = None) -> dict[str, Any]:
         if choice is None:

@@ -30,8 +30,6 @@ def write(system: System, folder: Path, options: Options) -> Path:
     program.save(file)
     if options.precision == "half":
         to_half(file)
-    elif options.precision == "int8":
-        to_int8(file, options.calibration)
     return file
 
 
@@ -92,4 +90,4 @@ def _nodes(graph: Any) -> Iterator[Any]:
                 yield from _nodes(inner)
 
 
-__all__ = ["OPSET", "describe", "load", "write"]
+__all__ = ["OPSET", "describe", "load", "to_int8", "write"]

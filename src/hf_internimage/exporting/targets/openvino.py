@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: MIT
 """OpenVINO files of standard operators: DCNv3 is Gather and MatMul, which OpenVINO runs without an extension."""
 
+import contextlib
+import io
+import logging
+import os
 import tempfile
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +25,13 @@ _LOOPS = ("Loop", "TensorIterator")
 
 
 def write(system: System, folder: Path, options: Options) -> Path:
-    """Write model.xml with its weights, model.bin, which half precision makes float16."""
+    """Write model.xml with its weights, model.bin, which half precision makes float16.
+
+    Raises:
+        ImportError: for 8 bits, if NNCF is not installed.
+    """
+    if options.precision == "int8":
+        _import_nncf()  # before the work
     program = export_onnx(system, options, opset=_OPSET, translations={})
     file = folder / "model.xml"
     with tempfile.TemporaryDirectory() as scratch:
@@ -37,6 +49,58 @@ def load(file: Path) -> Run:
     return lambda pixels: [torch.from_numpy(output) for output in compiled(pixels.numpy()).to_tuple()]
 
 
+def to_int8(file: Path, pixels: Sequence[torch.Tensor] = ()) -> Path:
+    """Make the weights of linear layers 8 bits, with NNCF; with images their products, too. Return the file.
+
+    No other operators: computed in 8 bits, the sampling positions of DCNv3 would be wrong, and NNCF gives the inputs of
+    depth-wise convolutions, which lie in memory as (N, H, W, C), a range for each of the H rows of one size.
+
+    Args:
+        file: is replaced.
+        pixels: images (1, C, H, W) that tell the ranges of the layers' inputs.
+    """
+    nncf = _import_nncf()
+    model = openvino.Core().read_model(file)
+    others = [
+        operator.get_friendly_name()
+        for operator in model.get_ops()
+        if operator.get_type_name() != "Constant" and not _is_linear(operator)
+    ]
+    scope = nncf.IgnoredScope(names=others, validate=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # progress
+        if pixels:
+            # 7 bits: products of more overflow on processors without VNNI.
+            parameters = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+            model = nncf.quantize(
+                model,
+                nncf.Dataset([image.numpy() for image in pixels]),
+                subset_size=len(pixels),
+                ignored_scope=scope,
+                advanced_parameters=parameters,
+            )
+        else:
+            model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=scope)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        result = Path(scratch) / file.name
+        openvino.save_model(model, result, compress_to_fp16=False)
+        for suffix in (".bin", ".xml"):
+            result.with_suffix(suffix).replace(file.with_suffix(suffix))
+    return file
+
+
+def _import_nncf() -> Any:
+    os.environ.setdefault("NNCF_CI", "1")  # read by the first import; else NNCF reports each call to a server
+    nncf = import_module("nncf")
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+def _is_linear(operator: Any) -> bool:
+    """Return True for a product with weights."""
+    kinds = {value.get_node().get_type_name() for value in operator.input_values()}
+    return operator.get_type_name() == "MatMul" and "Constant" in kinds
+
+
 def describe(file: Path) -> dict[str, Any]:
     """Return the version of OpenVINO and the number of operators.
 
@@ -52,4 +116,4 @@ def describe(file: Path) -> dict[str, Any]:
     return {"OpenVINO": openvino.__version__.partition("-")[0], "operators": len(operators)}
 
 
-__all__ = ["describe", "load", "write"]
+__all__ = ["describe", "load", "to_int8", "write"]

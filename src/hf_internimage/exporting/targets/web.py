@@ -7,18 +7,20 @@ do the same: pixels in, logits out; resize, crop, rescale, normalise.
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from ...hub.repository import default_image_processor
-from ..dynamic_int8 import agreement, quantise
+from .. import onnx_precision
 from ..errors import ExportError
 from ..options import Options
 from ..system import System
 from . import onnx
-from .onnx import load
+from .onnx import describe, load
 
 _PAGE = Path(__file__).parents[1] / "web_page"
 _MOST_BYTES = 2e9  # what a browser's WebAssembly can hold beside the activations
@@ -29,7 +31,7 @@ _SETTINGS = ("size", "crop_size", "rescale_factor", "image_mean", "image_std", "
 
 
 def write(system: System, folder: Path, options: Options) -> Path:
-    """Write the two ONNX files, the configuration, the image processor's, the page and a README.md.
+    """Write model.onnx, the configuration, the image processor's, the page and a README.md.
 
     Raises:
         ExportError: for a model or image processor that transformers.js cannot run as Python does.
@@ -42,28 +44,17 @@ def write(system: System, folder: Path, options: Options) -> Path:
         raise ExportError(f"the image processor makes images of {height}x{width}; leave out size, or static.")
     (folder / "onnx").mkdir()
     file = onnx.write(system, folder / "onnx", options)
-    quantise(file, _quantised(file))
     _write_json(folder / "config.json", _configuration(model))
     _write_json(folder / "preprocessor_config.json", processor)
     shutil.copytree(_PAGE, folder, dirs_exist_ok=True)
     return file
 
 
-def describe(file: Path) -> dict[str, Any]:
-    """Return the facts of the float file, and how the int8 file agrees with it.
-
-    Raises:
-        ExportError: if it does not.
-    """
-    quantised = _quantised(file)
-    settings = json.loads((file.parents[1] / "preprocessor_config.json").read_text(encoding="utf-8"))
-    shape = (1, 3, *_output_size(settings))
-    facts = agreement(load(file), load(quantised), shape)
-    return {
-        **onnx.describe(file),
-        "megabytes of int8": round(quantised.stat().st_size / 1e6, 1),
-        **{f"int8: {name}": value for name, value in facts.items()},
-    }
+def to_int8(file: Path, pixels: Sequence[torch.Tensor] = ()) -> Path:
+    """Write model_quantized.onnx beside the file, see `onnx_precision.to_int8`, and return it."""
+    quantised = file.with_name("model_quantized.onnx")
+    shutil.copyfile(file, quantised)
+    return onnx_precision.to_int8(quantised, pixels)
 
 
 def _check(model: PreTrainedModel, system: System) -> None:
@@ -136,12 +127,8 @@ def _output_size(settings: dict[str, Any]) -> tuple[Any, Any]:
     return size.get("height"), size.get("width")
 
 
-def _quantised(file: Path) -> Path:
-    return file.with_name("model_quantized.onnx")
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-__all__ = ["describe", "load", "write"]
+__all__ = ["describe", "load", "to_int8", "write"]
