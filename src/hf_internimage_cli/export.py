@@ -44,6 +44,8 @@ examples:
     precision.add_argument("--int8", action="store_true", help="linear layers in 8 bits; for onnx and openvino")
     calibration_help = "images that tell the ranges of 8-bit numbers; default: none, see the documentation"
     parser.add_argument("--calibration", type=Path, metavar="DIR", help=calibration_help)
+    evaluate_help = "images in a folder for each class, to report the accuracy of the file and of the model"
+    parser.add_argument("--evaluate", type=Path, metavar="DIR", help=evaluate_help)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,8 +54,10 @@ def run(args: argparse.Namespace) -> int:
     check_new_folder(args.output, "OUT")
     if args.calibration is not None and not args.int8:
         raise UsageError("--calibration is for --int8; add it, or leave --calibration out.")
-    if args.calibration is not None and not args.calibration.is_dir():
-        raise UsageError(f"--calibration {args.calibration}: there is no such folder.")
+    for option in ("calibration", "evaluate"):
+        folder = getattr(args, option)
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"--{option} {folder}: there is no such folder.")
     from hf_internimage.exporting import export
 
     report = export(
@@ -65,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         half=args.half,
         int8=args.int8,
         calibration=args.calibration,
+        evaluate=args.evaluate,
     )
     print(report)
     return 0

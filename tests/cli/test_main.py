@@ -85,6 +85,7 @@ MISTAKES = {
     "export me/m o --half --int8": "argument --int8: not allowed with argument --half",
     "export me/m o --calibration .": "--calibration is for --int8; add it, or leave --calibration out.",
     "export me/m o --int8 --calibration nowhere": "--calibration nowhere: there is no such folder.",
+    "export me/m o --evaluate nowhere": "--evaluate nowhere: there is no such folder.",
 }
 
 

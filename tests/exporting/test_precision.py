@@ -2,6 +2,7 @@
 """Files in half precision and in 8 bits."""
 
 import json
+import re
 import sys
 from collections import Counter
 
@@ -14,8 +15,8 @@ import torch
 from PIL import Image
 from support.golden_data import awaken, tiny_config
 
-from hf_internimage import InternImageForImageClassification
-from hf_internimage.exporting import ExportError, export, onnx_precision, onnx_program
+from hf_internimage import InternImageBackbone, InternImageForImageClassification
+from hf_internimage.exporting import Accuracy, ExportError, export, onnx_precision, onnx_program
 from hf_internimage.exporting.targets import onnx as target
 from hf_internimage.exporting.targets import openvino as openvino_target
 from hf_internimage.hub.repository import default_image_processor
@@ -110,12 +111,53 @@ def test_int8_computes_ranges_when_it_runs(model, tmp_path):
 
 
 def write_images(folder):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for number in range(4):
         small = Image.fromarray(generator.integers(0, 256, (6, 8, 3), dtype=np.uint8))
         small.resize((80, 70)).save(folder / f"{number}.png")
     return folder
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_program")
+def test_accuracy_on_labelled_images(model, tmp_path):
+    processor = default_image_processor(model.config)
+    with torch.no_grad():
+        pixels = processor([Image.open(path) for path in sorted(write_images(tmp_path / "x").iterdir())])[
+            "pixel_values"
+        ]
+        classes = model(torch.as_tensor(np.stack(pixels))).logits.argmax(1).tolist()
+    other = next(index for index in range(5) if index not in classes)
+    for path, index in zip(sorted((tmp_path / "x").iterdir()), [*classes[:3], other], strict=True):
+        folder = tmp_path / "labelled" / model.config.id2label[index]
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    (folder / "bad.png").write_bytes(b"no image")
+    report = export(
+        model, tmp_path / "out", size=SIDE, int8=True, evaluate=tmp_path / "labelled", image_processor=processor
+    )
+    assert (report.accuracy, report.eager_accuracy) == (Accuracy(3, 4), Accuracy(3, 4))
+    assert "right class: 3 of 4 (75.00%), PyTorch 3 of 4 (75.00%)" in str(report)
+    assert re.search(r"note: left out: .*bad\.png", str(report))
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["accuracy"] == {"right": 3, "images": 4}
+
+
+def test_labelled_images_need_a_classifier_and_its_classes(model, tmp_path):
+    processor = default_image_processor(model.config)
+    write_images(tmp_path / "labelled" / "cats")
+    for arguments, message in (
+        (
+            {"image_processor": processor},
+            r"images in 'cats', which is no class of the model; .* such as LABEL_0, LABEL_1",
+        ),
+        ({}, "evaluate needs the model's image processor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export(model, tmp_path / "out", evaluate=tmp_path / "labelled", **arguments)
+    with pytest.raises(ValueError, match="evaluate is for classifiers, and the model is a InternImageBackbone"):
+        export(InternImageBackbone(tiny_config()), tmp_path / "out", evaluate=tmp_path / "labelled")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

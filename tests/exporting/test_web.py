@@ -46,7 +46,14 @@ def processor(**fields):
 def exported(tmp_path_factory):
     """A model, its folder and the report."""
     model, folder = classifier(), tmp_path_factory.mktemp("web") / "out"
-    return model, folder, hf_internimage.export(model, folder, target="web", image_processor=processor())
+    labelled = tmp_path_factory.mktemp("labelled")
+    (labelled / "cat").mkdir()
+    Image.new("RGB", (70, 80), "red").save(labelled / "cat" / "1.png")
+    return (
+        model,
+        folder,
+        hf_internimage.export(model, folder, target="web", image_processor=processor(), evaluate=labelled),
+    )
 
 
 def read_json(path):
@@ -89,6 +96,8 @@ def test_both_files_agree_with_the_model(exported):
     details = read_json(folder / "export.json")["details"]
     assert 0.999 < details["int8: least cosine of logits"] < 1
     assert details["int8: same class"] == "4 of 4"
+    assert details["int8: right class"] == str(report.accuracy) == str(report.eager_accuracy)
+    assert report.accuracy.images == 1
     quantised_file = folder / "onnx" / "model_quantized.onnx"
     assert details["int8: of float32"] == round(quantised_file.stat().st_size / report.file.stat().st_size, 2)
     assert "least cosine of logits" in str(report)

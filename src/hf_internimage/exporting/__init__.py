@@ -3,6 +3,6 @@
 
 from .errors import ExportError
 from .main import TARGETS, export
-from .report import Comparison, ExportReport
+from .report import Accuracy, Comparison, ExportReport
 
-__all__ = ["TARGETS", "Comparison", "ExportError", "ExportReport", "export"]
+__all__ = ["TARGETS", "Accuracy", "Comparison", "ExportError", "ExportReport", "export"]

@@ -17,9 +17,10 @@ from ..models.resizing import multiple_size
 from ..prediction.loading import is_feature_model, is_mask_rcnn, load, load_processor
 from .calibration import read_calibration
 from .errors import STATIC_ADVICE, ExportError
+from .evaluation import list_labelled, measure_accuracy
 from .options import Options
 from .proof import LEAST_COSINE, compare, measure
-from .report import ExportReport
+from .report import Accuracy, Comparison, ExportReport
 from .system import System, random_pixels
 
 _DEFAULT_SIDE = 512  # pixels, of models whose image processor names no size
@@ -65,6 +66,7 @@ def export(
     half: bool = False,
     int8: bool = False,
     calibration: str | Path | None = None,
+    evaluate: str | Path | None = None,
 ) -> ExportReport:
     """Write a model as a file of another runtime, and compare the file with the model.
 
@@ -83,6 +85,8 @@ def export(
         int8: write weights and products of linear layers in 8 bits.
         calibration: folder of images that tell the ranges of 8-bit numbers before the file runs; without, ONNX files
             compute them when they run, and OpenVINO's files have only weights in 8 bits.
+        evaluate: folder of images that has a folder for each class of a classifier, to report the accuracy of the file
+            and of the model.
 
     Raises:
         ExportError: if the model cannot be exported so, or the file's results differ from the model's.
@@ -108,6 +112,7 @@ def export(
         )
     writer: ModuleType = import_module(f".targets.{TARGETS[target].module}", __package__)
     images = () if calibration is None else read_calibration(calibration, image_processor)
+    labelled = [] if evaluate is None else list_labelled(evaluate, model, image_processor)
     options = Options(_image_size(size, model, image_processor), not static, image_processor, precision)
     system = System(model)
     system.name_outputs(random_pixels((1, system.num_channels, *options.image_size)))
@@ -127,9 +132,21 @@ def export(
         try:
             comparisons = compare(system, run, batches, tolerance, by_cosine=precision == "int8")
             if TARGETS[target].int8_beside:
-                details |= _int8_beside(writer, file, system, batches)
+                int8_file = writer.to_int8(file)
+                int8_run = writer.load(int8_file)
+                details |= _int8_details(
+                    int8_file, file, compare(system, int8_run, batches, LEAST_COSINE, by_cosine=True)
+                )
         except ExportError as error:
             raise ExportError(f"{error}{STATIC_ADVICE if options.dynamic else ''}") from error
+        notes = _notes(model)
+        accuracies: list[Accuracy | None] = [None, None]
+        if labelled:
+            runs = [run, system, *([int8_run] if TARGETS[target].int8_beside else [])]
+            measured, problems = measure_accuracy(labelled, image_processor, runs)
+            accuracies, notes = [*measured[:2]], [*notes, *problems]
+            if len(measured) > 2:
+                details["int8: right class"] = str(measured[2])
         milliseconds, eager_milliseconds = measure(system, run, (1, system.num_channels, *options.image_size))
         if not (path / "config.json").exists():  # else the target has written its own
             model.config.to_json_file(path / "config.json")
@@ -147,22 +164,22 @@ def export(
             image_size=options.image_size,
             tolerance=tolerance,
             comparisons=comparisons,
+            accuracy=accuracies[0],
+            eager_accuracy=accuracies[1],
             milliseconds=milliseconds,
             eager_milliseconds=eager_milliseconds,
             threads=torch.get_num_threads(),
             details=details,
-            notes=tuple(_notes(model)),
+            notes=tuple(notes),
         )
         report.write_json(path / "export.json")
     return report
 
 
-def _int8_beside(writer: ModuleType, file: Path, system: System, batches: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """Write the file in 8 bits, compare it with the model, and return what the report says about it."""
-    int8_file = writer.to_int8(file)
-    comparisons = compare(system, writer.load(int8_file), batches, LEAST_COSINE, by_cosine=True)
-    images = sum(len(pixels) for pixels in batches)
-    same = sum(len(pixels) * (each.same_class or 0) for pixels, each in zip(batches, comparisons, strict=True))
+def _int8_details(int8_file: Path, file: Path, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Return what the report says about a classifier's file in 8 bits beside its file in float32."""
+    images = sum(each.shape[0] for each in comparisons)
+    same = sum(each.shape[0] * (each.same_class or 0) for each in comparisons)
     size = int8_file.stat().st_size
     return {
         "int8: megabytes": round(size / 1e6, 1),

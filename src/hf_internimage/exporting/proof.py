@@ -88,10 +88,10 @@ def _least_cosine(expected: torch.Tensor, actual: torch.Tensor) -> float:
     Of maps and queries the mean is subtracted first: their values lie far from zero, all on one side, and what differs
     between pixels or queries would hardly count.
     """
-    pair = [tensor.flatten(1).double() for tensor in (expected, actual)]
+    first, second = (tensor.flatten(1).double() for tensor in (expected, actual))
     if expected.dim() > 2:
-        pair = [tensor - tensor.mean(1, keepdim=True) for tensor in pair]
-    return float(torch.cosine_similarity(*pair).min())
+        first, second = (tensor - tensor.mean(1, keepdim=True) for tensor in (first, second))
+    return float(torch.cosine_similarity(first, second).min())
 
 
 def measure(system: System, run: Run, shape: Sequence[int]) -> tuple[float, float]:

@@ -41,6 +41,17 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """How many of `images` labelled images a classifier gives the `right` class."""
+
+    right: int
+    images: int
+
+    def __str__(self) -> str:
+        return f"{self.right} of {self.images} ({self.right / max(self.images, 1):.2%})"
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """An exported model.
 
@@ -56,6 +67,8 @@ class ExportReport:
         image_size: (height, width) in pixels of the export.
         tolerance: greatest relative error that was allowed, or least cosine of an 8-bit file.
         comparisons: one or more.
+        accuracy: of the file on labelled images; None if there are none.
+        eager_accuracy: of the model in PyTorch on the same.
         milliseconds: of one image of `image_size` in the file's runtime, the median.
         eager_milliseconds: of the model in PyTorch, in turns with the file.
         threads: that both used.
@@ -74,6 +87,8 @@ class ExportReport:
     image_size: tuple[int, int]
     tolerance: float
     comparisons: tuple[Comparison, ...]
+    accuracy: Accuracy | None
+    eager_accuracy: Accuracy | None
     milliseconds: float
     eager_milliseconds: float
     threads: int
@@ -104,6 +119,7 @@ class ExportReport:
             f"{self.model} for {self.target} in {self.precision}: {self.file}, {self.megabytes:.1f} MB{ratio}, {sizes}",
             *([details] if details else []),
             *map(str, self.comparisons),
+            *([f"right class: {self.accuracy}, PyTorch {self.eager_accuracy}"] if self.accuracy else []),
             f"one image of {height}x{width}: {self.milliseconds:.4g} ms, PyTorch {self.eager_milliseconds:.4g} ms "
             f"({self.threads} thread{'s' if self.threads != 1 else ''})",
             *(f"note: {note}" for note in self.notes),
