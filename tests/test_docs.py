@@ -141,6 +141,8 @@ def test_python_block_runs_alone(folder, page, number, text):
         pytest.skip(reason)
     if "peft" in text:
         pytest.importorskip("peft", reason="peft is not installed")
+    if "torchao" in text:
+        pytest.importorskip("torchao", reason="torchao is not installed")
     names = {"__name__": "__main__"}
     exec(compile(text, f"{page}, block {number}", "exec"), names)
     RESULTS.get((page, number), lambda names: None)(names)
