@@ -32,6 +32,7 @@ if the file computes what the model does.
 examples:
   {parser.prog} internimage-t exported
   {parser.prog} upernet-t exported --size 512x1024 --static
+  {parser.prog} internimage-t exported --with-processing
   {parser.prog} internimage-t page --target web"""
     parser.add_argument("model", metavar="MODEL", help="folder of a model, or a repository on the Hub")
     parser.add_argument("output", metavar="OUT", type=Path, help="folder to make; must not exist, or be empty")
@@ -39,6 +40,12 @@ examples:
     size_help = "height x width in pixels, such as 512x1024, or one side; default: the image processor's"
     parser.add_argument("--size", type=_size, metavar="HxW", help=size_help)
     parser.add_argument("--static", action="store_true", help="for one image of --size, not for any size and batch")
+    processing_help = (
+        "the file takes an 8-bit image of any size and returns what predict does; for onnx and onnxruntime"
+    )
+    parser.add_argument("--with-processing", action="store_true", help=processing_help)
+    points_help = "the file also returns the offsets and masks of the last block of each stage"
+    parser.add_argument("--with-sampling-points", action="store_true", help=points_help)
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--half", action="store_true", help="weights in float16; for onnx and openvino")
     precision.add_argument("--int8", action="store_true", help="linear layers in 8 bits; for onnx and openvino")
@@ -66,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         target=args.target,
         size=args.size,
         static=args.static,
+        with_processing=args.with_processing,
+        with_sampling_points=args.with_sampling_points,
         half=args.half,
         int8=args.int8,
         calibration=args.calibration,

@@ -66,7 +66,7 @@ def test_the_folder_is_what_transformers_js_looks_for(exported):
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert files == [
         *("README.md", "config.json", "export.json", "index.html", "onnx/model.onnx", "onnx/model_quantized.onnx"),
-        *("page.mjs", "preprocessor_config.json", "resize.mjs"),
+        *("page.mjs", "points.mjs", "preprocessor_config.json", "resize.mjs"),
     ]
     assert report.file == folder / "onnx" / "model.onnx"
     config = read_json(folder / "config.json")

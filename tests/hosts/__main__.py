@@ -203,7 +203,7 @@ class Checks:
 
     def added(self):
         """A second host joins a training of one; the number of images a step stays."""
-        settings = {**LONG, "total_train_batch_size": 4, "config_overrides": WITHOUT_BATCH_NORM}
+        settings = {**LONG, "total_train_batch_size": 4, "config_overrides": WITHOUT_BATCH_NORM, "image_size": 32}
         expected = self.one_host("one-host-long", **settings)
         folder = self.folder("added")
         first = start("hostA", torchrun("hostA", "1:2", restarts=3), "classification", folder, **settings)

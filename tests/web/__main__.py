@@ -4,6 +4,7 @@
 The model is the demo's, the images are its held-out digits and two photos. Everything is written to build/web.
 """
 
+import contextlib
 import functools
 import http.server
 import json
@@ -26,12 +27,14 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 import hf_internimage
 from hf_internimage import app
 from hf_internimage.app.viewer import Viewer
+from hf_internimage.visualize import sampling_points
 
 BUILD, HERE = ROOT / "build" / "web", Path(__file__).parent
 PUPPETEER = "puppeteer-core@24.43.1"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLOAT_TOLERANCE, INT8_TOLERANCE = 1e-3, 0.05  # of scores
 FEWEST_SAME_INT8 = 0.99
+POINT_TOLERANCE = 1e-5  # pixels
 
 
 def main():
@@ -45,7 +48,7 @@ def main():
         demo.main(["--output-dir", str(BUILD / "demo")])
     folder = BUILD / "page"
     shutil.rmtree(folder, ignore_errors=True)
-    print(hf_internimage.export(str(BUILD / "demo" / "model"), folder, target="web"))
+    print(hf_internimage.export(str(BUILD / "demo" / "model"), folder, target="web", with_sampling_points=True))
     install(folder)
     digits = demo.load_data(0)["test"]
     images = save_images(digits["image"])
@@ -62,6 +65,7 @@ def main():
             right = sum(best(scores) == str(label) for scores, label in zip(got, digits["label"], strict=False))
             print(f"    {right} of {len(digits)} held-out digits are right")
     print(f"picture of the page: {BUILD / 'page.png'}")
+    fine.append(check_points(folder, chromium, images[0]))
     fine.append(check_app(chromium, images[0], best(expected[0])))
     return 0 if all(fine) else "Some results differ from Python's."
 
@@ -135,16 +139,49 @@ def check_readme(folder, image, label):
         raise SystemExit(f"the lines for Node of README.md print {done.stdout!r}, expected the label {label} first")
 
 
-def chromium_results(folder, chromium, images, dropped):
-    """Serve the folder, and return what its page shows."""
+def check_points(folder, chromium, image):
+    """Click into the page's picture of where the model samples; compare the points with Python's."""
+    with served(folder) as address:
+        results = node("points.mjs", address, chromium, str(BUILD / "points.png"), input=image)
+    source = BUILD / "demo" / "model"
+    model = AutoModelForImageClassification.from_pretrained(source).eval()
+    processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+    pixels = processor(Image.open(image).convert("RGB"), return_tensors="pt").pixel_values
+    height, width = pixels.shape[2:]
+    greatest = 0.0
+    for result in results:
+        at = tuple(
+            min(max(part * side - 0.5, 0), side - 1)
+            for part, side in zip(result["share"], (width, height), strict=True)
+        )
+        expected = sampling_points(model, pixels, stage=result["stage"], at=at)
+        groups = slice(None) if result["group"] == "all" else slice(int(result["group"]), int(result["group"]) + 1)
+        positions = np.array([(point["x"], point["y"]) for point in result["points"]])
+        weights = np.array([point["weight"] for point in result["points"]])
+        expected_positions = expected.positions[groups].reshape(-1, 2)
+        if positions.shape != expected_positions.shape:
+            raise SystemExit(f"the page shows {len(positions)} points, Python has {len(expected_positions)}")
+        greatest = max(greatest, abs(positions - expected_positions).max())
+        greatest = max(greatest, abs(weights - expected.weights[groups].ravel()).max())
+    print(f"points in Chromium: at most {greatest:.1e} pixels from Python's; picture: {BUILD / 'points.png'}")
+    return greatest <= POINT_TOLERANCE
+
+
+@contextlib.contextmanager
+def served(folder):
+    """Serve a folder; yield its address."""
     handler = functools.partial(QuietHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/"
-        picture = str(BUILD / "page.png")
-        results = node("chromium.mjs", address, chromium, picture, input={"images": images, "dropped": dropped})
+        yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
-    return results
+
+
+def chromium_results(folder, chromium, images, dropped):
+    """Serve the folder, and return what its page shows."""
+    with served(folder) as address:
+        picture = str(BUILD / "page.png")
+        return node("chromium.mjs", address, chromium, picture, input={"images": images, "dropped": dropped})
 
 
 def check_app(chromium, image, label):

@@ -21,6 +21,7 @@ from .evaluation import list_labelled, measure_accuracy
 from .options import Options
 from .proof import LEAST_COSINE, compare, measure
 from .report import Accuracy, Comparison, ExportReport
+from .sampling_points import SamplingPoints
 from .system import System, random_pixels
 
 _DEFAULT_SIDE = 512  # pixels, of models whose image processor names no size
@@ -36,17 +37,19 @@ class Target(NamedTuple):
         tolerance: greatest relative error in float32.
         precisions: that it can have besides float32.
         int8_beside: whether it has a second file, in 8 bits.
+        processing: whether its files can have pre- and post-processing.
     """
 
     module: str
     tolerance: float = 1e-4
     precisions: tuple[str, ...] = ()
     int8_beside: bool = False
+    processing: bool = False
 
 
 TARGETS: Mapping[str, Target] = {
-    "onnx": Target("onnx", precisions=("half", "int8")),
-    "onnxruntime": Target("onnxruntime"),
+    "onnx": Target("onnx", precisions=("half", "int8"), processing=True),
+    "onnxruntime": Target("onnxruntime", processing=True),
     "web": Target("web", int8_beside=True),
     "openvino": Target("openvino", precisions=("half", "int8")),
     "torchscript": Target("torchscript"),
@@ -63,6 +66,8 @@ def export(
     image_processor: Any = None,
     size: int | tuple[int, int] | None = None,
     static: bool = False,
+    with_processing: bool = False,
+    with_sampling_points: bool = False,
     half: bool = False,
     int8: bool = False,
     calibration: str | Path | None = None,
@@ -81,6 +86,11 @@ def export(
         image_processor: saved beside the file; None for that of the folder or repository.
         size: side, or (height, width), in pixels; None for that of the image processor.
         static: write a file for one image of this size, in place of one for any size and batch.
+        with_processing: let the file take `image` (H, W, 3), 8-bit RGB of any size, and return what `predict` does:
+            `scores` (classes,) of a classifier; `label_map` (H, W) of a segmenter; `scores`, `labels` and `boxes` of a
+            detector, the best ones first, boxes (left, top, right, bottom) in pixels.
+        with_sampling_points: let the file return also where the last block of each stage samples: `stage1_offset`
+            (N, H, W, G, P, 2) and `stage1_mask` (N, H, W, G, P), and so on; see `sampling_points.SamplingPoints`.
         half: write weights in float16.
         int8: write weights and products of linear layers in 8 bits.
         calibration: folder of images that tell the ranges of 8-bit numbers before the file runs; without, ONNX files
@@ -99,6 +109,10 @@ def export(
     if target not in TARGETS:
         raise ValueError(f"target is {target!r}, expected one of {', '.join(TARGETS)}.")
     precision = _precision(target, half=half, int8=int8, calibration=calibration)
+    if with_processing:
+        _check_processing(
+            target, static=static, int8=int8, evaluate=evaluate is not None, with_sampling_points=with_sampling_points
+        )
     folder = Path(output)
     if not is_free(folder):
         raise ValueError(f"{folder} exists and is no empty folder; name a new one, or remove it first.")
@@ -113,9 +127,12 @@ def export(
     writer: ModuleType = import_module(f".targets.{TARGETS[target].module}", __package__)
     images = () if calibration is None else read_calibration(calibration, image_processor)
     labelled = [] if evaluate is None else list_labelled(evaluate, model, image_processor)
-    options = Options(_image_size(size, model, image_processor), not static, image_processor, precision)
-    system = System(model)
-    system.name_outputs(random_pixels((1, system.num_channels, *options.image_size)))
+    image_size = _image_size(size, model, image_processor)
+    system = System(model, SamplingPoints(model) if with_sampling_points else None)
+    system.name_outputs(random_pixels((1, system.num_channels, *image_size)))
+    processing = _processing(system, image_processor) if with_processing else None
+    masked = processing is not None and processing.masked
+    options = Options(image_size, not static, image_processor, masked, precision)
 
     with atomic_write(folder) as path:
         path.mkdir()
@@ -124,13 +141,18 @@ def export(
         if precision == "int8":
             float_megabytes = _megabytes(path)
             file = writer.to_int8(file, images)
+        if processing is not None:
+            processing.add(file)
         details = writer.describe(file)
         run = writer.load(file)
         float_tolerance = TARGETS[target].tolerance
         tolerance = {"half": _HALF_TOLERANCE, "int8": LEAST_COSINE}.get(precision, float_tolerance)
         batches = _batches(system, options, images)
         try:
-            comparisons = compare(system, run, batches, tolerance, by_cosine=precision == "int8")
+            if processing is not None:
+                comparisons = processing.compare(run, image_size, tolerance)
+            else:
+                comparisons = compare(system, run, batches, tolerance, by_cosine=precision == "int8")
             if TARGETS[target].int8_beside:
                 int8_file = writer.to_int8(file)
                 int8_run = writer.load(int8_file)
@@ -139,7 +161,7 @@ def export(
                 )
         except ExportError as error:
             raise ExportError(f"{error}{STATIC_ADVICE if options.dynamic else ''}") from error
-        notes = _notes(model)
+        notes = [*_notes(model), *(processing.notes if processing is not None else ())]
         accuracies: list[Accuracy | None] = [None, None]
         if labelled:
             runs = [run, system, *([int8_run] if TARGETS[target].int8_beside else [])]
@@ -147,7 +169,10 @@ def export(
             accuracies, notes = [*measured[:2]], [*notes, *problems]
             if len(measured) > 2:
                 details["int8: right class"] = str(measured[2])
-        milliseconds, eager_milliseconds = measure(system, run, (1, system.num_channels, *options.image_size))
+        if processing is not None:
+            times = measure(processing.eager, run, processing.example(image_size))
+        else:
+            times = measure(system, run, random_pixels((1, system.num_channels, *image_size)))
         if not (path / "config.json").exists():  # else the target has written its own
             model.config.to_json_file(path / "config.json")
             if image_processor is not None:
@@ -162,12 +187,13 @@ def export(
             dynamic=options.dynamic,
             size_divisor=system.size_divisor,
             image_size=options.image_size,
+            with_processing=with_processing,
             tolerance=tolerance,
             comparisons=comparisons,
             accuracy=accuracies[0],
             eager_accuracy=accuracies[1],
-            milliseconds=milliseconds,
-            eager_milliseconds=eager_milliseconds,
+            milliseconds=times[0],
+            eager_milliseconds=times[1],
             threads=torch.get_num_threads(),
             details=details,
             notes=tuple(notes),
@@ -191,6 +217,22 @@ def _int8_details(int8_file: Path, file: Path, comparisons: Sequence[Comparison]
 
 def _megabytes(folder: Path) -> float:
     return sum(part.stat().st_size for part in folder.rglob("*") if part.is_file()) / 1e6
+
+
+def _check_processing(target: str, **others: bool) -> None:
+    """Raise ValueError for what has no processing."""
+    if not TARGETS[target].processing:
+        able = [name for name, entry in TARGETS.items() if entry.processing]
+        raise ValueError(f"target {target} has no with_processing; {' and '.join(able)} can.")
+    if asked := [name for name, value in others.items() if value]:
+        raise ValueError(f"with_processing has no {asked[0]}; leave one of the two out.")
+
+
+def _processing(system: System, image_processor: Any) -> Any:
+    """Return the `processing.main.Processing` of an export."""
+    from .processing.main import Processing  # needs the package onnx
+
+    return Processing(system, image_processor)
 
 
 def _load_processor(model: PreTrainedModel, name: str) -> Any:

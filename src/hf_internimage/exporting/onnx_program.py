@@ -11,8 +11,8 @@ import torch
 
 from .errors import STATIC_ADVICE, ExportError
 from .options import Options
-from .proof import example_pixels
-from .system import System
+from .proof import example_mask, example_pixels
+from .system import PIXEL_MASK, PIXEL_VALUES, System
 
 _STACK_TRACE = "pkg.torch.onnx.stack_trace"  # of each node: names folders of this machine
 
@@ -24,7 +24,7 @@ def export_onnx(
 
     Args:
         system: with `output_names`.
-        options: `image_size` and `dynamic`.
+        options: `image_size`, `dynamic` and `masked`.
         opset: version of ONNX's operators.
         translations: PyTorch's operators -> functions that write them as ONNX's.
 
@@ -32,16 +32,18 @@ def export_onnx(
         ExportError: if PyTorch cannot export the model; above all with dynamic sizes.
     """
     pixels = example_pixels(system, options)
+    inputs = (pixels, example_mask(pixels)) if options.masked else (pixels,)
+    sizes = ({0: "batch", 2: "height", 3: "width"}, {0: "batch", 1: "height", 2: "width"})
     try:
         with quiet_exporter(), torch.no_grad():
             program: Any = torch.onnx.export(
                 system,
-                (pixels,),
-                input_names=["pixel_values"],
+                inputs,
+                input_names=[PIXEL_VALUES, PIXEL_MASK][: len(inputs)],
                 output_names=list(system.output_names),
                 opset_version=opset,
                 dynamo=True,
-                dynamic_shapes=({0: "batch", 2: "height", 3: "width"},) if options.dynamic else None,
+                dynamic_shapes=sizes[: len(inputs)] if options.dynamic else None,
                 custom_translation_table=dict(translations),
                 verbose=False,
             )

@@ -13,12 +13,14 @@ class Options:
         image_size: (height, width) in pixels.
         dynamic: whether the file takes any size and batch, else one image of `image_size`.
         image_processor: the model's, or None.
+        masked: whether the file takes `pixel_mask` (N, H, W) as well.
         precision: "float32", "half" or "int8".
     """
 
     image_size: tuple[int, int]
     dynamic: bool = True
     image_processor: Any = None
+    masked: bool = False
     precision: str = "float32"
 
 

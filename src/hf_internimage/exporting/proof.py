@@ -29,6 +29,13 @@ def example_pixels(system: System, options: Options) -> torch.Tensor:
     return random_pixels((number, system.num_channels, *(max(side, least) for side in options.image_size)))
 
 
+def example_mask(pixels: torch.Tensor) -> torch.Tensor:
+    """Return a mask (N, H, W) int64 for an exporter, with padding at the right and bottom."""
+    mask = torch.ones(pixels.shape[0], *pixels.shape[2:], dtype=torch.int64)
+    mask[:, -32:, :] = mask[:, :, -32:] = 0
+    return mask
+
+
 @torch.no_grad()
 def compare(
     system: System, run: Run, batches: Iterable[torch.Tensor], tolerance: float, *, by_cosine: bool = False
@@ -47,11 +54,7 @@ def compare(
     comparisons = []
     for pixels in batches:
         text = "x".join(map(str, pixels.shape))
-        try:
-            actual = run(pixels)
-        except Exception as error:  # each runtime has errors of its own
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ExportError(f"the file cannot run pixels of {text}: {reason[-1].rstrip('.')}.") from error
+        actual = run_file(run, pixels, f"pixels of {text}")
         positions = dict(zip(system.output_names, actual, strict=True)).get(QUERY_POSITIONS)
         choice = QueryChoice(positions, _QUERY_TOLERANCE if by_cosine else tolerance)
         expected = system(pixels) if positions is None else system.on_queries(pixels, choice)
@@ -94,9 +97,17 @@ def _least_cosine(expected: torch.Tensor, actual: torch.Tensor) -> float:
     return float(torch.cosine_similarity(first, second).min())
 
 
-def measure(system: System, run: Run, shape: Sequence[int]) -> tuple[float, float]:
+def run_file(run: Run, pixels: torch.Tensor, text: str) -> Sequence[torch.Tensor]:
+    """Return the file's results; raise ExportError, with the text that says what `pixels` are, if it cannot run."""
+    try:
+        return run(pixels)
+    except Exception as error:  # each runtime has errors of its own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(f"the file cannot run {text}: {reason[-1].rstrip('.')}.") from error
+
+
+def measure(system: Run, run: Run, pixels: torch.Tensor) -> tuple[float, float]:
     """Return the medians of the milliseconds of the file and of the model, which take turns."""
-    pixels = random_pixels(shape)
     sides: list[tuple[Run, list[float]]] = [(run, []), (system, [])]
     end = time.perf_counter() + _MOST_SECONDS
     with torch.no_grad():
@@ -112,4 +123,4 @@ def measure(system: System, run: Run, shape: Sequence[int]) -> tuple[float, floa
     return statistics.median(file_times), statistics.median(model_times)
 
 
-__all__ = ["LEAST_COSINE", "Run", "compare", "example_pixels", "measure"]
+__all__ = ["LEAST_COSINE", "Run", "compare", "example_mask", "example_pixels", "measure", "run_file"]

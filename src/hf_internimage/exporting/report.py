@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of the file beside those of the model, for one batch of random pixels.
+    """Results of the file beside those of the model, for one batch of random pixels, or one image.
 
     Attributes:
-        shape: (N, C, H, W) of the pixels.
+        shape: (N, C, H, W) of the pixels, or (H, W, 3) of the image.
         error: name of an output -> greatest absolute difference.
         relative_error: the same over the greatest absolute value of the model's output.
         cosine: name of an output -> least cosine of an image's tensor and the model's, for maps and queries after
@@ -65,6 +65,7 @@ class ExportReport:
         dynamic: whether batches and images may have any size; else they have `image_size`, and one image a batch.
         size_divisor: height and width are multiples of it.
         image_size: (height, width) in pixels of the export.
+        with_processing: whether the file takes one image (H, W, 3) uint8, and returns the results of `predict`.
         tolerance: greatest relative error that was allowed, or least cosine of an 8-bit file.
         comparisons: one or more.
         accuracy: of the file on labelled images; None if there are none.
@@ -85,6 +86,7 @@ class ExportReport:
     dynamic: bool
     size_divisor: int
     image_size: tuple[int, int]
+    with_processing: bool
     tolerance: float
     comparisons: tuple[Comparison, ...]
     accuracy: Accuracy | None
@@ -108,7 +110,9 @@ class ExportReport:
     def __str__(self) -> str:
         height, width = self.image_size
         sizes = f"one image of {height}x{width}"
-        if self.dynamic:
+        if self.with_processing:
+            sizes = "one image of any size, 8 bits"
+        elif self.dynamic:
             multiples = f" of multiples of {self.size_divisor}" if self.size_divisor > 1 else ""
             sizes = f"any size{multiples} and batch"
         ratio = ""

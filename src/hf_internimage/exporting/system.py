@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A model as files hold it: a function from pixels to a tuple of tensors with names."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from .errors import ExportError
 from .query_choice import QueryChoice
+from .sampling_points import SamplingPoints
 from .symbolic_sizes import SymbolicSizes
 
 # In the order in which they are returned; a model has those that it knows.
@@ -18,6 +20,7 @@ _OUTPUTS = (
     *("feature_maps", "last_hidden_state", "pooler_output"),
 )
 _ODD_SIDES, _SIZE_DIVISOR = (75, 107), 32
+PIXEL_VALUES, PIXEL_MASK = "pixel_values", "pixel_mask"
 QUERY_POSITIONS = "query_positions"  # the last output of models that choose queries, in files and comparisons
 
 
@@ -29,16 +32,21 @@ def random_pixels(shape: Sequence[int]) -> torch.Tensor:
 class System(nn.Module):
     """A model in evaluation mode that takes pixels (N, C, H, W) and returns its tensors as a tuple.
 
+    Args:
+        model: in float32.
+        sampling_points: what records the sampling points that are further outputs; None for none.
+
     Attributes:
         model: the model.
-        output_names: their names: those of the model's output, the stages' names of a backbone's feature maps, and
-            `QUERY_POSITIONS`.
+        output_names: their names: those of the model's output, the stages' names of a backbone's feature maps, those of
+            `sampling_points`, and `QUERY_POSITIONS`.
         num_channels: of the pixels.
         size_divisor: height and width of the pixels are multiples of it.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, sampling_points: SamplingPoints | None = None) -> None:
         super().__init__()
+        self.sampling_points = sampling_points
         self.model = model.eval()
         self.eval()
         backbone = getattr(model.config, "backbone_config", None) or model.config
@@ -66,24 +74,35 @@ class System(nn.Module):
         except Exception:  # models that add neighbouring maps have errors of their own, or PyTorch's
             self.size_divisor = _SIZE_DIVISOR
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the model's tensors; when it is exported, the positions of its queries as well."""
+    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """Return the model's tensors; when it is exported, the positions of its queries as well.
+
+        pixel_mask: (N, H, W), 1 on images and 0 on padding, of models that take one.
+        """
         if not (torch.compiler.is_exporting() or torch.jit.is_tracing()):
-            return _flat(self._outputs(pixel_values))
+            return _flat(self._outputs(pixel_values, pixel_mask=pixel_mask))
         with SymbolicSizes():
-            return _flat(self._outputs(pixel_values, QueryChoice()))
+            return _flat(self._outputs(pixel_values, QueryChoice(), pixel_mask))
 
-    def on_queries(self, pixel_values: torch.Tensor, choice: QueryChoice) -> tuple[torch.Tensor, ...]:
+    def on_queries(
+        self, pixel_values: torch.Tensor, choice: QueryChoice, pixel_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Return the model's tensors with queries from the positions of the choice, and the positions."""
-        return _flat(self._outputs(pixel_values, choice))
+        return _flat(self._outputs(pixel_values, choice, pixel_mask))
 
-    def _outputs(self, pixel_values: torch.Tensor, choice: QueryChoice | None = None) -> dict[str, Any]:
-        if choice is None:
-            outputs = self.model(pixel_values=pixel_values, return_dict=True)
-        else:
-            with choice:
-                outputs = self.model(pixel_values=pixel_values, return_dict=True)
+    def _outputs(
+        self, pixel_values: torch.Tensor, choice: QueryChoice | None = None, pixel_mask: torch.Tensor | None = None
+    ) -> dict[str, Any]:
+        inputs = {PIXEL_VALUES: pixel_values} | ({} if pixel_mask is None else {PIXEL_MASK: pixel_mask})
+        points = self.sampling_points
+        with (
+            contextlib.nullcontext() if choice is None else choice,
+            contextlib.nullcontext() if points is None else points,
+        ):
+            outputs = self.model(**inputs, return_dict=True)
         tensors = {name: outputs[name] for name in _OUTPUTS if outputs.get(name) is not None}
+        if points is not None:
+            tensors |= {name: points.tensors[name] for name in points.names}
         if choice is not None and choice.chosen is not None:
             tensors[QUERY_POSITIONS] = choice.chosen
         return tensors
@@ -96,4 +115,4 @@ def _flat(outputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
     return tuple(tensors)
 
 
-__all__ = ["QUERY_POSITIONS", "System", "random_pixels"]
+__all__ = ["PIXEL_MASK", "PIXEL_VALUES", "QUERY_POSITIONS", "System", "random_pixels"]

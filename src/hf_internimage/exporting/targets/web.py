@@ -44,7 +44,7 @@ def write(system: System, folder: Path, options: Options) -> Path:
         raise ExportError(f"the image processor makes images of {height}x{width}; leave out size, or static.")
     (folder / "onnx").mkdir()
     file = onnx.write(system, folder / "onnx", options)
-    _write_json(folder / "config.json", _configuration(model))
+    _write_json(folder / "config.json", _configuration(system))
     _write_json(folder / "preprocessor_config.json", processor)
     shutil.copytree(_PAGE, folder, dirs_exist_ok=True)
     return file
@@ -77,14 +77,19 @@ def _check(model: PreTrainedModel, system: System) -> None:
         )
 
 
-def _configuration(model: PreTrainedModel) -> dict[str, Any]:
+def _configuration(system: System) -> dict[str, Any]:
+    model: Any = system.model
     labels = {str(index): label for index, label in (model.config.id2label or {}).items()}
+    points = {}
+    if system.sampling_points is not None:  # what the page needs to compute them
+        points = {name: getattr(model.config, name) for name in ("offset_scale", "remove_center")}
     return {
         "architectures": ["ConvNextForImageClassification"],
         "model_type": "convnext",
         "num_channels": 3,
         "id2label": labels,
         "label2id": {label: int(index) for index, label in labels.items()},
+        **({"sampling_points": points} if points else {}),
     }
 
 

@@ -1,5 +1,6 @@
 // Classify, with the model of this folder, the images that the user drops on the page or chooses.
 
+import { showPoints } from "./points.mjs";
 import { resizeLikePython } from "./resize.mjs";
 
 const TOP = 5;
@@ -118,6 +119,7 @@ async function classify(file) {
     facts.textContent =
       `${image.width} × ${image.height} pixels, ${milliseconds} ms with ${PRECISIONS[dtype]} and ${DEVICES[device]}`;
     card.querySelector("ol").replaceChildren(...classes.map(classRow));
+    offerPoints(card, classifier, image);
   } catch (error) {
     facts.textContent = `The model failed: ${error.message}`;
     facts.className = "wrong";
@@ -133,6 +135,29 @@ function addCard(file) {
   picture.onload = () => URL.revokeObjectURL(picture.src);
   results.prepend(card);
   return card;
+}
+
+// Let the user see where the model samples, if its file returns that.
+function offerPoints(card, classifier, image) {
+  const settings = classifier.model.config.sampling_points;
+  if (!settings) {
+    return;
+  }
+  const details = document.createElement("details");
+  details.innerHTML = "<summary>Where it samples: click into the image</summary>";
+  details.addEventListener(
+    "toggle",
+    () =>
+      enqueue(async () => {
+        if (model?.classifier === classifier) {
+          await showPoints(details, classifier, image, settings);
+        } else {
+          details.append("Another model has been chosen since; drop the image again.");
+        }
+      }),
+    { once: true },
+  );
+  card.append(details);
 }
 
 function classRow({ label, score }) {
