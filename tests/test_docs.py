@@ -35,10 +35,11 @@ from hf_internimage_cli.names import TASKS
 from hf_internimage_cli.settings import setting_names
 
 # Programs that are not ours; their options are not checked.
-OTHER_PROGRAMS = {".venvScriptsactivate", "docker", "export", "hf", "ln", "mkdir", "py", "trtexec"}
-# Options of docker, torchrun, accelerate, tensorboard and xcode-select in sentences.
+OTHER_PROGRAMS = {".venvScriptsactivate", "curl", "docker", "export", "g++", "hf", "ln", "mkdir", "py", "trtexec"}
+OTHER_PROGRAMS |= {"uvicorn"}
+# Options of docker, torchrun, accelerate, tensorboard, tritonserver and xcode-select in sentences.
 OTHER_OPTIONS = {"--install", "--logdir", "--machine_rank", "--main_process_ip", "--nproc-per-node", "--num_machines"}
-OTHER_OPTIONS |= {"--num_processes", "--shm-size", "--user"}
+OTHER_OPTIONS |= {"--model-repository", "--num_processes", "--shm-size", "--user"}
 LAUNCHERS = {"accelerate", "python", "torchrun"}
 # Names that stand for a checkpoint with the tiny model; both kinds load alike, since they are folders here.
 CLASSIFIERS = ["out", "internimage-t", "internimage_t_1k_224", "OpenGVLab/internimage_t_1k_224"]

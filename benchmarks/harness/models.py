@@ -94,11 +94,16 @@ def internimage_config(size: str) -> InternImageConfig:
 def internimage(size: str) -> nn.Module:
     """Build InternImage with offsets of about a pixel, as in a trained model; a new model's offsets are all zero."""
     model = InternImageForImageClassification(internimage_config(size))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".offset.weight" in name or ".mask.weight" in name:
-                parameter.normal_(0, 1 / parameter.shape[1] ** 0.5)
+    spread_offsets(model)
     return model
+
+
+@torch.no_grad()
+def spread_offsets(model: nn.Module) -> None:
+    """Give InternImage's layers within a model offsets of about a pixel."""
+    for name, parameter in model.named_parameters():
+        if ".dcn.offset.weight" in name or ".dcn.mask.weight" in name:
+            parameter.normal_(0, 1 / parameter.shape[1] ** 0.5)
 
 
 def convnext(size: str) -> nn.Module:

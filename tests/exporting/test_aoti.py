@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.export_systems import backbone
 from support.golden_data import awaken, tiny_config
 from support.paths import ROOT
 
@@ -53,6 +54,18 @@ def test_a_program_without_python_runs_the_package(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=checks)
     assert result.returncode == 1
     assert "has fewer than 253440 bytes" in result.stderr
+
+
+def test_results_are_contiguous():
+    """Else the compiler fails for maps of any size: an export of them takes a minute and more."""
+    system = System(backbone())
+    pixels = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        results, copies = system(pixels), target._Copies(system)(pixels)
+    assert not all(result.is_contiguous() for result in results)
+    for result, copy in zip(results, copies, strict=True):
+        assert copy.is_contiguous()
+        assert torch.equal(copy, result)
 
 
 def test_operators_of_this_package_are_refused(tmp_path, monkeypatch):

@@ -7,16 +7,10 @@ from types import SimpleNamespace
 import onnxruntime
 import pytest
 import torch
+from support.export_systems import ONE_BLOCK, SIDES, TWO_STAGES, backbone, composite_dino, mask2former, upernet
 from support.golden_data import awaken, tiny_config, write_official_folder
 from support.golden_detectors import tiny_composite_config, tiny_dino
-from support.golden_segmenters import STAGES
 from torch.nn import functional as F
-from transformers import (
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
-)
 
 import hf_internimage
 from hf_internimage import (
@@ -33,41 +27,8 @@ from hf_internimage.exporting.proof import compare, example_pixels
 from hf_internimage.exporting.query_choice import QueryChoice
 from hf_internimage.exporting.system import QUERY_POSITIONS, System, random_pixels
 from hf_internimage.exporting.targets import onnx as onnx_target
+from hf_internimage.exporting.targets import tensorrt
 from hf_internimage.prediction import loading
-
-SIDES = (64, 96)
-ONE_BLOCK = {"depths": [1, 1, 1, 1]}
-TWO_STAGES = {"depths": [1, 1], "groups": [1, 2]}  # an export takes a second or two for each block
-
-
-def upernet():
-    config = tiny_config(**TWO_STAGES, out_features=STAGES[:2])
-    head = {"hidden_size": 16, "pool_scales": [2, 3], "use_auxiliary_head": False}
-    return UperNetForSemanticSegmentation(UperNetConfig(backbone_config=config, **head, num_labels=5))
-
-
-def mask2former():
-    return Mask2FormerForUniversalSegmentation(
-        Mask2FormerConfig(
-            backbone_config=tiny_config(**ONE_BLOCK, out_features=STAGES),
-            feature_size=32,
-            mask_feature_size=32,
-            hidden_dim=32,
-            encoder_layers=1,
-            decoder_layers=2,
-            encoder_feedforward_dim=32,
-            dim_feedforward=32,
-            num_attention_heads=4,
-            num_queries=5,
-            num_labels=5,
-            dropout=0.0,
-        )
-    )
-
-
-def composite_dino():
-    backbone = tiny_composite_config(**TWO_STAGES, out_features=STAGES[:2])
-    return tiny_dino(backbone, encoder_layers=1, num_feature_levels=2)
 
 
 def run(file, pixels):
@@ -92,6 +53,7 @@ def test_a_file_for_any_size(make, outputs, divisor, tmp_path):
     assert report.dynamic
     assert report.size_divisor == divisor
     assert (f"multiples of {divisor}" in str(report)) == (divisor > 1)
+    assert tensorrt.describe(report.file) == report.details  # the same file is within the limits of its parser
     pixels = random_pixels((2, 3, 96, 160))  # neither the exporter nor its comparison had this one
     results = run(report.file, pixels)
     assert list(results) == outputs
@@ -118,7 +80,7 @@ def test_no_size_is_left_in_mask2former():
 
 @pytest.mark.slow
 def test_a_backbone_folder(tmp_path):
-    model = awaken(InternImageBackbone(tiny_config(**TWO_STAGES, out_features=["stem", "stage2"])).eval())
+    model = awaken(backbone().eval())
     model.save_pretrained(tmp_path / "saved")
     report = hf_internimage.export(str(tmp_path / "saved"), tmp_path / "out", size=SIDES)
     pixels = random_pixels((2, 3, 75, 130))

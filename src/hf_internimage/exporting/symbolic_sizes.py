@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Functions of PyTorch that `torch.export` gives the sizes of its example, in terms of others that keep them free."""
+"""Functions of PyTorch that exporters give the sizes of their example, in terms of others that keep them free."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,16 +10,18 @@ from torch.overrides import TorchFunctionMode
 
 
 class SymbolicSizes(TorchFunctionMode):
-    """Replace such functions within this context while `torch.export` runs it.
+    """Replace such functions within this context while `torch.export` or `torch.jit.trace` runs it.
 
     Models of transformers call `torch.linspace` for reference points (the encoders of Deformable DETR and Mask2Former)
     and adaptive pooling for pyramids (UperNet). `linspace` takes no symbol for its number of steps, and the
-    decomposition of adaptive pooling reads rows and columns that it computes from the size.
+    decomposition of adaptive pooling reads rows and columns that it computes from the size. In a trace, where sizes are
+    tensors, lists of them become constants.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.compiler.is_exporting() and func in _REPLACEMENTS:
-            return _REPLACEMENTS[func](*args, **(kwargs or {}))
+        replacements = _EXPORTED if torch.compiler.is_exporting() else _TRACED if torch.jit.is_tracing() else {}
+        if func in replacements:
+            return replacements[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -27,7 +29,8 @@ def _linspace(start: Any, end: Any, steps: Any, **options: Any) -> torch.Tensor:
     options = {"dtype": torch.get_default_dtype(), **options}
     if options["dtype"] is None:
         options["dtype"] = torch.get_default_dtype()
-    return start + torch.arange(steps, **options) * ((end - start) / torch.sym_max(steps - 1, 1))
+    intervals = (steps - 1).clamp(min=1) if isinstance(steps, torch.Tensor) else torch.sym_max(steps - 1, 1)
+    return start + torch.arange(steps, **options) * ((end - start) / intervals)
 
 
 def _adaptive_avg_pool2d(input: torch.Tensor, output_size: Any) -> torch.Tensor:
@@ -47,9 +50,31 @@ def _averages(size: Any, side: int | None, like: torch.Tensor) -> torch.Tensor:
     return inside.to(like.dtype) / (ends - starts).to(like.dtype)
 
 
-_REPLACEMENTS: dict[Callable[..., Any], Callable[..., torch.Tensor]] = {
+def _tensor(data: Any, **options: Any) -> torch.Tensor:
+    """Return what `torch.tensor` does, as a stack if `data` is a nested list with a size that is a tensor."""
+    if isinstance(data, torch.Tensor):
+        return data.to(**options)
+    if isinstance(data, Sequence) and any(isinstance(size, torch.Tensor) for size in _leaves(data)):
+        return torch.stack([_tensor(part, **options) for part in data])
+    return torch.tensor(data, **options)
+
+
+def _leaves(data: Any) -> Iterator[Any]:
+    if isinstance(data, Sequence):
+        for part in data:
+            yield from _leaves(part)
+    else:
+        yield data
+
+
+_EXPORTED: dict[Callable[..., Any], Callable[..., torch.Tensor]] = {
     torch.linspace: _linspace,
     F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+}
+_TRACED: dict[Callable[..., Any], Callable[..., torch.Tensor]] = {
+    torch.linspace: _linspace,
+    torch.tensor: _tensor,
+    torch.as_tensor: _tensor,
 }
 
 __all__ = ["SymbolicSizes"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import _inductor
+from torch import _inductor, nn
 
 from ...ops.dcnv3 import by_embedding_bag
 from ..errors import ExportError
@@ -34,7 +34,9 @@ def write(system: System, folder: Path, options: Options) -> Path:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(system, (pixels,), dynamic_shapes=(free,) if options.dynamic else None)
+            program = torch.export.export(
+                _Copies(system), (pixels,), dynamic_shapes=(free,) if options.dynamic else None
+            )
             program = program.run_decompositions(_decompositions())
             file = _inductor.aoti_compile_and_package(
                 program, package_path=str(folder / "model.pt2"), inductor_configs=_SETTINGS
@@ -59,6 +61,17 @@ def describe(file: Path) -> dict[str, Any]:
         metadata = json.loads(archive.read(names[0]))
     processor = f"{metadata.get('AOTI_MACHINE', '')} {metadata.get('AOTI_CPU_ISA', '')}".strip()
     return {"PyTorch": torch.__version__.partition("+")[0], "processor": processor}
+
+
+class _Copies(nn.Module):
+    """Return contiguous copies: PyTorch 2.13 cannot compile permuted maps of dynamic height and width as results."""
+
+    def __init__(self, system: System) -> None:
+        super().__init__()
+        self.system = system
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(result.clone(memory_format=torch.contiguous_format) for result in self.system(pixel_values))
 
 
 def _decompositions() -> dict[Any, Any]:
