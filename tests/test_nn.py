@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from support import golden_flash
 from support.golden_data import golden_model
 
 from hf_internimage import nn
@@ -145,3 +146,60 @@ def test_arguments_that_disagree():
         nn.DCNv3(8, norm_layer="GN")
     with pytest.raises(ValueError, match=r"offset has shape \(1, 6, 6, 36\), expected \(1, 3, 3, 36\)"):
         nn.DCNv3(8, stride=2, group=2)(torch.rand(1, 6, 6, 8))
+
+
+@pytest.mark.parametrize("name", golden_flash.modules())
+def test_dcnv4_matches_the_original(name):
+    """All modules of the golden data, under the original's names; output and gradients in float64."""
+    case = golden_flash.modules()[name]
+    layer = nn.DCNv4(**case["arguments"])
+    assert list(shapes(layer)) == list(case["keys"])
+    golden_flash.check_module(name, layer, lambda states: layer(states, shape=case["size"]))
+
+
+def test_dcnv4_takes_arguments_by_position():
+    """channels, kernel, stride, pad, dilation, group, scale, depth-wise kernel, four flags; others have no effect."""
+    layer = nn.DCNv4(12, 5, 1, 4, 2, 3, 0.5, 7, True, True, False, False, norm_layer="LN", use_dcn_v4_op=True)
+    assert shapes(layer) == {
+        "center_feature_scale_proj_weight": (3, 12),
+        "center_feature_scale_proj_bias": (3,),
+        "offset_mask_dw.weight": (12, 1, 7, 7),
+        "offset_mask_dw.bias": (12,),
+        "offset_mask.weight": (216, 12),
+        "offset_mask.bias": (216,),
+        "value_proj.weight": (12, 12),
+        "value_proj.bias": (12,),
+        "output_proj.weight": (12, 12),
+    }
+    states = torch.randn(2, 36, 12)
+    assert torch.equal(randomised(layer).float()(states), layer(states, (6, 6)))  # a square needs no shape
+    assert layer(states, (6, 6)).shape == states.shape
+    assert (layer(states, (4, 9)) - layer(states, (9, 4))).abs().max() > 1e-3
+
+
+def test_initial_values_of_dcnv4():
+    layer = nn.DCNv4(64, group=4, dw_kernel_size=3, center_feature_scale=True)
+    for name, parameter in layer.named_parameters():
+        is_zero = name.startswith(("offset_mask.", "center")) or name.endswith("proj.bias")
+        assert parameter.any() != is_zero, name
+    bound = math.sqrt(6 / 128)  # Xavier's for 64 inputs and 64 outputs; PyTorch's own is 1/8
+    for projection in (layer.value_proj, layer.output_proj):
+        assert 0.95 * bound < projection.weight.abs().max() <= bound
+
+
+def test_arguments_of_dcnv4_that_disagree():
+    with pytest.raises(ValueError, match="channels is 64, expected a multiple of group=3"):
+        nn.DCNv4(64, group=3)
+    with pytest.raises(ValueError, match="kernel_size is 4, expected an odd number with remove_center"):
+        nn.DCNv4(8, kernel_size=4, remove_center=True)
+    with pytest.raises(ValueError, match="dw_kernel_size is 4, expected an odd number or None"):
+        nn.DCNv4(8, dw_kernel_size=4)
+    layer = nn.DCNv4(8, group=2)
+    with pytest.raises(ValueError, match=r"input has shape \(1, 6, 8\), expected \(N, L, C\) with shape"):
+        layer(torch.rand(1, 6, 8))
+    with pytest.raises(ValueError, match=r"input has shape \(1, 2, 3, 8\)"):
+        layer(torch.rand(1, 2, 3, 8), (2, 3))
+    with pytest.raises(ValueError, match=r"shape is \(2, 4\), expected a height and a width that make 6 pixels"):
+        layer(torch.rand(1, 6, 8), (2, 4))
+    with pytest.raises(ValueError, match="offset has shape"):
+        nn.DCNv4(8, stride=2, group=2)(torch.rand(1, 36, 8))

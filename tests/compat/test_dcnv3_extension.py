@@ -217,6 +217,8 @@ def test_wheel_beside_another_extension(tmp_path):
     pip("install", *INSTALL, wheel)
     assert found() == (ours, "1.1")
     run(python, "-c", "import DCNv3; DCNv3.dcnv3_forward, DCNv3.dcnv3_backward", cwd=tmp_path)
+    run(python, "-c", "from DCNv4 import DCNv4, ext; ext.dcnv4_forward, ext.dcnv4_backward", cwd=tmp_path)
+    assert run(python, "-c", "import importlib.metadata as m; print(m.version('DCNv4'))") == "1.0.0.post2\n"
     run(*PIP, "wheel", *INSTALL, "--wheel-dir", other, other)
     pip("install", *INSTALL, *other.glob("*.whl"))  # pip replaces the stand-in by it
     assert found() == (site, "1.0")

@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: MIT
 """Conversion of segmenters and detectors on a FlashInternImage: the heads of InternImage's, and another backbone."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from support import golden_flash
 from support import synthetic_checkpoints as synthetic
 from support.conversion_tools import convert
+from support.rcnn_tools import why_no_torchvision
 from transformers import AutoModelForSemanticSegmentation
 
-from hf_internimage import FlashInternImageConfig, InternImageConfig, InternImageMaskRCNNConfig
+from hf_internimage import (
+    FlashInternImageBackbone,
+    FlashInternImageConfig,
+    InternImageConfig,
+    InternImageMaskRCNNConfig,
+)
+from hf_internimage.conversion import rcnn
 from hf_internimage.conversion.build import build_model
 from hf_internimage.conversion.systems import find_system
+from hf_internimage.models.configuration_internimage_mask_rcnn import STAGES
 
+needs_torchvision = pytest.mark.skipif(why_no_torchvision() is not None, reason=str(why_no_torchvision()))
 SMALL = {"channels": 16, "depths": [1, 1, 2, 1], "groups": [1, 2, 4, 8]}
 
 
@@ -76,14 +87,79 @@ def test_a_file_becomes_a_segmenter(tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
-def test_mask_rcnn_takes_no_flash_internimage():
-    """Its neck has norms, which the model does not have."""
-    for backbone in (FlashInternImageConfig(**SMALL), {"model_type": "flash_internimage", **SMALL}):
-        with pytest.raises(ValueError, match="model_type 'flash_internimage', expected 'internimage'"):
-            InternImageMaskRCNNConfig(backbone_config=backbone)
-    shapes = synthetic.mask_rcnn(released("t"), 80)
-    with pytest.raises(ValueError, match="model_type 'flash_internimage', expected 'internimage'"):
-        find_system(shapes).conversion.guess_config(shapes)
+def small_detector():
+    config = FlashInternImageConfig(**SMALL, num_labels=0, out_features=STAGES)
+    return InternImageMaskRCNNConfig(
+        backbone_config=config, num_labels=3, fpn_channels=24, fpn_norm="layer_norm", box_head_size=16
+    )
+
+
+@needs_torchvision
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, "atol_float32"), (torch.float64, "atol_float64")])
+def test_feature_pyramid_matches_the_original(dtype, tolerance):
+    """Its LayerNorms, names and sizes."""
+    case, expected = golden_flash.load("fpn_vitdet")
+    filled = golden_flash.fill_flash().fill_state_dict(case["keys"])
+    with torch.no_grad():
+        model = rcnn.build_model(small_detector())
+        converted = rcnn.convert(filled, small_detector()).tensors
+        model.fpn.load_state_dict({name.removeprefix("fpn."): tensor for name, tensor in converted.items()})
+        maps = OrderedDict(
+            (name, torch.from_numpy(golden_flash.fill_flash().normal(name, shape)).to(dtype))
+            for name, shape in case["inputs"].items()
+        )
+        levels = list(model.fpn.to(dtype)(maps).values())
+    assert len(levels) == len(expected) == case["arguments"]["num_outs"]
+    for index, level in enumerate(levels):
+        torch.testing.assert_close(level, expected[f"output_{index}"].to(dtype), rtol=0, atol=case[tolerance])
+
+
+@needs_torchvision
+@pytest.mark.parametrize("size", ["t", "s", "b", "l"])
+def test_released_detectors(size):
+    """Mask R-CNN of T, S and B, Cascade Mask R-CNN of L, the latter with the copies of a moving average."""
+    name = "cascade_rcnn" if size == "l" else "mask_rcnn"
+    shapes = getattr(synthetic, name)(released(size), 80)
+    copies = {f"ema_{name.replace('.', '_')}": shape for name, shape in shapes.items()} if size == "l" else {}
+    system = find_system([f"module.{name}" for name in shapes])
+    assert system.name == name
+    config = rcnn.guess_config({**shapes, **copies})
+    assert config.fpn_norm == "layer_norm"
+    assert config.num_stages == (3 if size == "l" else 1)
+    assert type(config.backbone_config) is FlashInternImageConfig
+    assert config.backbone_config.offset_scale == released(size).offset_scale
+    empty = {name: torch.empty(shape, device="meta") for name, shape in {**shapes, **copies}.items()}
+    converted = rcnn.convert(empty, config)
+    assert converted.dropped.keys() == copies.keys()
+    with torch.device("meta"):
+        model = rcnn.build_model(config)
+    built = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in converted.tensors.items()} == built
+
+
+@needs_torchvision
+def test_a_detector_starts_and_loads_again(tmp_path):
+    torch.manual_seed(0)
+    model = rcnn.build_model(small_detector()).eval()
+    norms = [block[1] for block in (*model.fpn.inner_blocks, *model.fpn.layer_blocks)]
+    assert all(norm.weight.eq(1).all() and norm.bias.eq(0).all() for norm in norms)
+    model.save_pretrained(tmp_path)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[part] for part in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(loaded.backbone) is FlashInternImageBackbone
+    pixels = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        found, expected = loaded.eval().pyramid(pixels), model.pyramid(pixels)
+    assert len(found) == 5
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_values_of_detectors_that_cannot_work():
+    with pytest.raises(ValueError, match="fpn_norm is 'LN', expected 'layer_norm' or None"):
+        InternImageMaskRCNNConfig(fpn_norm="LN")
+    with pytest.raises(ValueError, match="model_type 'resnet', expected 'internimage' or 'flash_internimage'"):
+        InternImageMaskRCNNConfig(backbone_config={"model_type": "resnet"})
+    assert InternImageMaskRCNNConfig().fpn_norm is None
 
 
 def test_an_internimage_stays_one():

@@ -18,12 +18,21 @@ from support.loading import run_python
 from support.loopback_hub import LoopbackHub
 from support.paths import ROOT, SCRIPTS
 
-from hf_internimage import InternImageConfig, InternImageForImageClassification, InternImageImageProcessorPil
+from hf_internimage import (
+    FlashInternImageConfig,
+    FlashInternImageModel,
+    InternImageConfig,
+    InternImageForImageClassification,
+    InternImageImageProcessorPil,
+    InternImageModel,
+    heads,
+)
 from hf_internimage.checkpoints.classifiers import CHECKPOINTS, SOURCE
 from hf_internimage.hub import card_files, cards
 from hf_internimage.hub.card_blocks import REPORTED, released_name
 from hf_internimage.hub.cards import evaluated_card, official_card
 from hf_internimage.hub.evaluation_blocks import class_table
+from hf_internimage.hub.repository import short_card
 from hf_internimage.hub.system_cards import published_system_card
 from hf_internimage.hub.trained_cards import trained_card
 
@@ -247,6 +256,29 @@ def test_card_of_a_model_that_was_not_evaluated():
     assert not {"license", "base_model", "model-index"} & set(metadata)
     assert "## Accuracy\n\nIt was not evaluated.\n" in text
     assert "import hf_internimage  # makes" not in text
+
+
+def test_cards_of_a_flash_internimage():
+    """Its own name, paper and operator: short cards with and without own code, and those of trained models."""
+    config = FlashInternImageConfig(channels=16, depths=[1] * 4, groups=[1, 2, 4, 8], num_labels=3)
+    trunk = FlashInternImageModel(config)
+    segmenter = heads.from_backbone("upernet", trunk, hidden_size=16, auxiliary_channels=16)
+    trained = {"has_code": False, "base_model": None, "license": None, "evaluation": None, "training": {}}
+    for card in (
+        short_card(trunk, "me/newts"),
+        short_card(segmenter, "me/land"),
+        trained_card(segmenter, "me/land", task="semantic-segmentation", **trained),
+        evaluated_card({**RESULT, "model_type": "flash_internimage"}, model_id="me/newts"),
+    ):
+        assert card.data.tags[-2:] == ["dcnv4", "vision"]
+        text = card.text.replace("makes the Auto classes and pipelines know InternImage", "")
+        assert re.search(r"\bInternImage (is|model)|\[InternImage\]|2211.05778", text) is None
+        assert "FlashInternImage" in text
+        assert "https://arxiv.org/abs/2401.06197" in text
+    assert "A [FlashInternImage](https://arxiv.org/abs/2401.06197) model" in str(short_card(trunk, "me/newts"))
+    assert "An [InternImage](https://arxiv.org/abs/2211.05778) model" in str(
+        short_card(InternImageModel(tiny_config()), "me/newts")
+    )
 
 
 def test_classes_on_a_card():

@@ -15,6 +15,7 @@ from support.loading import WITHOUT_THE_PACKAGE, assert_loaded_fully, remote_log
 from support.native_library import operators_run
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
 
+import hf_internimage
 from hf_internimage import (
     FlashInternImageBackbone,
     FlashInternImageConfig,
@@ -125,10 +126,9 @@ def test_full_size_t_matches_the_original():
                 torch.testing.assert_close(got, want, rtol=0, atol=case[atol])
 
 
-MODULES, MODULE_TENSORS = golden_flash.load("modules")
-# Of the original's options, those that its models use, and `remove_center`.
+# Of the original's options, those that its models use, and `remove_center`; tests of `nn.DCNv4` have all cases.
 USED = {"channels", "group", "dw_kernel_size", "output_bias", "offset_scale", "remove_center"}
-USED_MODULES = [name for name, case in MODULES["cases"].items() if set(case["arguments"]) <= USED]
+USED_MODULES = [name for name, case in golden_flash.modules().items() if set(case["arguments"]) <= USED]
 
 
 def test_modules_that_are_compared():
@@ -137,25 +137,12 @@ def test_modules_that_are_compared():
 
 @pytest.mark.parametrize("name", USED_MODULES)
 def test_module_matches_the_original(name):
-    case = MODULES["cases"][name]
+    case = golden_flash.modules()[name]
     fields = dict(case["arguments"])
     channels, groups = fields.pop("channels"), fields.pop("group")
     fields["dcn_output_bias"] = fields.pop("output_bias", True)
-    module = FlashInternImageDeformableConvolution(FlashInternImageConfig(**fields), channels, groups).double()
-    weights = golden_flash.fill_flash().fill_state_dict(
-        {f"module.{name}.{key}": shape for key, shape in case["keys"].items()}
-    )
-    module.load_state_dict({key.removeprefix(f"module.{name}."): value for key, value in weights.items()})
-    drawn = (golden_flash.fill_flash().normal(case[key], case["shape"]) for key in ("input_key", "grad_output_key"))
-    states, grad_output = (torch.from_numpy(array).double().unflatten(1, case["size"]) for array in drawn)
-    output = module(states.requires_grad_())
-    output.backward(grad_output)
-    for what, got in (("output", output), ("grad_input", states.grad)):
-        want = MODULE_TENSORS[f"{name}/{what}"]
-        torch.testing.assert_close(got.flatten(1, 2), want, rtol=0, atol=MODULES["atol_float64"])
-    for key, norm in case["grad_norms"].items():
-        gradient = states.grad if key == "input" else module.get_parameter(key).grad
-        assert gradient.norm().item() == pytest.approx(norm, rel=MODULES["rtol_grad_norm"]), key
+    module = FlashInternImageDeformableConvolution(FlashInternImageConfig(**fields), channels, groups)
+    golden_flash.check_module(name, module, lambda states: module(states.unflatten(1, case["size"])).flatten(1, 2))
 
 
 @every_option
@@ -341,6 +328,16 @@ def test_values_that_cannot_work(fields, message):
 def test_an_internimage_takes_no_dcnv4():
     with pytest.raises(ValueError, match="core_op is 'DCNv4', expected one of DCNv3, DCNv3_pytorch"):
         InternImageConfig(core_op="DCNv4")
+
+
+@pytest.mark.parametrize("name", ["Model", "Backbone", "ForImageClassification"])
+def test_configurations_of_the_other_family_are_refused(name):
+    """FlashInternImageConfig is an InternImageConfig, and would silently give an InternImage."""
+    config, other = tiny_config(), InternImageConfig(**SMALL)
+    with pytest.raises(ValueError, match=f"InternImage{name} takes configurations of model_type 'internimage'"):
+        getattr(hf_internimage, f"InternImage{name}")(config)
+    with pytest.raises(ValueError, match=f"FlashInternImage{name} takes .*'flash_internimage', and this one has 'int"):
+        getattr(hf_internimage, f"FlashInternImage{name}")(other)
 
 
 def test_documentation_of_the_fields():

@@ -59,6 +59,29 @@ def model(name, dtype=torch.float32):
     return built.to(dtype).eval()
 
 
+def modules():
+    """Descriptions of the original's modules by name."""
+    return load("modules")[0]["cases"]
+
+
+def check_module(name, module, call):
+    """Compare a module with a case in float64, output and gradients; `call` runs it, (N, L, C) -> (N, L, C)."""
+    (description, expected), case = load("modules"), modules()[name]
+    prefix = f"module.{name}."
+    filled = fill_flash().fill_state_dict({f"{prefix}{key}": shape for key, shape in case["keys"].items()})
+    module.double().load_state_dict({key.removeprefix(prefix): value for key, value in filled.items()}, strict=True)
+    drawn = (fill_flash().normal(case[key], case["shape"]) for key in ("input_key", "grad_output_key"))
+    states, grad_output = (torch.from_numpy(array).double() for array in drawn)
+    output = call(states.requires_grad_())
+    output.backward(grad_output)
+    for what, got in (("output", output), ("grad_input", states.grad)):
+        torch.testing.assert_close(got, expected[f"{name}/{what}"], rtol=0, atol=description["atol_float64"])
+    assert case["grad_norms"].keys() == case["keys"].keys()
+    for key, norm in case["grad_norms"].items():
+        got = module.get_parameter(key).grad.norm().item()
+        assert abs(got - norm) <= description["rtol_grad_norm"] * norm, key
+
+
 @cache
 def manifest(name):
     """Configuration, names and shapes of a published classifier."""

@@ -182,10 +182,17 @@ def cb_dino(config, num_labels, width=256, **head):
 
 
 def fpn(config, width):
+    """The feature pyramid and the proposal network; with a FlashInternImage, the pyramid has norms."""
     tensors = {}
+    normed = config.model_type == "flash_internimage"
     for level, into in enumerate(config.hidden_sizes):
-        tensors |= conv(f"neck.lateral_convs.{level}.conv", width, into)
-        tensors |= conv(f"neck.fpn_convs.{level}.conv", width, width, 3)
+        for name, channels, kernel in (("lateral_convs", into, 1), ("fpn_convs", width, 3)):
+            layer = f"neck.{name}.{level}"
+            tensors |= (
+                conv_norm(layer, width, channels, kernel, "ln")
+                if normed
+                else conv(f"{layer}.conv", width, channels, kernel)
+            )
     tensors |= conv("rpn_head.rpn_conv", width, width, 3)
     return tensors | conv("rpn_head.rpn_cls", 3, width) | conv("rpn_head.rpn_reg", 12, width)
 

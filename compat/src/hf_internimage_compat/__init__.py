@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The module `DCNv3` for repositories that need InternImage's compiled extension, in the folder EXTENSIONS."""
+"""The modules `DCNv3` and `DCNv4` for repositories that need the compiled extensions, in the folder EXTENSIONS."""
 
 from pathlib import Path
 

@@ -2,7 +2,8 @@
 """Conversion of Mask R-CNN and Cascade Mask R-CNN of mmdet to `InternImageMaskRCNNForInstanceSegmentation`.
 
 Only `build_model` needs torchvision.
-Source: names and shapes of OpenGVLab/InternImage@31c962d, detection/configs/coco, with mmdet 2.28's heads.
+Source: names and shapes of OpenGVLab/InternImage@31c962d, detection/configs/coco, with mmdet 2.28's heads; the norms of
+the feature pyramid are those of OpenGVLab/DCNv4@4b848f7, detection/mmdet_custom/models/necks/fpn.py.
 """
 
 import re
@@ -53,6 +54,7 @@ def guess_config(shapes: Shapes) -> InternImageMaskRCNNConfig:
         **(CASCADE if stages else {}),
         "num_labels": num_labels,
         "fpn_channels": dimensions(shapes, "neck.lateral_convs.0.conv.weight", 4)[0],
+        "fpn_norm": "layer_norm" if "neck.lateral_convs.0.ln.weight" in shapes else None,
         "box_head_convs": _count(shapes, f"{head}shared_convs."),
         "box_head_linears": _count(shapes, f"{head}shared_fcs."),
         "box_head_size": dimensions(shapes, f"{head}fc_cls.weight", 2)[1],
@@ -93,6 +95,8 @@ def _rules(config: InternImageMaskRCNNConfig) -> list[Rule]:
         *backbone_rules(),
         (rf"neck\.lateral_convs\.(\d)\.conv\.{_PARAMETER}", r"fpn.inner_blocks.\1.0.\2"),
         (rf"neck\.fpn_convs\.(\d)\.conv\.{_PARAMETER}", r"fpn.layer_blocks.\1.0.\2"),
+        (rf"neck\.lateral_convs\.(\d)\.ln\.{_PARAMETER}", r"fpn.inner_blocks.\1.1.\2"),
+        (rf"neck\.fpn_convs\.(\d)\.ln\.{_PARAMETER}", r"fpn.layer_blocks.\1.1.\2"),
         (rf"rpn_head\.rpn_conv\.{_PARAMETER}", r"rpn.head.conv.0.0.\1"),
         (rf"rpn_head\.rpn_cls\.{_PARAMETER}", r"rpn.head.cls_logits.\1"),
         (rf"rpn_head\.rpn_reg\.{_PARAMETER}", r"rpn.head.bbox_pred.\1"),

@@ -13,12 +13,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..models import auto
 
 REPORTED = "reported by the authors, not measured by us"
-_PAPER = "https://arxiv.org/abs/2211.05778"
-INTRODUCTION = (
-    "InternImage is a convolutional network built on DCNv3, a deformable convolution: each output value is a weighted "
-    f"sum of samples of the image at learned positions ([paper]({_PAPER}), CVPR 2023)."
-)
-INTERNIMAGE = f"[InternImage]({_PAPER})"
+# For each family: its operator, its paper and where it appeared.
+_FAMILIES = {
+    "InternImage": ("DCNv3", "https://arxiv.org/abs/2211.05778", "CVPR 2023"),
+    "FlashInternImage": ("DCNv4", "https://arxiv.org/abs/2401.06197", "CVPR 2024"),
+}
 
 IMPORT_PACKAGE = "import hf_internimage  # makes the Auto classes and pipelines know InternImage"
 RUNS_OWN_CODE = """\
@@ -50,13 +49,38 @@ segment = SemanticSegmenter(model, AutoImageProcessor.from_pretrained({variable}
 labels = segment(Image.open("street.jpg"))  # (height, width), the class of each pixel"""
 
 
+def family_of(model_type: str) -> str:
+    """Return "FlashInternImage" or "InternImage", the family of a model type of this package."""
+    return "FlashInternImage" if model_type == "flash_internimage" else "InternImage"
+
+
+def backbone_family(config: Any) -> str:
+    """Return the family of a model's backbone, or of the model itself if it has none, from its configuration."""
+    return family_of(getattr(getattr(config, "backbone_config", None) or config, "model_type", ""))
+
+
+def family_link(family: str) -> str:
+    """Return the name of a family as a link to its paper, in Markdown."""
+    return f"[{family}]({_FAMILIES[family][1]})"
+
+
+def introduction(family: str) -> str:
+    """Return one sentence on a family of models, with its paper."""
+    operator, paper, conference = _FAMILIES[family]
+    return (
+        f"{family} is a convolutional network built on {operator}, a deformable convolution: each output value is a "
+        f"weighted sum of samples of the image at learned positions ([paper]({paper}), {conference})."
+    )
+
+
 def card_metadata(
-    tags: Sequence[str], *, license: str | None, base_model: str | None = None, **more: Any
+    tags: Sequence[str], *, family: str, license: str | None, base_model: str | None = None, **more: Any
 ) -> ModelCardData:
     """Return the metadata at the head of a card.
 
     Args:
         tags: tags of the Hub for the task; the first is also the pipeline that runs the model.
+        family: "InternImage" or "FlashInternImage".
         license: SPDX identifier in lower case, as the Hub writes it; not stated if None.
         base_model: repository on the Hub of the checkpoint that the model was fine-tuned from.
         more: other fields of `ModelCardData`; those that are None are left out.
@@ -66,7 +90,7 @@ def card_metadata(
         library_name="transformers",
         pipeline_tag=tags[0],
         base_model=base_model,
-        tags=["internimage", *tags, "dcnv3", "vision"],
+        tags=["internimage", *tags, _FAMILIES[family][0].lower(), "vision"],
         **more,
     )
 
@@ -212,14 +236,16 @@ def percent(share: float, digits: int = 1) -> str:
 
 __all__ = [
     "IMPORT_PACKAGE",
-    "INTERNIMAGE",
-    "INTRODUCTION",
     "NEEDS_PACKAGE",
     "REPORTED",
     "RUNS_OWN_CODE",
     "architecture",
+    "backbone_family",
     "card_metadata",
+    "family_link",
+    "family_of",
     "full_card",
+    "introduction",
     "markdown_table",
     "model_facts",
     "parameter_count",

@@ -13,11 +13,12 @@ from huggingface_hub import EvalResult, ModelCard
 from ..checkpoints.classifiers import CHECKPOINTS, IMAGENET_1K, IMAGENET_22K, JOINT_427M, SOURCE, PublishedCheckpoint
 from ..models import auto
 from .card_blocks import (
-    INTRODUCTION,
     REPORTED,
     architecture,
     card_metadata,
+    family_of,
     full_card,
+    introduction,
     markdown_table,
     model_facts,
     parameter_count,
@@ -96,7 +97,7 @@ def official_card(checkpoint: PublishedCheckpoint, reproduced: Sequence[Result] 
 
     The metadata hold its accuracy with its source and the words of `REPORTED`; 22K heads have none.
     """
-    side = checkpoint.image_size
+    side, family = checkpoint.image_size, family_of(checkpoint.model_type)
     is_1k = checkpoint.num_labels == 1000
     data_name = IMAGENET_1K if is_1k else IMAGENET_22K
     base = next((other for other in CHECKPOINTS if other.name == checkpoint.base), None)
@@ -117,6 +118,7 @@ def official_card(checkpoint: PublishedCheckpoint, reproduced: Sequence[Result] 
         )
     metadata = card_metadata(
         [_TASK],
+        family=family,
         license=checkpoint.licence,
         base_model=base.repo_id if base else None,
         base_model_relation="finetune" if base else None,
@@ -131,8 +133,8 @@ def official_card(checkpoint: PublishedCheckpoint, reproduced: Sequence[Result] 
     return full_card(
         metadata,
         title=f"{released_name(checkpoint.size, checkpoint.model_type)}, {data_name}, {side}x{side}",
-        summary=f"{INTRODUCTION} This is the published checkpoint {repository_link(repository)}, a classifier of "
-        f"{checkpoint.num_labels} classes.",
+        summary=f"{introduction(family)} This is the published checkpoint {repository_link(repository)}, a classifier "
+        f"of {checkpoint.num_labels} classes.",
         facts=_official_facts(checkpoint, base),
         accuracy="\n\n".join(filter(None, [_official_accuracy(checkpoint), measured_scores(reproduced)])),
         use=(_WITH_PACKAGE + python_block(classify) + more_uses).strip(),
@@ -278,8 +280,10 @@ def evaluated_card(
     if field(result, "metrics", "loss", default=None) is not None:
         metrics.append(("loss", "Cross-entropy", number(result, "metrics", "loss"), None))
     name = model_id.rpartition("/")[2]
+    model_type = str(field(result, "model_type", default="internimage"))
     metadata = card_metadata(
         [_TASK],
+        family=family_of(model_type),
         license=license,
         base_model=base_model,
         base_model_relation="finetune" if base_model else None,
@@ -304,12 +308,11 @@ def evaluated_card(
         ],
     )
     origin = f", fine-tuned from {repository_link(base_model)}" if base_model else ""
-    model_type = str(field(result, "model_type", default="internimage"))
     more_uses = _WITHOUT_PACKAGE.format(repository=model_id) + _backbone_use(model_type, model_id, height, width)
     return full_card(
         metadata,
         title=name,
-        summary=f"{INTRODUCTION} This is an image classifier{origin}.",
+        summary=f"{introduction(family_of(model_type))} This is an image classifier{origin}.",
         facts=[*([] if model is None else model_facts(model)), *evaluation_facts(result, data)],
         accuracy="\n\n".join(filter(None, [_measured_table(metrics, int(samples)), class_table(result)])),
         use=(_WITH_PACKAGE + python_block(pipeline_code(_TASK, model_id)) + more_uses).strip(),

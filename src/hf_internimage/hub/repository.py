@@ -28,10 +28,11 @@ from ..models import auto
 from ..models.image_processing_pil_internimage import image_processor_for
 from ..tensors import check_tensors, shapes_of, writing
 from .card_blocks import (
-    INTERNIMAGE,
     NEEDS_PACKAGE,
     RUNS_OWN_CODE,
+    backbone_family,
     card_metadata,
+    family_link,
     pipeline_code,
     plain_card,
     python_block,
@@ -222,12 +223,12 @@ def short_card(model: PreTrainedModel, model_id: str, *, license: str | None = N
         model_id: repository on the Hub, or name of the folder.
         license: SPDX identifier in lower case, as the Hub writes it; None to state none.
     """
-    name = type(model).__name__
+    name, family = type(model).__name__, backbone_family(model.config)
     if not has_code(model):
         tag = PIPELINE_TAGS[str(task_of(model))]
         code = pipeline_code(tag, model_id) if tag in _PIPELINES.values() else segmentation_code(name, model_id)
         paragraphs = [_first_sentence(model), python_block(code), NEEDS_PACKAGE]
-        return plain_card(card_metadata([tag], license=license), model_id, paragraphs)
+        return plain_card(card_metadata([tag], family=family, license=license), model_id, paragraphs)
     auto_class = _CLASSES[name][1]
     task = _PIPELINES.get(auto_class, "image-feature-extraction")
     if auto_class in _PIPELINES:
@@ -238,11 +239,14 @@ def short_card(model: PreTrainedModel, model_id: str, *, license: str | None = N
 processor = AutoImageProcessor.from_pretrained("{model_id}")
 model = {auto_class}.from_pretrained("{model_id}", trust_remote_code=True)"""
     paragraphs = [_first_sentence(model), python_block(code), RUNS_OWN_CODE]
-    return plain_card(card_metadata([task], license=license), model_id, paragraphs)
+    return plain_card(card_metadata([task], family=family, license=license), model_id, paragraphs)
 
 
 def _first_sentence(model: PreTrainedModel) -> str:
-    return f"An {INTERNIMAGE} model (`{type(model).__name__}`) with {model.num_parameters():,} parameters."
+    family = backbone_family(model.config)
+    article = "An" if family == "InternImage" else "A"
+    name, parameters = type(model).__name__, model.num_parameters()
+    return f"{article} {family_link(family)} model (`{name}`) with {parameters:,} parameters."
 
 
 def has_code(model: PreTrainedModel) -> bool:

@@ -10,11 +10,11 @@ from ..checkpoints.systems import SEMANTIC_SEGMENTATION, SOURCE, Score, SystemCh
 from ..models.configuration_internimage import SIZES
 from .card_blocks import (
     IMPORT_PACKAGE,
-    INTRODUCTION,
     REPORTED,
     architecture,
     card_metadata,
     full_card,
+    introduction,
     markdown_table,
     parameter_count,
     pipeline_code,
@@ -86,8 +86,10 @@ def published_system_card(
         )
         for score in checkpoint.scores
     ]
+    family = "InternImage"
     metadata = card_metadata(
         [pipeline_tag, checkpoint.system.replace("_", "-")],
+        family=family,
         license=checkpoint.licence,
         model_name=checkpoint.name if results else None,
         eval_results=results or None,
@@ -97,7 +99,7 @@ def published_system_card(
     return full_card(
         metadata,
         title=f"{system}, InternImage-{checkpoint.size.upper()}, {checkpoint.dataset}",
-        summary=f"{INTRODUCTION} This is {system} with an InternImage-{checkpoint.size.upper()} backbone for "
+        summary=f"{introduction(family)} This is {system} with an {family}-{checkpoint.size.upper()} backbone for "
         f"{task_name}, trained on {checkpoint.dataset}: {origin} ({checkpoint.url}).",
         facts=[*_facts(checkpoint), *_measurements(checkpoint, measured)],
         accuracy="\n\n".join(filter(None, [_scores(checkpoint.scores), measured_scores(reproduced)])),

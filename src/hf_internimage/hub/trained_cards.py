@@ -8,11 +8,12 @@ from huggingface_hub import EvalResult, ModelCard
 
 from .card_blocks import (
     IMPORT_PACKAGE,
-    INTRODUCTION,
     NEEDS_PACKAGE,
     RUNS_OWN_CODE,
+    backbone_family,
     card_metadata,
     full_card,
+    introduction,
     markdown_table,
     model_facts,
     percent,
@@ -86,7 +87,7 @@ def trained_card(
         evaluation: the evaluation's JSON, see `training.evaluation_results`; None if there is none.
         training: settings to list, such as {"Epochs": 20}.
     """
-    title = model_id.rpartition("/")[2]
+    title, family = model_id.rpartition("/")[2], backbone_family(model.config)
     data = None if evaluation is None else evaluated_data(evaluation)
     origin = f", fine-tuned from {repository_link(base_model)}" if base_model else ""
     facts = model_facts(model)
@@ -105,6 +106,7 @@ def trained_card(
         limits.append("It may share the limits of the checkpoint it was fine-tuned from.")
     metadata = card_metadata(
         list(dict.fromkeys([PIPELINE_TAGS.get(task, task), task])),
+        family=family,
         license=license,
         base_model=base_model,
         base_model_relation="finetune" if base_model else None,
@@ -115,7 +117,7 @@ def trained_card(
     return full_card(
         metadata,
         title=title,
-        summary=f"{INTRODUCTION} This is a model for {_TASK_NAMES[task].lower()}{origin}.",
+        summary=f"{introduction(family)} This is a model for {_TASK_NAMES[task].lower()}{origin}.",
         facts=facts,
         accuracy=accuracy,
         use=f"{_use(type(model).__name__, model_id, task, has_code)}\n{RUNS_OWN_CODE if has_code else NEEDS_PACKAGE}",

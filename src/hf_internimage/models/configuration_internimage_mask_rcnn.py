@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Configuration of Mask R-CNN and Cascade Mask R-CNN on InternImage; the model, in `mask_rcnn`, needs torchvision."""
+"""Configuration of Mask R-CNN and Cascade Mask R-CNN on an InternImage or FlashInternImage.
+
+The model, in `mask_rcnn`, needs torchvision.
+"""
 
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
 from .checked_configuration import MOST, CheckedConfig, is_count, is_finite_number
+from .configuration_flash_internimage import FlashInternImageConfig
 from .configuration_internimage import InternImageConfig
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -24,6 +28,10 @@ CASCADE: dict[str, Any] = {
 }
 _CASCADE_SIZES = ("l", "xl")
 _SIZES = ("t", "s", "b", *_CASCADE_SIZES)
+_BACKBONES: dict[str, type[InternImageConfig]] = {
+    config.model_type: config for config in (InternImageConfig, FlashInternImageConfig)
+}
+_FPN_NORMS = (None, "layer_norm")
 _BOX_LOSSES = ("l1", "giou")
 
 
@@ -34,9 +42,11 @@ class InternImageMaskRCNNConfig(CheckedConfig):
     the boxes of the one before. `from_size` gives the released combinations.
 
     Args:
-        backbone_config (`InternImageConfig` or `dict`, *optional*): backbone; its four `out_features` must have the
-            strides 4, 8, 16 and 32. InternImage-T with layer scale if None.
+        backbone_config (`InternImageConfig`, `FlashInternImageConfig` or `dict`, *optional*): backbone; its four
+            `out_features` must have the strides 4, 8, 16 and 32. InternImage-T with layer scale if None.
         fpn_channels (`int`): channels of the feature pyramid, the proposal network and the convolutions of the heads.
+        fpn_norm (`str`, *optional*): `"layer_norm"` for a LayerNorm over the channels after each convolution of the
+            feature pyramid, which then has no bias, as in the authors' detectors with a FlashInternImage.
         box_head_convs (`int`): 3x3 convolutions, each with a batch norm, at the start of a box head.
         box_head_linears (`int`): linear layers after them.
         box_head_size (`int`): features of those linear layers.
@@ -66,6 +76,7 @@ class InternImageMaskRCNNConfig(CheckedConfig):
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     fpn_channels: int = 256
+    fpn_norm: str | None = None
     box_head_convs: int = 0
     box_head_linears: int = 2
     box_head_size: int = 1024
@@ -135,6 +146,8 @@ class InternImageMaskRCNNConfig(CheckedConfig):
                 f"stage_iou_thresholds, stage_box_stds and stage_loss_weights have {self.num_stages}, "
                 f"{len(self.stage_box_stds)} and {len(self.stage_loss_weights)} entries, expected one each per stage."
             )
+        if self.fpn_norm not in _FPN_NORMS:
+            raise ValueError(f"fpn_norm is {self.fpn_norm!r}, expected 'layer_norm' or None.")
         if self.box_loss not in _BOX_LOSSES:
             raise ValueError(f"box_loss is {self.box_loss!r}, expected one of {', '.join(_BOX_LOSSES)}.")
         for name, least in (
@@ -176,13 +189,16 @@ def _parse_backbone(backbone: Any, from_file: bool = False) -> Any:
     if backbone is None:
         return _backbone("t")
     is_fields = isinstance(backbone, dict)
-    own_type = InternImageConfig.model_type
-    model_type = backbone.get("model_type", own_type) if is_fields else getattr(backbone, "model_type", own_type)
-    if model_type != own_type:
-        raise ValueError(f"backbone_config has model_type {model_type!r}, expected {own_type!r}.")
+    default = InternImageConfig.model_type
+    model_type = backbone.get("model_type", default) if is_fields else getattr(backbone, "model_type", default)
+    if model_type not in _BACKBONES:
+        raise ValueError(
+            f"backbone_config has model_type {model_type!r}, expected {' or '.join(map(repr, _BACKBONES))}."
+        )
     if not is_fields:
         return backbone
-    return InternImageConfig.from_dict(backbone) if from_file else InternImageConfig(**backbone)
+    kind = _BACKBONES[model_type]
+    return kind.from_dict(backbone) if from_file else kind(**backbone)
 
 
 def _backbone(size: str) -> InternImageConfig:

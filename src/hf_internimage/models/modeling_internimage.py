@@ -4,7 +4,7 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -53,6 +53,12 @@ class InternImagePreTrainedModel(LoadingReportMixin, PreTrainedModel):
     _classifier_modules = ("head",)
 
     def __init__(self, config: InternImageConfig, *inputs: Any, **kwargs: Any) -> None:
+        own_type = cast(type[InternImageConfig], self.config_class).model_type
+        if config.model_type != own_type:  # the configuration of one family may be a subclass of the other's
+            raise ValueError(
+                f"{type(self).__name__} takes configurations of model_type {own_type!r}, and this one has "
+                f"{config.model_type!r}; AutoModel.from_config and the other Auto classes choose the class by it."
+            )
         config.check_architecture()  # a field may have been set since the configuration was made
         super().__init__(config, *inputs, **kwargs)
 

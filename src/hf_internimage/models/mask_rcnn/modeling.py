@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torchvision.models.convnext import LayerNorm2d
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
@@ -20,11 +21,13 @@ from transformers.utils.generic import can_return_tuple
 from ..configuration_internimage import InternImageConfig
 from ..configuration_internimage_mask_rcnn import InternImageMaskRCNNConfig
 from ..loading_report import LoadingReportMixin
+from ..modeling_flash_internimage import FlashInternImageBackbone
 from ..modeling_internimage import InternImageBackbone, InternImagePreTrainedModel
 from ..precision import at_least_float32
 from .proposals import STRIDES, ProposalNetwork
 from .roi_heads import MASK_SIZE, Detections, RegionHeads
 
+_BACKBONES = {"internimage": InternImageBackbone, "flash_internimage": FlashInternImageBackbone}
 Targets = list[dict[str, torch.Tensor]]
 # Initialisations of weights by the name that a layer has as its attribute `initialization`.
 _INITIALIZATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -68,15 +71,19 @@ class InternImageMaskRCNNForInstanceSegmentation(LoadingReportMixin, PreTrainedM
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = InternImagePreTrainedModel._no_split_modules
+    _no_split_modules = [*InternImagePreTrainedModel._no_split_modules, "FlashInternImageLayer"]
     _classifier_modules = ("roi_heads.box_heads.classifier",)
 
     def __init__(self, config: InternImageMaskRCNNConfig) -> None:
         config.check_architecture()  # a field may have been set since the configuration was made
         super().__init__(config)
         self.num_labels = cast(int, config.num_labels)
-        self.backbone = InternImageBackbone(cast(InternImageConfig, config.backbone_config))
-        self.fpn = FeaturePyramidNetwork(self.backbone.channels, config.fpn_channels, LastLevelMaxPool())
+        backbone_config = cast(InternImageConfig, config.backbone_config)
+        self.backbone = _BACKBONES[backbone_config.model_type](backbone_config)
+        norm_layer = LayerNorm2d if config.fpn_norm == "layer_norm" else None
+        self.fpn = FeaturePyramidNetwork(
+            self.backbone.channels, config.fpn_channels, LastLevelMaxPool(), norm_layer=norm_layer
+        )
         self.rpn = ProposalNetwork(config)
         self.roi_heads = RegionHeads(config)
         # transformers calls `_init_weights` of custom models only with modules that have parameters of their own, so
@@ -95,7 +102,7 @@ class InternImageMaskRCNNForInstanceSegmentation(LoadingReportMixin, PreTrainedM
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             default = "xavier" if isinstance(module, nn.Linear) else "kaiming"
             _INITIALIZATIONS[getattr(module, "initialization", default)](module.weight)
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
             init.ones_(module.weight)
             for name, buffer in module.named_buffers():
                 init.constant_(buffer, float(name == "running_var"))
