@@ -85,7 +85,7 @@ class SegmentationAugmentation:
         self.short, self.long, self.arguments = short, long, arguments
         self.mean, self.std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
         if arguments.color_distortion:
-            _kornia()
+            kornia_enhance()
 
     def __call__(self, image: Image.Image, labels: np.ndarray, seed: int | list[int]) -> dict[str, torch.Tensor]:
         generator = np.random.default_rng(seed)
@@ -142,7 +142,7 @@ def distort_colours(values: torch.Tensor, generator: np.random.Generator) -> tor
     Source: PhotoMetricDistortion of mmseg 0.30; kornia's `adjust_` functions have the same definitions on RGB or
     HSV values, but do not round to 8 bits after each change.
     """
-    enhance = _kornia()
+    enhance = kornia_enhance()
 
     def coin() -> bool:
         return bool(generator.random() < 0.5)
@@ -162,7 +162,7 @@ def distort_colours(values: torch.Tensor, generator: np.random.Generator) -> tor
     return values if contrast_first else contrast(values)
 
 
-def _kornia() -> Any:
+def kornia_enhance() -> Any:
     """Return the module `kornia.enhance`, or raise ImportError with advice."""
     try:
         from kornia import enhance
@@ -178,4 +178,5 @@ __all__ = [
     "SegmentationAugmentation",
     "SegmentationAugmentationArguments",
     "distort_colours",
+    "kornia_enhance",
 ]

@@ -35,7 +35,7 @@ from ..command_line import UsageError, parse, run_script
 from ..run import RunArguments, Task, run_training, trainer_with_data
 from ..system_models import SystemModelArguments, load_model
 from ..system_trainer import SystemRecipe, checkpoint_backbone
-from .augmentation import SegmentationAugmentation, SegmentationAugmentationArguments
+from .augmentation import SegmentationAugmentation, SegmentationAugmentationArguments, kornia_enhance
 from .data import SegmentationData, SegmentationDataArguments, collate, load_data
 from .evaluation import InferenceArguments, evaluate_and_report, publish
 from .trainer import ComputeMeanIoU, SegmentationTrainer
@@ -196,6 +196,8 @@ def run(arguments: ScriptArguments) -> None:
     Raises:
         UsageError: for do_predict, and as `run_training`.
     """
+    if arguments.training.do_train and arguments.augmentation.color_distortion:
+        kornia_enhance()  # now: it defines classes, which fails once DeepSpeed's ZeRO-3 has made a model
     if arguments.training.do_predict:
         raise UsageError("do_predict is no part of this task: use do_eval with validation_dir.")
     if arguments.data.reduce_labels is None:
