@@ -100,7 +100,7 @@ def torchrun(host, nodes="2", processes=1, restarts=0):
 
 def accelerate(host):
     """Return the words that start `accelerate launch` on one of two machines."""
-    words = "accelerate.commands.launch --multi_cpu --use_cpu --num_machines 2 --num_processes 2"
+    words = "accelerate.commands.launch --multi_gpu --num_machines 2 --num_processes 2"
     words += f" --machine_rank {HOSTS.index(host)} --main_process_ip {ADDRESS['hostA']} --main_process_port {PORT}"
     return words.split()
 
