@@ -5,7 +5,7 @@ import argparse
 from pathlib import Path
 
 from .settings import check_model_name
-from .usage import UsageError, positive_integer
+from .usage import UsageError, positive_integer, require_package
 
 HELP = "try a model in the browser, and see where it samples"
 
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
             check_model_name(name)
     if args.space is not None and args.compare is not None:
         raise UsageError("--space takes one model; leave out --compare.")
+    if args.space is None:
+        require_package("gradio")
     from hf_internimage import app
 
     if args.space is not None:

@@ -111,7 +111,7 @@ def _check(args: argparse.Namespace, task: str) -> None:
     further = option_values(args.rest)
     if args.rest and not args.rest[0].startswith("-"):
         raise UsageError(f"{args.rest[0]} is one argument too many; give data as --validation_dir DIR.")
-    check_names([f"--{name}" for name in further], task, usual=args.usual)
+    check_names([f"--{name}" for name in further], task, usual=args.usual, evaluates=True)
     given = {name: value for name, value in vars(args).items() if value is not None}
     check_data({**further, **given}, "--validation_dir DIR")
     names_file = Path(args.output_dir).suffix == ".json"  # `--output FILE.json`, as classifiers always took it

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .names import EXPORT_TARGETS
 from .settings import check_model_name, check_new_folder
-from .usage import UsageError
+from .usage import UsageError, require_package
 
 HELP = "write a model for ONNX Runtime and other runtimes, and compare the file with the model"
 INTERRUPTED = "; nothing was written"
@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         folder = getattr(args, option)
         if folder is not None and not folder.is_dir():
             raise UsageError(f"--{option} {folder}: there is no such folder.")
+    if args.target not in ("torchscript", "aoti"):
+        require_package("openvino" if args.target == "openvino" else "onnx")
     from hf_internimage.exporting import export
 
     report = export(

@@ -15,15 +15,23 @@ from .usage import UsageError, did_you_mean
 
 SETTINGS_ENDINGS = (".yaml", ".yml", ".json")
 _MODEL_SOURCES = ("model_name_or_path", "backbone", "size")
+_EVALUATION = "evaluate_checkpoint.py"  # a classifier's evaluation has a parser of its own
+# Short names that other programs have.
+_SHORT_NAMES = {"lr": "learning_rate", "wd": "weight_decay", "batch_size": "per_device_train_batch_size"}
 
 
-def setting_names(task: str) -> set[str]:
-    """Return the names of all settings of a task: the fields of dataclasses in the sources that have a help text."""
+def setting_names(task: str, *, evaluates: bool = False) -> set[str]:
+    """Return the names of all settings of a task: the fields of dataclasses in the sources that have a help text.
+
+    Those of a classifier's evaluation, which a training does not take, are among them only if `evaluates`.
+    """
     sources = [source_folder("transformers") / "training_args.py"]
     training = source_folder(LIBRARY) / "training"
     sources += [*training.glob("*.py"), *(training / task).glob("*.py")]
     if task == "classification":
         sources = [source for source in sources if not source.name.startswith("system_")]
+    if not evaluates:
+        sources = [source for source in sources if source.name != _EVALUATION]
     return {name for source in sources for name in _fields(ast.parse(source.read_text(encoding="utf-8")))}
 
 
@@ -36,22 +44,28 @@ def _fields(tree: ast.Module) -> Iterator[str]:
             yield node.target.id
 
 
-def check_names(names: Sequence[str], task: str, *, where: str = "", usual: Sequence[str] = ()) -> None:
+def check_names(
+    names: Sequence[str], task: str, *, where: str = "", usual: Sequence[str] = (), evaluates: bool = False
+) -> None:
     """Raise UsageError for the first name that is no setting of the task.
 
     Args:
         names: as in files of settings, or options such as --learning_rate.
         where: what has them, for the message.
         usual: names of the command's own options, which may be meant.
+        evaluates: see `setting_names`.
     """
     usual = [name.removeprefix("--") for name in usual]
-    known = setting_names(task) if names else set()
+    known = setting_names(task, evaluates=evaluates) if names else set()
     for name in names:
         setting = name.removeprefix("--").replace("-", "_")
         if setting in known or (setting.startswith("no_") and setting[3:] in known):
             continue
         dashes = "--" if name.startswith("--") else ""
-        guess = did_you_mean(dashes + setting, [dashes + name for name in {*known, *usual}])
+        possible = {*known, *usual}
+        meant = _SHORT_NAMES.get(setting)
+        guess = f"did you mean {dashes}{meant}?" if meant in possible else ""
+        guess = guess or did_you_mean(dashes + setting, [dashes + name for name in possible])
         raise UsageError(f"{where}{name} is no setting of {task}; {guess}{' ' if guess else ''}--help_all lists all.")
 
 
@@ -83,7 +97,7 @@ def check_model(settings: Mapping[str, Any], where: str) -> None:
         where: what has them, for the message.
     """
     size = settings.get("size")
-    if size is not None and size not in SIZES:
+    if size is not None and str(size).lower() not in SIZES:
         raise UsageError(f"{where}size is {size!r}, expected one of {', '.join(SIZES)}.")
     sources = [name for name in _MODEL_SOURCES if settings.get(name) is not None]
     if len(sources) > 1:

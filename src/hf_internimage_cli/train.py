@@ -49,6 +49,7 @@ _OUTPUTS = {
     "segmentation": "semantic_segmentation_output",
     "detection": "object_detection_output",
 }
+_SET_BY_RECIPES = ("head", "num_train_epochs", "per_device_train_batch_size", "learning_rate")
 # Any of them says what to train, or that nothing is.
 _CHOICES = {"backbone", "config_overrides", "do_eval", "do_predict", "head", "model_name_or_path", "model_type", "size"}
 
@@ -95,7 +96,7 @@ def _add_options(parser: argparse.ArgumentParser, task: str) -> None:
         model.add("head", heads[0], choices=heads, metavar="NAME", help=f"new head, one of {', '.join(heads)}")
         model.add("backbone", metavar="MODEL", help="pretrained InternImage under a new head")
     size_help = f"size of a new InternImage with random weights: {', '.join(SIZES)}"
-    model.add("size", choices=SIZES, metavar="SIZE", help=size_help)
+    model.add("size", type=str.lower, choices=SIZES, metavar="SIZE", help=size_help)
     if task == "classification":
         model.add(
             "image_size", type=positive_integer, metavar="PIXELS", help="side of the images; default: the model's"
@@ -128,7 +129,7 @@ class _Group:
 
     def add(self, name: str, default: Any = None, *, help: str, **options: Any) -> None:
         if default is not None:
-            help += f" (default: {default})"
+            help += f" (default{' without a recipe' if name in _SET_BY_RECIPES else ''}: {default})"
         self.group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=help, **options)
 
     def add_flag(self, name: str, help: str) -> None:

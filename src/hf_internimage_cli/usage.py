@@ -4,6 +4,7 @@
 import argparse
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -79,6 +80,12 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
+def require_package(name: str) -> None:
+    """Raise ModuleNotFoundError if a package is not installed, before anything slow is imported or loaded."""
+    if find_spec(name) is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 def positive_integer(text: str) -> int:
     """Return the number that an argument names; argparse shows the error for another one than 1, 2, 3, ..."""
     try:
@@ -135,4 +142,5 @@ __all__ = [
     "existing_path",
     "positive_integer",
     "positive_number",
+    "require_package",
 ]

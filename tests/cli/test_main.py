@@ -42,10 +42,16 @@ MISTAKES = {
     "train classification --recipe t --train_dir . --dataset_name x": "dataset_name and train_dir are both set",
     "train classification --recipe t --train_dir . --learning_rat 1": "--learning_rat is no setting of classification; "
     "did you mean --learning_rate?",
+    "train classification --recipe t --train_dir . --batch_size 3": "--batch_size is no setting of classification; "
+    "did you mean --per_device_train_batch_size?",
+    "train classification --recipe t --train_dir . --lr 3": "--lr is no setting of classification; "
+    "did you mean --learning_rate?",
     "train classification --size t --model_name_or_path me/model --train_dir .": "model_name_or_path and size are both",
     "train classification --model_name_or_path ./absent --train_dir .": "model_name_or_path ./absent is no folder",
     "train classification --size t --train_dir . --recipee x": "--recipee is no setting of classification; "
     "did you mean --recipe? --help_all lists all",
+    "train classification --size T --train_dir absent": "train_dir is absent, which is not a folder",
+    "train classification large.yaml --train_dir absent": "train_dir is absent, which is not a folder",
     "train classification --backbone outt --train_dir .": "--backbone is no setting of classification",
     "train detection --backbone outt --train_dir .": "backbone outt is no folder; did you mean out?",
     "train classification absent.yaml": "there is no file of settings absent.yaml",
@@ -95,6 +101,7 @@ def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
     (folder / "unknown.yaml").write_text("learning_rat: 1.0e-4\n")
     (folder / "size.yaml").write_text("size: q\n")
+    (folder / "large.yaml").write_text("size: T\n")
     (folder / "out").mkdir()
     commands = [name for action in build_parser()._actions for name in action.choices or ()]
     lines = ["--help", *(f"{name} --help" for name in commands)]

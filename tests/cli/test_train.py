@@ -6,6 +6,7 @@ import re
 from dataclasses import fields
 
 import pytest
+import yaml
 from support.paths import RECIPE_FOLDER
 from transformers import HfArgumentParser
 
@@ -41,23 +42,26 @@ def test_usual_options_are_the_tasks(task):
     full = {action.dest: action for action in task_parser(task)._actions}
     usual = [action for action in usual_parser(task)._actions if action.dest not in ("help", "help_all", "recipe")]
     assert 10 <= len(usual) <= 18
+    of_recipes = {name for path in (RECIPE_FOLDER / task).glob("*.yaml") for name in yaml.safe_load(path.read_text())}
     for action in usual:
-        shown = re.search(r"\(default: (.*)\)$", action.help)
+        shown = re.search(r"\(default(?: without a recipe)?: (.*)\)$", action.help)
         default = full[action.dest].default
         if shown is None:
             assert default in (None, False), action.dest
         else:
             assert (action.type or str)(shown.group(1)) == default, action.dest
+            assert ("without a recipe" in action.help) == (action.dest in of_recipes), action.dest
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_names_of_all_settings(task):
-    """Those in the sources are those of the parser; a classifier's evaluation has further ones."""
+    """Those in the sources are those of the parser; a classifier's evaluation has further ones, which no other has."""
     known = {action.dest for action in task_parser(task)._actions} - {"help"}
     negations = {name for name in known if name.startswith("no_") and name[3:] in known}
     further = {field.name for field in fields(EvaluationArguments)} if task == "classification" else set()
     assert setting_names(task) >= known - negations
-    assert setting_names(task) <= known | further
+    assert setting_names(task) <= known
+    assert setting_names(task, evaluates=True) == setting_names(task) | further
 
 
 def test_values_of_options():

@@ -232,8 +232,9 @@ def test_evaluation_leaves_out_and_lists(folders, capsys):
     assert "1 images cannot be used" in capsys.readouterr().err
     assert evaluate_checkpoint.main(arguments) == 1
     assert "a/2.png: cannot be decoded" in capsys.readouterr().err
-    assert evaluate_checkpoint.main([*arguments, "--bad_images", "skip"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    output = folders / "result.json"
+    assert evaluate_checkpoint.main([*arguments, "--bad_images", "skip", "--output", str(output)]) == 0
+    result = json.loads(output.read_text())
     assert (result["samples"], result["left_out_images"]["validation"]["count"]) == (7, 1)
 
 

@@ -344,4 +344,4 @@ def end_summary(
     return "\n".join(lines)
 
 
-__all__ = ["TrainingProgress", "end_summary", "follow", "start_rows", "table"]
+__all__ = ["TrainingProgress", "end_summary", "evaluation_row", "follow", "start_rows", "table"]

@@ -33,13 +33,15 @@ from ...hub.loading import loading
 from ...models import auto
 from ...ops import BackendError
 from ...ops.registry import BACKEND_VARIABLE
+from ...plain_text import show
 from ..bad_images import image_facts, without_bad_images
 from ..command_line import SettingsHelpFormatter, error_text, missing_extra
 from ..evaluation_results import evaluation_result
-from ..json_files import json_text, write_json
+from ..json_files import write_json
 from ..plots import draw_classes
 from ..run import usable_cpus
 from ..sources import are_unnamed
+from ..summary import evaluation_row, table
 from .data import ClassificationDataArguments, collate, load_data
 from .metrics import ComputeMetrics, class_scores, keep_best, keep_scores
 
@@ -273,11 +275,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, data_options = parser.parse_args_into_dataclasses(args=argv)
         result = evaluate_model(options, data_options)
         if int(os.environ.get("RANK", "0")) == 0:
-            if options.output is not None:
-                files = write_result(result, Path(options.output))
-                sys.stderr.write(f"written to {' and '.join(map(str, files))}\n")  # standard output is JSON
-                result.pop("per_class", None)  # may be long, and is in the file
-            sys.stdout.write(json_text(result))
+            files = [] if options.output is None else write_result(result, Path(options.output))
+            show(table([evaluation_row(options.split, result, list)]))
+            if files:
+                show(f"written to {' and '.join(map(str, files))}")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted.\n")
         return 130
