@@ -38,7 +38,16 @@ from hf_internimage_cli.settings import setting_names
 OTHER_PROGRAMS = {".venvScriptsactivate", "curl", "docker", "export", "g++", "hf", "ln", "mkdir", "py", "trtexec"}
 OTHER_PROGRAMS |= {"uvicorn"}
 # Options of docker, torchrun, accelerate, tensorboard, tritonserver and xcode-select in sentences.
-OTHER_OPTIONS = {"--install", "--logdir", "--machine_rank", "--main_process_ip", "--nproc-per-node", "--num_machines"}
+OTHER_OPTIONS = {
+    "--install",
+    "--cpu",
+    "--max-restarts",
+    "--logdir",
+    "--machine_rank",
+    "--main_process_ip",
+    "--nproc-per-node",
+    "--num_machines",
+}
 OTHER_OPTIONS |= {"--model-repository", "--num_processes", "--shm-size", "--user"}
 LAUNCHERS = {"accelerate", "python", "torchrun"}
 # Names that stand for a checkpoint with the tiny model; both kinds load alike, since they are folders here.

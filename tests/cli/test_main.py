@@ -130,7 +130,16 @@ def test_help_of_every_command(answers):
         assert out.startswith(f"usage: hf-internimage {line.removesuffix('--help').strip()}".strip()), line
     for task in ("classification", "segmentation", "detection"):
         text = helps[f"train {task} --help"][1]
-        for part in ("data:", "model:", "training:", "output:", "--help_all", "recipes:", "examples:", "(default without"):
+        for part in (
+            "data:",
+            "model:",
+            "training:",
+            "output:",
+            "--help_all",
+            "recipes:",
+            "examples:",
+            "(default without",
+        ):
             assert part in text, (task, part)
 
 

@@ -190,10 +190,12 @@ def test_a_checkpoint_in_parts_has_other_files(tmp_path):
 
 
 def test_averages_of_a_model_in_parts_are_refused(tmp_path, monkeypatch):
+    gathers = SimpleNamespace(is_true=lambda name: name.endswith("stage3_gather_16bit_weights_on_model_save"))
+
     def start(self, *given, **options):
         self.args, self.model, self.is_deepspeed_enabled, self.callbacks = options["args"], options["model"], True, []
         self.accelerator = SimpleNamespace(
-            state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=self.args.stage))
+            state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=self.args.stage, hf_ds_config=gathers))
         )
 
     monkeypatch.setattr(Trainer, "__init__", start)

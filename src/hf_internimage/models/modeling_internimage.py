@@ -53,10 +53,10 @@ class InternImagePreTrainedModel(LoadingReportMixin, PreTrainedModel):
     _classifier_modules = ("head",)
 
     def __init__(self, config: InternImageConfig, *inputs: Any, **kwargs: Any) -> None:
-        own_type = cast(type[InternImageConfig], self.config_class).model_type
-        if config.model_type != own_type:  # the configuration of one family may be a subclass of the other's
+        own = cast(type[InternImageConfig], self.config_class)
+        if config._operators != own._operators:  # the configuration of one family is a subclass of the other's
             raise ValueError(
-                f"{type(self).__name__} takes configurations of model_type {own_type!r}, and this one has "
+                f"{type(self).__name__} takes configurations of model_type {own.model_type!r}, and this one has "
                 f"{config.model_type!r}; AutoModel.from_config and the other Auto classes choose the class by it."
             )
         config.check_architecture()  # a field may have been set since the configuration was made

@@ -91,7 +91,9 @@ def to_int8(file: Path, pixels: Sequence[torch.Tensor] = ()) -> Path:
 def _import_nncf() -> Any:
     os.environ.setdefault("NNCF_CI", "1")  # read by the first import; else NNCF reports each call to a server
     nncf = import_module("nncf")
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(
+        logging.ERROR
+    )  # nncf.set_log_level would set the levels of others' handlers, too
     return nncf
 
 
