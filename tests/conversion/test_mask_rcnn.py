@@ -96,7 +96,6 @@ NAMES = {
     "rpn_head.rpn_reg.weight": "rpn.head.bbox_pred.weight",
 }
 MASK_RCNN = {
-    "fpn_norm": None,
     "roi_head.bbox_head.shared_fcs.0.weight": "roi_heads.box_heads.0.layers.1.weight",
     "roi_head.bbox_head.shared_fcs.1.bias": "roi_heads.box_heads.0.layers.3.bias",
     "roi_head.bbox_head.fc_cls.weight": "roi_heads.box_heads.0.classifier.weight",

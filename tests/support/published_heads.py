@@ -2,6 +2,7 @@
 """The settings of the detectors' heads, as the original publishes them; they are the configurations' defaults, too."""
 
 MASK_RCNN = {
+    "fpn_norm": None,
     "fpn_channels": 256,
     "box_head_convs": 0,
     "box_head_linears": 2,
