@@ -7,6 +7,7 @@ from support.export_systems import SIDES, backbone, composite_dino, mask2former,
 from support.golden_data import awaken
 
 from hf_internimage.exporting import export, symbolic_sizes
+from hf_internimage.exporting.query_choice import QueryChoice
 from hf_internimage.exporting.system import QUERY_POSITIONS, System, random_pixels
 from hf_internimage.exporting.targets import openvino, torchscript
 
@@ -28,7 +29,7 @@ def test_a_file_for_any_size(make, target, tmp_path):
     results = dict(zip(system.output_names, TARGETS[target].load(report.file)(pixels), strict=True))
     with torch.no_grad():
         positions = results.get(QUERY_POSITIONS)
-        expected = system(pixels) if positions is None else system.on_queries(pixels, positions, 1e-5)
+        expected = system(pixels) if positions is None else system.on_queries(pixels, QueryChoice(positions, 1e-5))
     for name, tensor in zip(results, expected, strict=True):
         atol = 1e-5 * float(tensor.abs().max())
         torch.testing.assert_close(results[name].to(tensor.dtype), tensor, rtol=0, atol=atol, msg=name)
