@@ -147,21 +147,24 @@ def export(
         run = writer.load(file)
         float_tolerance = TARGETS[target].tolerance
         tolerance = {"half": _HALF_TOLERANCE, "int8": LEAST_COSINE}.get(precision, float_tolerance)
-        batches = _batches(system, options, images)
-        try:
-            if processing is not None:
-                comparisons = processing.compare(run, image_size, tolerance)
-            else:
+        notes = _notes(model)
+        if processing is not None:
+            comparisons = processing.compare(run, image_size, tolerance)
+            times = measure(processing.eager, run, processing.example(image_size))
+            notes += processing.notes
+        else:
+            batches = _batches(system, options, images)
+            try:
                 comparisons = compare(system, run, batches, tolerance, by_cosine=precision == "int8")
-            if TARGETS[target].int8_beside:
-                int8_file = writer.to_int8(file)
-                int8_run = writer.load(int8_file)
-                details |= _int8_details(
-                    int8_file, file, compare(system, int8_run, batches, LEAST_COSINE, by_cosine=True)
-                )
-        except ExportError as error:
-            raise ExportError(f"{error}{STATIC_ADVICE if options.dynamic else ''}") from error
-        notes = [*_notes(model), *(processing.notes if processing is not None else ())]
+                if TARGETS[target].int8_beside:
+                    int8_file = writer.to_int8(file)
+                    int8_run = writer.load(int8_file)
+                    details |= _int8_details(
+                        int8_file, file, compare(system, int8_run, batches, LEAST_COSINE, by_cosine=True)
+                    )
+            except ExportError as error:
+                raise ExportError(f"{error}{STATIC_ADVICE if options.dynamic else ''}") from error
+            times = measure(system, run, random_pixels((1, system.num_channels, *image_size)))
         accuracies: list[Accuracy | None] = [None, None]
         if labelled:
             runs = [run, system, *([int8_run] if TARGETS[target].int8_beside else [])]
@@ -169,10 +172,6 @@ def export(
             accuracies, notes = [*measured[:2]], [*notes, *problems]
             if len(measured) > 2:
                 details["int8: right class"] = str(measured[2])
-        if processing is not None:
-            times = measure(processing.eager, run, processing.example(image_size))
-        else:
-            times = measure(system, run, random_pixels((1, system.num_channels, *image_size)))
         if not (path / "config.json").exists():  # else the target has written its own
             model.config.to_json_file(path / "config.json")
             if image_processor is not None:

@@ -59,9 +59,8 @@ def loading(name: str | None, *, report_new_weights: bool = False) -> Iterator[N
         if name is None or Path(name).exists():
             raise
         text = " ".join(str(error).split()).rstrip(".")
-        if name in str(error):
-            raise OSError(f"{text}. {_COPY}") from error
-        raise OSError(f"{name} cannot be fetched from the Hub: {text}. {_COPY}") from error
+        what = "" if name in text else f"{name} cannot be fetched from the Hub: "
+        raise OSError(f"{what}{text}. {_COPY}") from error
     finally:
         client.removeFilter(one_line)
         for logger, level in loggers.items():

@@ -91,9 +91,8 @@ def to_int8(file: Path, pixels: Sequence[torch.Tensor] = ()) -> Path:
 def _import_nncf() -> Any:
     os.environ.setdefault("NNCF_CI", "1")  # read by the first import; else NNCF reports each call to a server
     nncf = import_module("nncf")
-    logging.getLogger("nncf").setLevel(
-        logging.ERROR
-    )  # nncf.set_log_level would set the levels of others' handlers, too
+    # nncf.set_log_level would set the levels of others' handlers, too
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf
 
 
